@@ -1,0 +1,36 @@
+# make demo: the main job on the embedded corpus.  make test: the tests.  Both set everything up in .venv first.
+
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+BIN := .venv/bin
+# Nothing is downloaded from the Hub by the demo or the tests.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/ready
+
+# torch first and by itself: left to another package's requirement, pip would take its newest and largest build.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[retrieval,plot,dev]"
+	touch $@
+
+demo: setup
+	$(OFFLINE) $(BIN)/python examples/demo.py
+
+test: setup
+	$(OFFLINE) $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python examples/benchmark.py
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,177 @@
+"""What is special about RetroMAE's training, as callbacks of a plain `Trainer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .data_collator import DataCollatorForRetroMAE
+from .evaluation import RetrievalTask, embed, evaluate_embedder
+from .modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput, labelled_rows
+
+COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
+
+
+class RetroMAECallback(TrainerCallback):
+    """Tells the collator the epoch, checks that it fits the model, and logs the parts of the loss.
+
+    The parts stand beside `loss` in the logs and in `trainer_state.json`, each the mean since the last log. They are
+    summed on the device, so that only logging waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._epoch = 0
+        self._hook: Any = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        train_dataloader: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Check the collator against the model and start summing."""
+        self._collator = _collator_of(train_dataloader)
+        if self._collator is not None:
+            self._collator.check_matches(model.config)
+        self._epoch = int(state.epoch or 0)
+        self._hook = model.register_forward_hook(self._add_components)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the collator the epoch; one that a resumed run goes on with has its old number."""
+        if self._collator is not None:
+            self._collator.set_epoch(self._epoch)
+        self._epoch += 1
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Add the means since the last log."""
+        if "loss" not in logs:
+            return
+        means = {name: reduce(total / self._counts[name], "mean").item() for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        logs.update(means)
+        state.log_history[-1].update(means)  # Trainer has already copied `logs` into it
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop summing."""
+        self._hook.remove()
+
+    def _add_components(self, module: nn.Module, inputs: Any, outputs: RetroMAEPreTrainingOutput) -> None:
+        if not module.training:
+            return
+        for name in COMPONENTS:
+            if (loss := outputs.get(name)) is not None:
+                loss = loss.detach().float()
+                self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+                self._counts[name] = self._counts.get(name, 0) + 1
+
+
+def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
+    collator = getattr(dataloader, "collate_fn", None)
+    collator = getattr(collator, "data_collator", collator)  # Trainer's RemoveColumnsCollator
+    return collator if isinstance(collator, DataCollatorForRetroMAE) else None
+
+
+class RetrievalCallback(TrainerCallback):
+    """At every evaluation, logs zero-shot retrieval on a small task and what the embedding is worth to the decoder.
+
+    `eval_ndcg@10`, `eval_mrr@10` and `eval_recall@100` are those of the sentence embedding by cosine.
+    `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
+    passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
+    `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens. In a distributed run every
+    process measures the same, so that sharded models work too.
+
+    Args:
+        trainer: the trainer that the callback is added to, for its logs and its evaluation batches.
+        task: the retrieval task; None leaves the retrieval measures out.
+        max_length: tokens of a text at most.
+        batches: evaluation batches that the gap and the accuracies are measured on.
+    """
+
+    def __init__(self, trainer: Trainer, task: RetrievalTask | None, max_length: int, batches: int = 4):
+        self.trainer = trainer
+        self.task = task
+        self.max_length = max_length
+        self.batches = batches
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Measure and log."""
+        with self.trainer.accelerator.autocast():
+            measured = self._measure(args, model)
+        measured = {f"eval_{name}": value for name, value in measured.items()}
+        metrics.update(measured)  # so that metric_for_best_model can name them
+        self.trainer.log(measured)
+
+    def _measure(self, args: TrainingArguments, model: RetroMAEForPreTraining) -> dict[str, float]:
+        measured = {}
+        if self.task is not None:
+            measured = evaluate_embedder(
+                self.task,
+                lambda texts: embed(
+                    model,
+                    self.trainer.processing_class,
+                    texts,
+                    self.max_length,
+                    args.per_device_eval_batch_size,
+                    progress=False,
+                ),
+            )
+        batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
+        return measured | measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
+
+
+@torch.no_grad()
+def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The embedding gap and the token accuracies of encoder and decoder, means over batches of the collator.
+
+    A batch of one passage has no other embedding to take, so it tells nothing of the gap.
+    """
+    was_training = model.training
+    model.eval()
+    values: dict[str, list[Tensor]] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        values.setdefault(name, []).append(value.float())
+
+    for batch in batches:
+        states = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+        note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
+        if "decoder_labels" not in batch:
+            continue
+        names = ("decoder_input_ids", "decoder_labels", "attention_mask", "visibility_seed", "token_type_ids")
+        decoder_inputs = {name: batch[name] for name in names if name in batch}
+        embedding = states[:, 0]
+        rebuilt = model.decode(embedding, **decoder_inputs)
+        note("decoder_accuracy", model.token_accuracy(*rebuilt))
+        if len(embedding) > 1:
+            other = model.decode(embedding.roll(1, dims=0), **decoder_inputs)
+            note("embedding_gap", model.token_loss(*other) - model.token_loss(*rebuilt))
+    model.train(was_training)
+    return {name: torch.stack(parts).mean().item() for name, parts in values.items()}

@@ -1,0 +1,1 @@
+"""The command line: `retromae-hf COMMAND`, each command also a module for `accelerate launch -m`."""

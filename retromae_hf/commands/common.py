@@ -1,0 +1,93 @@
+"""What the commands share: arguments from a recipe and flags, and errors as one sentence."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..errors import RetroMAEError
+
+
+def parse(
+    command: str,
+    description: str,
+    classes: Sequence[Any],
+    argv: list[str] | None,
+    defaults: Mapping[str, Any] | None = None,
+    positionals: Mapping[str, str] | None = None,
+) -> tuple[Any, ...]:
+    """Fill dataclasses from an optional YAML recipe, named first, and from flags, which go before the recipe.
+
+    Args:
+        command: name of the command, for the help.
+        description: what it does, likewise.
+        classes: dataclasses as `HfArgumentParser` takes them.
+        argv: the arguments; None takes those of the process.
+        defaults: defaults that differ from the classes' own.
+        positionals: names and help of arguments without a flag.
+
+    Returns:
+        The dataclasses, and a namespace of the positional arguments where there are any.
+
+    Raises:
+        RetroMAEError: the recipe cannot be read or names an argument that does not exist.
+    """
+    parser = HfArgumentParser(
+        list(classes),
+        prog=f"retromae-hf {command}",
+        description=description,
+        usage=" ".join(["%(prog)s [RECIPE.yaml]", *(name.upper() for name in positionals or {}), "[flags]"]),
+    )
+    for name, text in (positionals or {}).items():
+        parser.add_argument(name, help=text)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    values = dict(defaults or {})
+    known = {action.dest: action for action in parser._actions}
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        recipe = _read_recipe(Path(arguments.pop(0)))
+        if unknown := recipe.keys() - known.keys():
+            raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(unknown))}; see --help")
+        values |= recipe
+    for name, value in values.items():
+        known[name].required = False
+        # argparse converts defaults that are strings, and only those; YAML reads 2e-4 as one.
+        parser.set_defaults(**{name: value})
+    try:
+        return parser.parse_args_into_dataclasses(arguments)
+    except ValueError as error:  # an unknown flag, or a value that a dataclass refuses
+        raise RetroMAEError(str(error)) from error
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RetroMAEError(f"the recipe {file} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise RetroMAEError(f"the recipe {file} must be a YAML mapping of arguments to values")
+    return recipe
+
+
+def command(function: Callable[..., None]) -> Callable[..., int]:
+    """Make a command's `main`: bad input is one sentence on standard error and exit status 2."""
+
+    @functools.wraps(function)
+    def main(argv: list[str] | None = None) -> int:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        for chatty in ("httpx", "bm25s", "sentence_transformers", "datasets", "absl"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        try:
+            function(argv)
+        except RetroMAEError as error:
+            print(f"retromae-hf: error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return main

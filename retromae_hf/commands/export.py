@@ -1,0 +1,42 @@
+"""`retromae-hf export`: a training checkpoint into a folder that loads everywhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ..errors import RetroMAEError
+from ..evaluation import load_checkpoint
+from ..export import export_encoder
+from ..modeling_retromae import RetroMAEForPreTraining
+from .common import command, parse
+
+
+@dataclass
+class ExportArguments:
+    """Arguments of `retromae-hf export`."""
+
+    model_name_or_path: str = field(metadata={"help": "Training checkpoint: a folder or a Hub name."})
+    output_dir: str = field(metadata={"help": "Folder to write; it must be empty or new."})
+    pooling: str = field(default="cls", metadata={"help": "Sentence embedding: cls or mean."})
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Export the encoder of a training checkpoint."""
+    (args,) = parse(
+        "export", "Turn a training checkpoint into a folder that loads everywhere.", [ExportArguments], argv
+    )
+    folder = Path(args.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")
+    model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
+    export_encoder(model, AutoTokenizer.from_pretrained(args.model_name_or_path), folder, args.pooling)
+    print(f"Exported the encoder to {folder}; SentenceTransformer({str(folder)!r}) loads it.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

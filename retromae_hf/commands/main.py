@@ -1,0 +1,32 @@
+"""The console script `retromae-hf`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "pretrain": "pretrain an encoder on a corpus",
+    "export": "turn a training checkpoint into a folder that loads everywhere",
+    "evaluate": "measure retrieval on a task",
+    "search": "search the documentation in this Python environment",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print("usage: retromae-hf COMMAND [RECIPE.yaml] [--flag value ...]\n\ncommands:")
+        print("\n".join(f"  {name:10s}{description}" for name, description in COMMANDS.items()))
+        print("\nretromae-hf COMMAND --help lists a command's flags.")
+        return 0
+    if command not in COMMANDS:
+        print(f"retromae-hf: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    # Only the command that runs is imported: torch and transformers take seconds.
+    return import_module(f"retromae_hf.commands.{command}").main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""`retromae-hf pretrain`: pretrain an encoder on a corpus with the plain `Trainer`."""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import TrainingArguments
+
+from ..pretraining import DEFAULT_TRAINING_ARGUMENTS, PretrainArguments, pretrain
+from .common import command, parse
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Pretrain and save."""
+    args, training_args = parse(
+        "pretrain",
+        "Pretrain an encoder on a corpus; takes every argument of transformers.TrainingArguments.",
+        [PretrainArguments, TrainingArguments],
+        argv,
+        DEFAULT_TRAINING_ARGUMENTS,
+    )
+    trainer = pretrain(args, training_args)
+    if trainer.is_world_process_zero():
+        folder = training_args.output_dir
+        print(f"Trained {trainer.state.global_step} steps; the checkpoint, decoder included, is in {folder}.")
+        print(f"Next: retromae-hf export --model_name_or_path {folder} --output_dir {folder}/encoder")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

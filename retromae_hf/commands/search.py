@@ -1,0 +1,45 @@
+"""`retromae-hf search`: ask the documentation in this Python environment."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from ..search import SearchResult, search
+from .common import command, parse
+
+
+@dataclass
+class SearchArguments:
+    """Options of `retromae-hf search`."""
+
+    top: int = field(default=5, metadata={"help": "Results to list."})
+    batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Answer one question."""
+    args, words = parse(
+        "search",
+        "Search the documentation of the Python packages installed here.",
+        [SearchArguments],
+        argv,
+        positionals={
+            "model": "Exported encoder, training checkpoint or any sentence-transformers model.",
+            "question": "What to look for, in words.",
+        },
+    )
+    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc)
+    print_results(results)
+
+
+def print_results(results: list[SearchResult]) -> None:
+    """List results, one name and its matching line each."""
+    for result in results:
+        print(f"{result.score:.3f}  {result.name}\n       {result.line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

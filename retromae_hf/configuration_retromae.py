@@ -1,0 +1,96 @@
+"""Configuration of a RetroMAE model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .errors import RetroMAEError
+
+DECODINGS = ("enhanced", "basic", "none")
+DECODER_QUERIES = ("sum", "embedded")
+DEFAULT_DECODING = "enhanced"
+DEFAULT_DECODER_MASK_RATIO = 0.5
+
+
+def check_decoding(decoding: str) -> None:
+    """Raise `RetroMAEError` unless `decoding` names a decoder."""
+    if decoding not in DECODINGS:
+        raise RetroMAEError(f"decoding={decoding!r} is unknown; choose one of {', '.join(DECODINGS)}")
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Raise `RetroMAEError` unless 0 < `ratio` < 1."""
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise RetroMAEError(f"{name}={ratio!r} must lie between 0 and 1, both excluded")
+
+
+class RetroMAEConfig(PreTrainedConfig):
+    """Configuration of `RetroMAEForPreTraining` and `RetroMAEModel` (RetroMAE, arXiv 2205.12035).
+
+    Args:
+        encoder_config: the encoder's own configuration, as an object or as the dict that it saves.
+        decoding: "enhanced" (section 3.3: every token from its own sampled context), "basic" (section 3.2: the
+            decoder's masked tokens) or "none" (masked language modelling alone, the baseline).
+        num_decoder_layers: transformer layers of the decoder; the paper's is 1.
+        decoder_mask_ratio: share of the tokens that a decoder row does not see, in (0, 1).
+        mlm_loss_weight: weight of the encoder's masked-LM loss in the sum; the decoder's is 1.
+        bow_loss_weight: weight of the bag-of-words loss of DupMAE (arXiv 2211.08769); only 0 so far.
+        decoder_query: "sum" (RetroMAE: h + p_i) or "embedded" (DupMAE: h through the encoder's embedding module).
+        pair_objective: None; "nsp" and "sop" are not available yet.
+
+    Raises:
+        RetroMAEError: a value is out of range or not available.
+    """
+
+    model_type = "retromae"
+    sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig}
+
+    encoder_config: Any = None
+    decoding: str = DEFAULT_DECODING
+    num_decoder_layers: int = 1
+    decoder_mask_ratio: float = DEFAULT_DECODER_MASK_RATIO
+    mlm_loss_weight: float = 1.0
+    bow_loss_weight: float = 0.0
+    decoder_query: str = "sum"
+    pair_objective: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.encoder_config is None:
+            self.encoder_config = AutoConfig.for_model("bert")
+        elif isinstance(self.encoder_config, dict):
+            if "model_type" not in self.encoder_config:
+                raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
+            self.encoder_config = AutoConfig.for_model(**self.encoder_config)
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    def _check_values(self) -> None:
+        check_decoding(self.decoding)
+        check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
+        if self.num_decoder_layers < 1:
+            raise RetroMAEError(f"num_decoder_layers={self.num_decoder_layers} must be at least 1")
+        if self.mlm_loss_weight < 0:
+            raise RetroMAEError(f"mlm_loss_weight={self.mlm_loss_weight} must not be negative")
+        if self.decoder_query not in DECODER_QUERIES:
+            raise RetroMAEError(
+                f"decoder_query={self.decoder_query!r} is unknown; choose one of {', '.join(DECODER_QUERIES)}"
+            )
+        if self.bow_loss_weight != 0:
+            raise RetroMAEError("the bag-of-words loss is not available yet; leave bow_loss_weight at 0")
+        if self.pair_objective is not None:
+            raise RetroMAEError("pair objectives are not available yet; leave pair_objective at None")
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the sentence embedding."""
+        return self.encoder_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the encoder's vocabulary."""
+        return self.encoder_config.vocab_size
+
+
+__all__ = ["RetroMAEConfig"]

@@ -1,0 +1,234 @@
+"""Any text source into a dataset of tokenised passages."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from .errors import RetroMAEError
+from .pydocs import load_pydocs
+from .text import split_sentences
+
+logger = logging.getLogger(__name__)
+
+# Builders of `datasets` by file ending.
+FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+# A passage's id is its document's index and its own place in the document; a document holds fewer passages than this.
+_MAX_PASSAGES = 1 << 24
+
+
+def load_documents(
+    source: str | Path | Iterable[str | Mapping[str, Any]],
+    config_name: str | None = None,
+    split: str = "train",
+    text_column: str = "text",
+    num_proc: int | None = None,
+) -> Dataset:
+    """Read documents from any text source.
+
+    Args:
+        source: "pydocs" (the documentation in this Python environment); a .txt (a line is a document), .jsonl, .json,
+            .csv or .parquet file; a folder of such files (there a .txt file is one document); the name of a dataset
+            on the Hub; or an iterable of strings or of mappings.
+        config_name: configuration of a Hub dataset.
+        split: split of a Hub dataset.
+        text_column: column that holds the text.
+        num_proc: processes to read with.
+
+    Returns:
+        A dataset with the column `text` beside those of the source.
+
+    Raises:
+        RetroMAEError: the source does not exist, is not UTF-8, lacks the column or holds no text.
+    """
+    if not isinstance(source, str | Path):
+        documents = _from_iterable(source, text_column)
+    elif str(source) == "pydocs":
+        documents = load_pydocs(num_proc)
+    else:
+        documents = _load_files_or_hub(str(source), config_name, split, num_proc)
+    if text_column not in documents.column_names:
+        raise RetroMAEError(
+            f"{_describe(source)} has no column {text_column!r}; its columns are {', '.join(documents.column_names)}"
+        )
+    if text_column != "text":
+        documents = documents.select_columns(text_column).rename_column(text_column, "text")
+    if len(documents) == 0:
+        raise RetroMAEError(f"{_describe(source)} holds no documents; give a source with text")
+    return documents
+
+
+def _describe(source: Any) -> str:
+    return str(source) if isinstance(source, str | Path) else "the corpus"
+
+
+def _from_iterable(source: Iterable[str | Mapping[str, Any]], text_column: str) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    rows = [{text_column: row} if isinstance(row, str) else dict(row) for row in source]
+    return Dataset.from_list(rows) if rows else Dataset.from_dict({text_column: []})
+
+
+def _load_files_or_hub(source: str, config_name: str | None, split: str, num_proc: int | None) -> Dataset:
+    path = Path(source).expanduser()
+    if not path.exists():
+        if path.suffix in FILE_BUILDERS or path.is_absolute() or source.startswith((".", "~")):
+            raise RetroMAEError(f"{source} does not exist; give a file, a folder, a Hub dataset or 'pydocs'")
+        return _load(source, source, config_name, split=split, num_proc=num_proc)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in FILE_BUILDERS)
+    builders = {FILE_BUILDERS.get(file.suffix) for file in files}
+    if len(builders) != 1 or None in builders:
+        found = "files of several kinds" if len(builders) > 1 else "no such file"
+        raise RetroMAEError(f"{source} must be one kind of {', '.join(FILE_BUILDERS)}, but there is {found}")
+    builder = builders.pop()
+    options = {"sample_by": "line" if path.is_file() else "document"} if builder == "text" else {}
+    return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
+
+
+def _load(source: str, *args: Any, **kwargs: Any) -> Dataset:
+    """`datasets.load_dataset` with its failures as one sentence."""
+    try:
+        loaded = load_dataset(*args, **kwargs)
+    except Exception as error:  # datasets wraps what a reader raised in errors of its own
+        for cause in _causes(error):
+            if isinstance(cause, UnicodeDecodeError) or "UTF-8" in str(cause) or "UTF8" in str(cause):
+                raise RetroMAEError(f"{source} is not UTF-8 ({cause}); convert it, for example with iconv") from error
+        raise RetroMAEError(f"{source} cannot be read as a dataset: {error}") from error
+    if isinstance(loaded, DatasetDict):
+        raise RetroMAEError(f"{source} has several splits, {', '.join(loaded)}; name one")
+    return loaded
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def tokenize_passages(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    short_seq_prob: float = 0.0,
+    seed: int = 0,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Cut documents into tokenised passages at sentence ends.
+
+    Sentences are packed into a passage while they fit; a sentence that is longer than a passage is cut. As in the
+    released recipe, a passage gets with probability `short_seq_prob` a shorter target, uniform from 3 tokens up, so
+    that the encoder sees short texts too. The result is cached by `datasets` where `documents` is on disk.
+
+    Args:
+        documents: must have the column `text`.
+        tokenizer: must put one special token at each end of a passage.
+        max_length: tokens of a passage at most, special tokens included.
+        short_seq_prob: probability of a short target, in [0, 1].
+        seed: seed of the short targets; they depend on it and on the document alone.
+        num_proc: processes to tokenise with.
+
+    Returns:
+        A dataset with the columns `input_ids` (int32, special tokens included), `length` (tokens of it) and
+        `passage_id` (int64, unique and stable).
+
+    Raises:
+        RetroMAEError: no document holds a token, or an argument is out of range.
+    """
+    prefix, suffix = _special_tokens(tokenizer)
+    if max_length < len(prefix) + len(suffix) + 1:
+        raise RetroMAEError(f"max_length={max_length} leaves no room for a token between the special ones")
+    if not 0 <= short_seq_prob <= 1:
+        raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
+    features = {"input_ids": Sequence(Value("int32")), "length": Value("int32"), "passage_id": Value("int64")}
+    passages = documents.map(
+        _tokenize_batch,
+        batched=True,
+        with_indices=True,
+        input_columns="text",
+        remove_columns=documents.column_names,
+        features=Features(features),
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "prefix": prefix,
+            "suffix": suffix,
+            "room": max_length - len(prefix) - len(suffix),
+            "short_seq_prob": short_seq_prob,
+            "seed": seed,
+        },
+        num_proc=num_proc,
+        desc="Tokenizing passages",
+    )
+    if len(passages) == 0:
+        raise RetroMAEError("the corpus holds no passage with a token in it; give a source with text")
+    with_passages = len(np.unique(passages.with_format("numpy")["passage_id"][:] // _MAX_PASSAGES))
+    if dropped := len(documents) - with_passages:
+        logger.warning("%d of %d documents hold no token and were dropped", dropped, len(documents))
+    return passages
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    special = tokenizer("")["input_ids"]
+    if len(special) != 2:
+        raise RetroMAEError(
+            f"the tokenizer puts {len(special)} special tokens around a text; RetroMAE needs one at each end"
+        )
+    return special[:1], special[1:]
+
+
+def _tokenize_batch(
+    texts: list[str],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: list[int],
+    suffix: list[int],
+    room: int,
+    short_seq_prob: float,
+    seed: int,
+) -> dict[str, list[Any]]:
+    sentences = [split_sentences(text or "") for text in texts]
+    flat = [sentence for document in sentences for sentence in document]
+    ids = iter(
+        tokenizer(
+            flat, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        if flat
+        else []
+    )
+    rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
+    for index, document in zip(indices, sentences, strict=True):
+        targets = _targets(room, short_seq_prob, random.Random(f"{seed} {index}"))
+        for place, passage in enumerate(_pack([next(ids) for _ in document], room, targets)):
+            rows["input_ids"].append([*prefix, *passage, *suffix])
+            rows["length"].append(len(prefix) + len(passage) + len(suffix))
+            rows["passage_id"].append(index * _MAX_PASSAGES + place)
+    return rows
+
+
+def _targets(room: int, short_seq_prob: float, generator: random.Random) -> Iterator[int]:
+    """The length that each passage of a document aims at, without end."""
+    while True:
+        short = short_seq_prob > 0 and generator.random() < short_seq_prob
+        yield generator.randint(min(3, room), room) if short else room
+
+
+def _pack(sentences: list[list[int]], room: int, targets: Iterator[int]) -> Iterator[list[int]]:
+    """Pack tokenised sentences into passages of at most `room` tokens."""
+    passage: list[int] = []
+    target = next(targets)
+    for sentence in sentences:
+        for start in range(0, len(sentence), room):
+            piece = sentence[start : start + room]
+            if passage and len(passage) + len(piece) > target:
+                yield passage
+                passage, target = [], next(targets)
+            passage = passage + piece
+    if passage:
+        yield passage

@@ -1,0 +1,244 @@
+"""Measures how well sentence embeddings retrieve."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ir_measures
+import torch
+from ir_measures import RR, R, nDCG
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from .configuration_retromae import RetroMAEConfig
+from .errors import RetroMAEError
+from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
+from .pydocs import DEV_QUERIES, SEARCHED_BODIES, TEST_QUERIES, HeldOut, hold_out, load_pydocs
+
+logger = logging.getLogger(__name__)
+
+MEASURES = {"ndcg@10": nDCG @ 10, "mrr@10": RR @ 10, "recall@100": R @ 100}
+RANKING_DEPTH = 100
+BM25 = "bm25"
+
+Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
+
+Embedder = Callable[[list[str]], Tensor]
+"""Texts to sentence embeddings, float32 `[N, H]` on the CPU."""
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries and documents by id, and the grades of the relevant pairs."""
+
+    name: str
+    queries: dict[str, str]
+    documents: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+
+
+def load_task(source: str, num_proc: int | None = None) -> RetrievalTask:
+    """The retrieval task "pydocs" (1,000 held-out first sentences against 10,000 bodies) or a BEIR-layout folder.
+
+    Raises:
+        RetroMAEError: the folder or one of its files does not exist or does not fit.
+    """
+    if source == "pydocs":
+        held_out = hold_out(load_pydocs(num_proc), TEST_QUERIES + DEV_QUERIES, SEARCHED_BODIES)
+        return test_task(held_out)
+    return load_beir(source)
+
+
+def test_task(held_out: HeldOut) -> RetrievalTask:
+    """The task to report: the first `TEST_QUERIES` held-out queries against all bodies."""
+    return _first_sentence_task("pydocs", list(held_out.queries)[:TEST_QUERIES], held_out, len(held_out.bodies))
+
+
+def dev_task(held_out: HeldOut, queries: int, documents: int = 2000) -> RetrievalTask:
+    """A small task to watch while training: the last `queries` held-out queries against some of the bodies."""
+    return _first_sentence_task("dev", list(held_out.queries)[-queries:], held_out, documents)
+
+
+def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:
+    others = (other for other in reversed(held_out.bodies) if other not in set(query_names))
+    searched = query_names + [other for other, _ in zip(others, range(documents - len(query_names)), strict=False)]
+    searched.sort()  # among equal scores the first documents may win, so the right ones must not come first
+    return RetrievalTask(
+        name=name,
+        queries={query: held_out.queries[query] for query in query_names},
+        documents={document: held_out.bodies[document] for document in searched},
+        qrels={query: {query: 1} for query in query_names},
+    )
+
+
+def load_beir(folder: str | Path) -> RetrievalTask:
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/test.tsv (query-id, corpus-id, score).
+
+    Queries without judgments are left out.
+    """
+    folder = Path(folder)
+    for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        if not (folder / file).is_file():
+            raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
+    qrels: dict[str, dict[str, int]] = {}
+    _header, *lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=2):
+        try:
+            query, document, grade = line.split("\t")
+            qrels.setdefault(query, {})[document] = int(grade)
+        except ValueError as error:
+            raise RetroMAEError(
+                f"{folder}/qrels/test.tsv line {number} is not 'query-id<TAB>corpus-id<TAB>score': {line!r}"
+            ) from error
+    documents = {
+        str(row["_id"]): f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")
+    }
+    queries = {str(row["_id"]): row["text"] for row in _jsonl(folder / "queries.jsonl")}
+    return RetrievalTask(folder.name, {query: queries[query] for query in qrels if query in queries}, documents, qrels)
+
+
+def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                row["_id"], row["text"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and 'text'") from error
+            yield row
+
+
+@torch.inference_mode()
+def embed(
+    model: RetroMAEPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    max_length: int | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Tensor:
+    """Sentence embeddings ([CLS] states) of texts, longest first so that a batch holds texts of one length.
+
+    Returns:
+        float32 `[len(texts), H]` on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    embeddings = torch.empty(len(texts), model.config.hidden_size)
+    for start in tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=not progress, leave=False):
+        indices = order[start : start + batch_size]
+        batch = tokenizer(
+            [texts[index] for index in indices],
+            truncation=True,
+            max_length=max_length or max_text_length(tokenizer, model),
+            padding=True,
+            return_tensors="pt",
+        ).to(model.device)
+        states = model.encode(batch["input_ids"], batch["attention_mask"])
+        embeddings[indices] = states[:, 0].float().cpu()
+    model.train(was_training)
+    return embeddings
+
+
+def max_text_length(tokenizer: PreTrainedTokenizerBase, model: RetroMAEPreTrainedModel) -> int:
+    """The most tokens of a text that both the tokenizer and the encoder's positions allow."""
+    return min(tokenizer.model_max_length, model.backbone.max_positions(model.config.encoder_config))
+
+
+def load_embedder(name_or_path: str, batch_size: int = 64) -> Embedder:
+    """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads.
+
+    Raises:
+        RetroMAEError: there is no model, or sentence-transformers is needed and missing.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: {first_line(error)}") from error
+    if isinstance(config, RetroMAEConfig):
+        model = load_checkpoint(RetroMAEModel, name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        return lambda texts: embed(model, tokenizer, texts, batch_size=batch_size)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise RetroMAEError(
+            f"{name_or_path} needs sentence-transformers; pip install retromae-hf[retrieval]"
+        ) from error
+    try:
+        encoder = SentenceTransformer(name_or_path)
+    except (OSError, ValueError) as error:
+        raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: {first_line(error)}") from error
+    return lambda texts: (
+        encoder.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=True).float().cpu()
+    )
+
+
+def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:
+    """`model_class.from_pretrained` from safetensors alone, with a missing or broken checkpoint as one sentence."""
+    try:
+        return model_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise RetroMAEError(f"{name_or_path} holds no checkpoint that can be loaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().split("\n")[0]
+
+
+def rank(queries: Tensor, documents: Tensor, depth: int = RANKING_DEPTH) -> tuple[Tensor, Tensor]:
+    """The `depth` documents nearest to each query by cosine, best first: scores and indices, both `[Q, depth]`."""
+    queries = torch.nn.functional.normalize(queries, dim=1)
+    documents = torch.nn.functional.normalize(documents, dim=1)
+    scores, indices = zip(
+        *((chunk @ documents.T).topk(min(depth, len(documents))) for chunk in queries.split(256)), strict=True
+    )
+    return torch.cat(scores), torch.cat(indices)
+
+
+def evaluate_embedder(task: RetrievalTask, embedder: Embedder) -> dict[str, float]:
+    """nDCG@10, MRR@10 and Recall@100 of exact search over a task's documents."""
+    scores, indices = rank(embedder(list(task.queries.values())), embedder(list(task.documents.values())))
+    ids = list(task.documents)
+    run = {
+        query: {ids[index]: score for index, score in zip(row_indices, row_scores, strict=True)}
+        for query, row_indices, row_scores in zip(task.queries, indices.tolist(), scores.tolist(), strict=True)
+    }
+    return score_run(task.qrels, run)
+
+
+def evaluate_bm25(task: RetrievalTask) -> dict[str, float]:
+    """The same measures for BM25 (bm25s, English stop words)."""
+    try:
+        import bm25s
+    except ImportError as error:
+        raise RetroMAEError("BM25 needs the package bm25s; pip install 'retromae-hf[retrieval]'") from error
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(task.documents.values()), stopwords="en"))
+    depth = min(RANKING_DEPTH, len(task.documents))
+    tokens = bm25s.tokenize(list(task.queries.values()), stopwords="en")
+    found, scores = index.retrieve(tokens, corpus=list(task.documents), k=depth)
+    run = {
+        query: {str(document): float(score) for document, score in zip(row, row_scores, strict=True)}
+        for query, row, row_scores in zip(task.queries, found, scores, strict=True)
+    }
+    return score_run(task.qrels, run)
+
+
+def score_run(qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """nDCG@10, MRR@10 and Recall@100 of a run, means over the judged queries (ir-measures).
+
+    Args:
+        qrels: grade of each judged document of each query.
+        run: score of each retrieved document of each query.
+    """
+    measured = ir_measures.calc_aggregate(list(MEASURES.values()), qrels, run)
+    return {name: measured[measure] for name, measure in MEASURES.items()}

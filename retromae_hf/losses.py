@@ -1,0 +1,118 @@
+"""Cross-entropy over a vocabulary without ever holding `[tokens, vocabulary]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+CHUNK_ROWS = 256
+"""Rows of logits alive at once: few enough that they stay in a CPU's cache, many enough for full matrix products."""
+
+
+def _chunk_rows(features: Tensor) -> int:
+    # A GPU has no such cache to stay in, and pays for every extra pass over the weight's gradient.
+    return CHUNK_ROWS if features.device.type == "cpu" else 8 * CHUNK_ROWS
+
+
+def _autocast_dtype(features: Tensor) -> torch.dtype:
+    device = features.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Takes the gradients in the forward pass, a chunk of rows at a time, while that chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, compute_dtype: torch.dtype
+    ) -> Tensor:
+        compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
+        compute_bias = None if bias is None else bias.to(compute_dtype)
+        # Sums run in float32 at least: half precision would lose the small terms.
+        sum_dtype = torch.promote_types(compute_dtype, torch.float32)
+        count = max(len(labels), 1)
+        loss = features.new_zeros((), dtype=sum_dtype)
+        wants_features, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_features = torch.empty_like(features) if wants_features else None
+        grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_weight else None
+        grad_bias = bias.new_zeros(bias.shape, dtype=sum_dtype) if bias is not None and wants_bias else None
+        rows = _chunk_rows(features)
+        with torch.autocast(features.device.type, enabled=False):
+            for start in range(0, len(labels), rows):
+                chunk = slice(start, start + rows)
+                target = labels[chunk, None]
+                logits = linear(compute_features[chunk], compute_weight, compute_bias).to(sum_dtype)
+                logits -= logits.amax(1, keepdim=True)
+                target_logits = logits.gather(1, target)
+                # In place from here on: passes over the chunk in memory cost as much as the matrix products.
+                exponentials = logits.exp_()
+                normaliser = exponentials.sum(1, keepdim=True)
+                loss += (normaliser.log() - target_logits).sum()
+                if not any(ctx.needs_input_grad[:3]):
+                    continue
+                # d loss / d logits = softmax - one-hot. The 1 / count of the mean comes in only at the end, so that
+                # these values are of order one and survive half precision.
+                grad_logits = exponentials.div_(normaliser)
+                grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
+                grad_logits = grad_logits.to(compute_dtype)
+                if grad_features is not None:
+                    torch.mul(grad_logits @ compute_weight, 1 / count, out=grad_features[chunk])
+                if grad_weight is not None:
+                    _add_product(grad_weight, grad_logits.T, compute_features[chunk])
+        for gradient in (grad_weight, grad_bias):
+            if gradient is not None:
+                gradient /= count
+        ctx.save_for_backward(
+            grad_features,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        )
+        return loss / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
+        return *gradients, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a @ b`, summed in `total`'s own precision."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `features @ weight.T + bias` against `labels`, in memory that does not grow with rows x V.
+
+    Under autocast the matrix products run in the autocast dtype and everything that sums in float32. With no rows the
+    loss is 0. It cannot be differentiated twice.
+
+    Args:
+        features: `[T, H]`, the states of the labelled positions.
+        weight: `[V, H]`, the output projection (usually tied to the word embeddings).
+        bias: `[V]` or None.
+        labels: int64 `[T]`, every one a valid class.
+
+    Returns:
+        A scalar, float32 or wider.
+    """
+    return _LinearCrossEntropy.apply(features, weight, bias, labels, _autocast_dtype(features))
+
+
+@torch.no_grad()
+def token_accuracy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Share of rows whose largest logit is the label, a float32 scalar; shapes as in `linear_cross_entropy`."""
+    correct = torch.zeros((), device=features.device)
+    rows = _chunk_rows(features)
+    for start in range(0, len(labels), rows):
+        logits = linear(features[start : start + rows], weight, bias)
+        correct += (logits.argmax(1) == labels[start : start + rows]).sum()
+    return correct / max(len(labels), 1)

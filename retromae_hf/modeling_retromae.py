@@ -1,0 +1,306 @@
+"""The RetroMAE models: one to pretrain with, and the encoder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .backbones import backbone_for
+from .configuration_retromae import RetroMAEConfig
+from .decoder import DecoderLayer
+from .errors import RetroMAEError
+from .losses import linear_cross_entropy, token_accuracy
+from .masking import IGNORE_INDEX, visibility_mask
+
+
+@dataclass
+class RetroMAEPreTrainingOutput(ModelOutput):
+    """What `RetroMAEForPreTraining` returns. A loss is None where its labels or its part of the model are absent.
+
+    Attributes:
+        loss: scalar, the weighted sum of the parts that are there.
+        mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens.
+        decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens.
+        bow_loss: scalar, the bag-of-words loss (DupMAE).
+        pair_loss: scalar, the loss of the pair objective.
+        sentence_embedding: `[B, H]`, the final hidden state of [CLS].
+    """
+
+    loss: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    decoder_loss: Tensor | None = None
+    bow_loss: Tensor | None = None
+    pair_loss: Tensor | None = None
+    sentence_embedding: Tensor | None = None
+
+
+class RetroMAEPreTrainedModel(PreTrainedModel):
+    """What both models share: an encoder, a plain `*ForMaskedLM`, under the name `encoder`."""
+
+    config_class = RetroMAEConfig
+    base_model_prefix = "retromae"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: RetroMAEConfig):
+        super().__init__(config)
+        self.backbone = backbone_for(config.encoder_config)
+        self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's word embeddings."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the encoder's word embeddings."""
+        self.encoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The encoder's output projection."""
+        return self.encoder.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the encoder's output projection."""
+        self.encoder.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize the encoder's vocabulary; its configuration, which is part of this one, follows."""
+        return self.encoder.resize_token_embeddings(*args, **kwargs)
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """The encoder's last hidden states `[B, L, H]`; the sentence embedding is position 0.
+
+        Raises:
+            RetroMAEError: the batch is longer than the encoder's positions.
+        """
+        limit = self.backbone.max_positions(self.encoder.config)
+        if input_ids.shape[1] > limit:
+            raise RetroMAEError(
+                f"passages of {input_ids.shape[1]} tokens do not fit the encoder's {limit} positions; "
+                f"prepare them with max_length={limit} or less"
+            )
+        return self.backbone.token_states(self.encoder, input_ids, attention_mask, token_type_ids)
+
+
+class RetroMAEModel(RetroMAEPreTrainedModel):
+    """The encoder of a RetroMAE checkpoint, without the decoder; what `AutoModel` makes of such a checkpoint."""
+
+    _keys_to_ignore_on_load_unexpected = (r"^decoder\.",)
+
+    def __init__(self, config: RetroMAEConfig):
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Token states `[B, L, H]` as `last_hidden_state`, sentence embeddings `[B, H]` as `pooler_output`."""
+        states = self.encode(input_ids, attention_mask, token_type_ids)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+
+
+class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
+    """Encoder and decoder with the RetroMAE objective (arXiv 2205.12035, section 3).
+
+    `save_pretrained` keeps both, so training can go on from what it wrote; `export_encoder` hands over the encoder.
+    """
+
+    # The loss is the mean over the batch's own labels: Trainer must not rescale it by a count of its own.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RetroMAEConfig):
+        super().__init__(config)
+        if config.decoding != "none":
+            shape = self.backbone.decoder_shape(config.encoder_config)
+            self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(config.num_decoder_layers))
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, **config: Any) -> RetroMAEForPreTraining:
+        """Start from any masked-LM checkpoint, with a new decoder.
+
+        Args:
+            name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads.
+            **config: fields of `RetroMAEConfig`.
+
+        Raises:
+            RetroMAEError: the encoder's family is not known, or the checkpoint is itself a RetroMAE checkpoint.
+        """
+        encoder_config = AutoConfig.from_pretrained(name_or_path)
+        if isinstance(encoder_config, RetroMAEConfig):
+            raise RetroMAEError(
+                f"{name_or_path} is a RetroMAE checkpoint; continue it with RetroMAEForPreTraining.from_pretrained"
+            )
+        model = cls(RetroMAEConfig(encoder_config=encoder_config, **config))
+        # float32 whatever the file holds: the optimizer's small steps are lost in half precision.
+        model.encoder = AutoModelForMaskedLM.from_pretrained(name_or_path, config=encoder_config, dtype=torch.float32)
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_labels: Tensor | None = None,
+        visibility_seed: Tensor | None = None,
+        decoder_visibility: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        passage_id: Tensor | None = None,
+    ) -> RetroMAEPreTrainingOutput:
+        """Encode, and rebuild what carries a label.
+
+        Args:
+            input_ids: int64 `[B, L]`, the encoder's corrupted passage, [CLS] first, padding last.
+            attention_mask: `[B, L]`, 1 at tokens and 0 at padding; all tokens by default.
+            labels: int64 `[B, L]`, the encoder's labels, -100 where there is none.
+            decoder_input_ids: int64 `[B, L]`, the decoder's view of the passage: the whole passage for enhanced
+                decoding, the masked one for basic decoding.
+            decoder_labels: int64 `[B, L]`, the decoder's labels, -100 where there is none; position 0 never has one.
+            visibility_seed: int64 `[B]`, one seed a passage, from which enhanced decoding draws its visibility mask;
+                by default drawn from torch's generator.
+            decoder_visibility: bool `[B, L, L]`, True = row i may see column j; overrides the drawn mask. A row that
+                sees nothing is shown column 0.
+            pair_labels: not available yet.
+            token_type_ids: int64 `[B, L]`, segment ids of encoder and decoder.
+            passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
+                derives the seeds from it.
+
+        Returns:
+            `RetroMAEPreTrainingOutput`.
+
+        Raises:
+            RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
+        """
+        if pair_labels is not None:
+            raise RetroMAEError("pair objectives are not available yet; leave pair_labels out")
+        states = self.encode(input_ids, attention_mask, token_type_ids)
+        sentence_embedding = states[:, 0]
+        mlm_loss = decoder_loss = None
+        if labels is not None:
+            mlm_loss = self.token_loss(*labelled_rows(states, labels))
+        if decoder_labels is not None:
+            decoder_loss = self.token_loss(
+                *self.decode(
+                    sentence_embedding,
+                    decoder_input_ids,
+                    decoder_labels,
+                    attention_mask,
+                    visibility_seed,
+                    decoder_visibility,
+                    token_type_ids,
+                )
+            )
+        parts = [None if mlm_loss is None else self.config.mlm_loss_weight * mlm_loss, decoder_loss]
+        present = [part for part in parts if part is not None]
+        return RetroMAEPreTrainingOutput(
+            loss=torch.stack(present).sum() if present else None,
+            mlm_loss=mlm_loss,
+            decoder_loss=decoder_loss,
+            sentence_embedding=sentence_embedding,
+        )
+
+    def decode(
+        self,
+        sentence_embedding: Tensor,
+        decoder_input_ids: Tensor | None,
+        decoder_labels: Tensor,
+        attention_mask: Tensor | None = None,
+        visibility_seed: Tensor | None = None,
+        decoder_visibility: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Rebuild the labelled tokens from a sentence embedding `[B, H]`; the other arguments are `forward`'s.
+
+        Returns:
+            States `[T, H]` and labels `[T]` of the T labelled positions, row by row.
+        """
+        if self.config.decoding == "none":
+            raise RetroMAEError("this model has no decoder (decoding='none'); leave decoder_labels out")
+        if decoder_input_ids is None:
+            raise RetroMAEError("decoder_labels need decoder_input_ids; DataCollatorForRetroMAE makes both")
+        h = sentence_embedding[:, None]
+        embedded = self.backbone.embed(self.encoder, decoder_input_ids, token_type_ids)
+        context = torch.cat([h, embedded[:, 1:]], dim=1)
+        basic = self.config.decoding == "basic"
+        if basic:
+            rows, visible = context, None if attention_mask is None else attention_mask[:, None].bool()
+        else:
+            rows = self._queries(h, context.shape[1])
+            visible = self._visibility(attention_mask, visibility_seed, decoder_visibility, decoder_input_ids)
+        *lower, last = cast(list[DecoderLayer], list(self.decoder))
+        for layer in lower:
+            rows = layer.feed_forward(layer.attend(rows, rows if basic else context, visible))
+        rows = last.attend(rows, rows if basic else context, visible)
+        # Enhanced decoding computes no row 0, which carries no label.
+        rows, row_labels = labelled_rows(rows, decoder_labels[:, -rows.shape[1] :])
+        return last.feed_forward(rows), row_labels
+
+    def token_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of `states` `[T, H]` against `labels` `[T]` through the encoder's masked-LM head."""
+        features = self.backbone.head_features(self.encoder, states)
+        return linear_cross_entropy(features, *self.backbone.output_projection(self.encoder), labels)
+
+    def token_accuracy(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Share of `states` `[T, H]` whose most probable token is the one in `labels` `[T]`."""
+        features = self.backbone.head_features(self.encoder, states)
+        return token_accuracy(features, *self.backbone.output_projection(self.encoder), labels)
+
+    def _queries(self, h: Tensor, length: int) -> Tensor:
+        """The query stream H1 of enhanced decoding without its row 0, `[B, L - 1, H]` (section 3.3, equation 4)."""
+        if self.config.decoder_query == "sum":
+            return h + self.backbone.position_embeddings(self.encoder, length)[1:]
+        embedded = self.backbone.embed(self.encoder, inputs_embeds=h.expand(-1, length, -1))
+        return embedded[:, 1:]
+
+    def _visibility(
+        self, attention_mask: Tensor | None, seed: Tensor | None, given: Tensor | None, decoder_input_ids: Tensor
+    ) -> Tensor:
+        """The visibility mask of enhanced decoding without its row 0, bool `[B, L - 1, L]`."""
+        batch, length = decoder_input_ids.shape
+        if given is not None:
+            if given.shape != (batch, length, length):
+                raise RetroMAEError(
+                    f"decoder_visibility has shape {list(given.shape)} and needs {[batch, length, length]}"
+                )
+            visible = given[:, 1:].bool()
+            sees_nothing = ~visible.any(dim=2, keepdim=True)
+            return visible | (sees_nothing & (torch.arange(length, device=visible.device) == 0))
+        device = decoder_input_ids.device
+        if seed is None:
+            # The full range of int64 but its last value, which randint cannot name.
+            seed = torch.randint(-(2**63), 2**63 - 1, (batch,), device=device)
+        lengths = torch.full((batch,), length, device=device) if attention_mask is None else attention_mask.sum(1)
+        return visibility_mask(seed, lengths, self.config.decoder_mask_ratio, length)[:, 1:]
+
+
+def labelled_rows(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The states and labels at the positions that carry a label.
+
+    Args:
+        states: `[B, L, H]`.
+        labels: int64 `[B, L]`, -100 where there is none.
+
+    Returns:
+        `[T, H]` and `[T]`.
+    """
+    labels = labels.flatten()
+    positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    return states.flatten(0, 1).index_select(0, positions), labels.index_select(0, positions)
+
+
+AutoConfig.register(RetroMAEConfig.model_type, RetroMAEConfig, exist_ok=True)
+AutoModel.register(RetroMAEConfig, RetroMAEModel, exist_ok=True)
+AutoModelForPreTraining.register(RetroMAEConfig, RetroMAEForPreTraining, exist_ok=True)

@@ -1,0 +1,291 @@
+"""Pretraining from a text source to a checkpoint, with the plain `Trainer`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from .backbones import backbone_for
+from .callbacks import RetrievalCallback, RetroMAECallback
+from .configuration_retromae import RetroMAEConfig, check_decoding, check_ratio
+from .corpus import load_documents, tokenize_passages
+from .data_collator import DataCollatorForRetroMAE
+from .errors import RetroMAEError
+from .evaluation import RetrievalTask, dev_task, first_line, load_checkpoint
+from .modeling_retromae import RetroMAEForPreTraining
+from .pydocs import DEV_QUERIES, SEARCHED_BODIES, TEST_QUERIES, hold_out
+from .vocabulary import train_wordpiece
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "warmup_steps": 0.1,  # below 1 it is a share of the steps
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "train_sampling_strategy": "group_by_length",
+    "logging_steps": 50,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+}
+"""What `retromae-hf pretrain` sets otherwise than `TrainingArguments`; flags and recipes go before it."""
+
+EVAL_PASSAGES = 256
+"""Passages kept from training for the evaluation loss and the embedding gap."""
+
+
+@dataclass
+class PretrainArguments:
+    """What to pretrain, and on which text."""
+
+    dataset: str = field(
+        metadata={"help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Masked-LM checkpoint to start from, or a RetroMAE checkpoint to go on with."},
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer; by default the model's, or a new WordPiece one on the corpus."}
+    )
+    vocab_size: int = field(default=8192, metadata={"help": "From scratch: entries of a new tokenizer at most."})
+    hidden_size: int = field(default=256, metadata={"help": "From scratch: hidden size of the BERT encoder."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: its layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "From scratch: its attention heads."})
+    max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
+    short_seq_prob: float = field(
+        default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
+    )
+    encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
+    decoder_mask_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Share of tokens hidden from the decoder; default: the checkpoint's or 0.5."},
+    )
+    decoding: str | None = field(
+        default=None, metadata={"help": "enhanced, basic or none (MLM alone); default: the checkpoint's or enhanced."}
+    )
+    dev_queries: int = field(
+        default=DEV_QUERIES,
+        metadata={"help": "First sentences held out to watch retrieval while training; 0 for none."},
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start anew in a folder that holds a run; its checkpoints are deleted."},
+    )
+
+    def __post_init__(self) -> None:
+        check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
+        if self.decoder_mask_ratio is not None:
+            check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
+        if self.decoding is not None:
+            check_decoding(self.decoding)
+
+    def model_options(self) -> dict[str, Any]:
+        """The fields of `RetroMAEConfig` that were given."""
+        options = {"decoding": self.decoding, "decoder_mask_ratio": self.decoder_mask_ratio}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Trainer:
+    """Prepare the data, train, and save the checkpoint, the tokenizer and `trainer_state.json` in the output folder.
+
+    Raises:
+        RetroMAEError: bad input, found before anything is trained.
+    """
+    checkpoint = prepare_output_dir(args, training_args)
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="preparing the data"):
+        documents, task = load_text(args)
+        model, tokenizer = load_model_and_tokenizer(args, documents, checkpoint)
+        passages = tokenize_passages(
+            documents,
+            tokenizer,
+            args.max_length,
+            args.short_seq_prob,
+            training_args.seed,
+            args.preprocessing_num_workers,
+        )
+    # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
+    training_args.label_names = ["labels"]
+    train_passages, eval_passages = split_passages(passages)
+    logger.info(
+        "%d passages, %d tokens; the model has %.1f million parameters",
+        len(train_passages),
+        sum(train_passages["length"]),
+        model.num_parameters() / 1e6,
+    )
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_passages,
+        eval_dataset=eval_passages,
+        data_collator=DataCollatorForRetroMAE.from_config(
+            tokenizer, model.config, encoder_mask_ratio=args.encoder_mask_ratio, seed=training_args.seed
+        ),
+        processing_class=tokenizer,
+    )
+    # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
+    trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
+    trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from, or None to start; an output folder that holds a run is refused otherwise."""
+    if training_args.output_dir is None:
+        raise RetroMAEError("--output_dir is missing; name the folder that the checkpoints go to")
+    folder = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    if resume is not None and str(resume).lower() != "false":
+        checkpoint = get_last_checkpoint(folder) if str(resume).lower() == "true" and folder.is_dir() else str(resume)
+        if checkpoint is None or not Path(checkpoint).is_dir():
+            raise RetroMAEError(f"there is no checkpoint to resume from in {folder if checkpoint is None else resume}")
+        return checkpoint
+    if folder.exists() and not folder.is_dir():
+        raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
+    runs = [*folder.glob("checkpoint-*"), *folder.glob("config.json"), *folder.glob("*.safetensors")]
+    if runs and not args.overwrite_output_dir:
+        raise RetroMAEError(
+            f"{folder} already holds a run; go on with --resume_from_checkpoint true, "
+            "start anew with --overwrite_output_dir, or name another folder"
+        )
+    if training_args.process_index == 0:
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    return None
+
+
+def load_text(args: PretrainArguments) -> tuple[Dataset, RetrievalTask | None]:
+    """The documents to train on, without the held-out queries, and the task to watch, where the text yields one.
+
+    Of "pydocs" the reported test's queries are always held out.
+    """
+    documents = load_documents(
+        args.dataset,
+        args.dataset_config_name,
+        args.dataset_split,
+        args.text_column,
+        args.preprocessing_num_workers,
+    )
+    if args.dataset == "pydocs":
+        held_out = hold_out(documents, TEST_QUERIES + DEV_QUERIES, SEARCHED_BODIES)
+        queries = min(args.dev_queries, DEV_QUERIES)
+    else:
+        if "name" not in documents.column_names:
+            documents = documents.add_column("name", [str(index) for index in range(len(documents))])
+        held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)
+        queries = len(held_out.queries)
+    if queries == 0:
+        return held_out.pretraining, None
+    return held_out.pretraining, dev_task(held_out, queries)
+
+
+def load_model_and_tokenizer(
+    args: PretrainArguments, documents: Dataset, checkpoint: str | None
+) -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase]:
+    """The model to train: from the checkpoint to resume, from a given one, or from scratch."""
+    source = checkpoint or args.model_name_or_path
+    tokenizer_source = args.tokenizer_name or source
+    if tokenizer_source is None:
+        tokenizer = train_wordpiece(documents["text"], args.vocab_size, args.max_length)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+        except (OSError, ValueError) as error:
+            raise RetroMAEError(f"{tokenizer_source} holds no tokenizer: {first_line(error)}") from error
+    if tokenizer.mask_token_id is None:
+        raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
+    model = _load_model(args, source, tokenizer)
+    check_vocabulary(tokenizer, model.config)
+    limit = model.backbone.max_positions(model.config.encoder_config)
+    if args.max_length > limit:
+        raise RetroMAEError(
+            f"max_length={args.max_length} is over the encoder's {limit} positions; lower it to {limit} or less"
+        )
+    return model, tokenizer
+
+
+def _load_model(
+    args: PretrainArguments, source: str | None, tokenizer: PreTrainedTokenizerBase
+) -> RetroMAEForPreTraining:
+    if source is None:
+        if args.hidden_size % args.num_attention_heads:
+            raise RetroMAEError(
+                f"hidden_size={args.hidden_size} is not a multiple of num_attention_heads={args.num_attention_heads}"
+            )
+        encoder_config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.num_attention_heads,
+            intermediate_size=4 * args.hidden_size,
+            max_position_embeddings=args.max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            # As in ModernBERT: pretraining sees a text a few times at most, so there is nothing to regularise.
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **args.model_options()))
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise RetroMAEError(f"{source} holds no model that can be loaded: {first_line(error)}") from error
+    if not isinstance(config, RetroMAEConfig):
+        backbone_for(config)
+        try:
+            return RetroMAEForPreTraining.from_encoder(source, **args.model_options())
+        except OSError as error:
+            raise RetroMAEError(f"{source} holds no weights that can be loaded: {first_line(error)}") from error
+    model = load_checkpoint(RetroMAEForPreTraining, source)
+    if args.decoding not in (None, model.config.decoding):
+        raise RetroMAEError(
+            f"{source} was trained with decoding={model.config.decoding!r}; leave --decoding out to go on with it"
+        )
+    if args.decoder_mask_ratio is not None:
+        model.config.decoder_mask_ratio = args.decoder_mask_ratio
+    return model
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig) -> None:
+    """Raise `RetroMAEError` where tokenizer and model do not share a vocabulary.
+
+    A model may have a few rows more than its tokenizer has tokens: some are padded to round numbers.
+    """
+    tokens, rows = len(tokenizer), config.vocab_size
+    if tokens > rows or tokens < 0.99 * rows:
+        raise RetroMAEError(
+            f"the tokenizer has {tokens} tokens and the model {rows}; use the tokenizer that belongs to the model"
+        )
+
+
+def split_passages(passages: Dataset) -> tuple[Dataset, Dataset]:
+    """Passages to train on and to evaluate on: `EVAL_PASSAGES` spread evenly over the corpus, at most a tenth."""
+    count = max(min(EVAL_PASSAGES, len(passages) // 10), 1)
+    held_out = np.linspace(0, len(passages) - 1, count, dtype=int)
+    train = np.setdiff1d(np.arange(len(passages)), held_out)
+    if len(train) == 0:
+        raise RetroMAEError("the corpus holds a single passage; give a source with more text")
+    return passages.select(train), passages.select(held_out)

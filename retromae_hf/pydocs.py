@@ -1,0 +1,192 @@
+"""The embedded corpus: the documentation in the user's own Python environment, and its retrieval task.
+
+Docstrings of the standard library and of every installed package are read with `ast`: nothing is imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sysconfig
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+
+from .text import split_sentences
+
+# Folders whose docstrings describe tests, not an interface.
+SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+# The fewest characters of a docstring worth keeping: less is "See base class." and the like.
+MIN_CHARACTERS = 80
+# A query has at least this many words, and a body at least this many.
+MIN_QUERY_WORDS, MIN_BODY_WORDS = 5, 15
+
+# The retrieval task: test queries, queries to watch while training, and the bodies that are searched.
+TEST_QUERIES, DEV_QUERIES, SEARCHED_BODIES = 1000, 200, 10_000
+
+
+def load_pydocs(num_proc: int | None = None) -> Dataset:
+    """Every distinct docstring of this environment, ordered by the path of its source.
+
+    The result is cached by `datasets` and read anew when a file is added, removed or changed.
+
+    Returns:
+        A dataset with the columns `name` (the dotted name of what is documented) and `text`.
+    """
+    files = [(root, str(path), path.stat().st_mtime_ns) for root, path in _source_files()]
+    rows = Dataset.from_generator(
+        _read_files, gen_kwargs={"files": files}, num_proc=min(num_proc or 1, len(files)), split="train"
+    )
+    first: dict[str, int] = {}
+    for index, text in enumerate(rows["text"]):
+        first.setdefault(text, index)
+    return rows.select(list(first.values()))
+
+
+def _source_files() -> Iterator[tuple[str, Path]]:
+    """The folder that module names start from and the file, for every source file, in a stable order."""
+    paths = sysconfig.get_paths()
+    for root in dict.fromkeys(paths[name] for name in ("stdlib", "purelib", "platlib")):
+        for path in sorted(Path(root).rglob("*.py")):
+            if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts):
+                yield root, path
+
+
+def _read_files(files: list[tuple[str, str, int]]) -> Iterator[dict[str, str]]:
+    for root, path, _ in files:
+        for name, text in read_docstrings(Path(path), Path(root)):
+            if len(text) >= MIN_CHARACTERS:
+                yield {"name": name, "text": text}
+
+
+def read_docstrings(path: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Dotted name and cleaned docstring of everything that is documented in a source file under `root`.
+
+    A file that does not parse yields nothing: packages ship templates and code for other versions of Python.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escape sequences
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
+        return
+    module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    yield from _docstrings(tree, module)
+
+
+def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str):
+    text = ast.get_docstring(node, clean=False)
+    if text:
+        # Some sources hold lone surrogates as escapes, which are no text.
+        yield name, inspect.cleandoc(text).encode("utf-8", "replace").decode("utf-8")
+    if isinstance(node, ast.Module | ast.ClassDef):
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _docstrings(child, f"{name}.{child.name}")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A corpus divided for pretraining and for a retrieval task of its own: first sentence -> body.
+
+    Attributes:
+        pretraining: documents to pretrain on (`name`, `text`). Of a held-out document only the body is there, and no
+            held-out query stands anywhere in the text.
+        queries: the held-out first sentences, by name.
+        bodies: the bodies to search, by name, among them that of every query.
+        pairs: first sentences and bodies that are not held out (`query`, `body`), to fine-tune on.
+    """
+
+    pretraining: Dataset
+    queries: dict[str, str]
+    bodies: dict[str, str]
+    pairs: Dataset
+
+
+def split_first_sentence(text: str) -> tuple[str, str]:
+    """A text's first sentence, with its white space folded, and the rest; the rest is empty for a single sentence."""
+    sentences = split_sentences(text)
+    if not sentences:
+        return "", ""
+    query = sentences[0]
+    body = text.lstrip()[len(query) :].strip()
+    return " ".join(query.split()), body
+
+
+def hold_out(documents: Dataset, queries: int, bodies: int) -> HeldOut:
+    """Divide documents for pretraining and retrieval. The choice follows from names and texts alone.
+
+    Args:
+        documents: the columns `name` and `text`.
+        queries: held-out queries at most.
+        bodies: bodies to search at most.
+    """
+    names, texts = documents["name"][:], documents["text"][:]
+    split = [split_first_sentence(text) for text in texts]
+    # A body that two documents share would make the one right answer ambiguous.
+    by_body: dict[str, int] = {}
+    by_name: dict[str, int] = {}
+    for index, (query, body) in enumerate(split):
+        long_enough = len(query.split()) >= MIN_QUERY_WORDS and len(body.split()) >= MIN_BODY_WORDS
+        if long_enough and by_body.setdefault(_fold(body), index) == index:
+            by_name.setdefault(names[index], index)  # overloads share a name too
+    eligible = sorted(by_name.values(), key=lambda index: _digest(names[index]))
+    unique = _only_once(texts, {index: split[index][0] for index in eligible[: 3 * queries]})
+    held_out = [index for index in eligible[: 3 * queries] if index in unique][:queries]
+    chosen = set(held_out)
+    searched = held_out + [index for index in eligible if index not in chosen][: max(bodies - len(held_out), 0)]
+    rest = [index for index in eligible if index not in chosen]
+    return HeldOut(
+        pretraining=documents.map(
+            _replace_text,
+            with_indices=True,
+            input_columns="text",
+            fn_kwargs={"replacements": {index: split[index][1] for index in held_out}},
+            desc="Holding out queries",
+        ),
+        queries={names[index]: split[index][0] for index in held_out},
+        bodies={names[index]: split[index][1] for index in searched},
+        pairs=Dataset.from_dict(
+            {"query": [split[index][0] for index in rest], "body": [split[index][1] for index in rest]}
+        ),
+    )
+
+
+def _replace_text(text: str, index: int, replacements: dict[int, str]) -> dict[str, str]:
+    return {"text": replacements.get(index, text)}
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _only_once(texts: list[str], phrases: dict[int, str]) -> set[int]:
+    """Which phrases stand exactly once in all the texts together, white space and case apart.
+
+    A phrase is looked for where its first words stand, so that the texts are read once for all phrases.
+    """
+    starts: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    folded = {index: _fold(phrase) for index, phrase in phrases.items()}
+    for index, phrase in folded.items():
+        # The first and the last word may continue in the text ("(see" for "see"), so only inner words are a key.
+        starts[tuple(phrase.split()[1 : MIN_QUERY_WORDS - 1])].append(index)
+    counts: dict[int, int] = defaultdict(int)
+    for text in texts:
+        words = text.lower().split()
+        found = starts.keys() & set(zip(*(words[offset:] for offset in range(MIN_QUERY_WORDS - 2)), strict=False))
+        if found:
+            joined = " ".join(words)
+            for start in found:
+                for index in starts[start]:
+                    counts[index] += joined.count(folded[index])
+    return {index for index in phrases if counts[index] == 1}

@@ -1,0 +1,94 @@
+"""Shared fixtures: everything is tiny, seeded and offline."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before any Hugging Face import: no network, and caches that belong to this run alone.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="retromae_hf_tests_")
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining
+from retromae_hf.vocabulary import train_wordpiece
+
+TEXTS = [
+    f"The {adjective} {animal} {verb} over the {place} number {number}. It was {adjective} indeed! Then the {animal} "
+    f"slept near the {place} until {number + 5} bells rang in the old tower of the town, and nobody came to {verb}."
+    for number, (adjective, animal, verb, place) in enumerate(
+        (adjective, animal, verb, place)
+        for adjective in ("quick", "lazy", "brown", "silent")
+        for animal in ("fox", "heron", "badger", "otter", "wolf")
+        for verb in ("jumps", "wanders", "glides")
+        for place in ("river", "meadow")
+    )
+]
+
+
+def pytest_sessionfinish() -> None:
+    import shutil
+
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts) -> BertTokenizer:
+    return train_wordpiece(texts, vocab_size=200, max_length=32)
+
+
+@pytest.fixture(scope="session")
+def encoder_config(tokenizer) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+@pytest.fixture
+def model(encoder_config) -> RetroMAEForPreTraining:
+    return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config)).eval()
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory, encoder_config, tokenizer) -> str:
+    """A plain masked-LM checkpoint, as it would come from the Hub."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(1)
+    BertForMaskedLM(encoder_config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def reference_folder() -> Path:
+    folder = Path(__file__).parents[2] / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip("the reference figures of the released code are not at hand (no ../shared/reference)")
+    return folder
+
+
+def features_of(tokenizer, texts, max_length=32) -> list[dict]:
+    """Tokenised passages as a dataset would give them to the collator."""
+    rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    return [{"input_ids": row, "passage_id": index} for index, row in enumerate(rows)]

@@ -1,0 +1,249 @@
+"""The model computes RetroMAE's equations, keeps what it learned, and fits into Trainer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import features_of
+from torch.nn.functional import cross_entropy, gelu
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertForMaskedLM
+
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    RetroMAEModel,
+)
+from retromae_hf.masking import IGNORE_INDEX, visibility_mask
+
+
+@pytest.fixture
+def batch(tokenizer, texts):
+    collator = DataCollatorForRetroMAE(tokenizer, seed=0)
+    collator.set_epoch(0)
+    return collator(features_of(tokenizer, [texts[0], texts[1][:30], texts[2][:60], texts[3]]))
+
+
+def decode_row_by_row(model, h, batch, visible):
+    """Enhanced decoding as the paper writes it: one query at a time, and logits (section 3.3)."""
+    embeddings, layer = model.encoder.bert.embeddings, model.decoder[0]
+    heads, losses = layer.num_heads, []
+    for b in range(len(h)):
+        hidden = embeddings(batch["decoder_input_ids"][b : b + 1])[0]
+        context = torch.cat([h[b : b + 1], hidden[1:]])
+        for i, label in enumerate(batch["decoder_labels"][b].tolist()):
+            if label == IGNORE_INDEX:
+                continue
+            query = h[b] + embeddings.position_embeddings.weight[i]
+            seen = context[visible[b, i]]
+            q = layer.query(query).view(heads, -1)
+            k, v = layer.key(seen).view(len(seen), heads, -1), layer.value(seen).view(len(seen), heads, -1)
+            scores = torch.einsum("hd,khd->hk", q, k) / math.sqrt(q.shape[1])
+            attended = torch.einsum("hk,khd->hd", scores.softmax(1), v).flatten()
+            state = layer.attention_norm(query + layer.attention_output(attended))
+            state = layer.output_norm(state + layer.output(gelu(layer.intermediate(state))))
+            losses.append(cross_entropy(model.encoder.cls(state[None]), torch.tensor([label])))
+    return torch.stack(losses).mean()
+
+
+def test_the_losses_are_the_papers(model, batch):
+    model = model.double()
+    output = model(**batch)
+    plain = model.encoder(batch["input_ids"], batch["attention_mask"], labels=batch["labels"])
+    h = model.encoder.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+    lengths = batch["attention_mask"].sum(1)
+    visible = visibility_mask(batch["visibility_seed"], lengths, 0.5, batch["input_ids"].shape[1])
+    expected = decode_row_by_row(model, h, batch, visible)
+    assert torch.allclose(output.mlm_loss, plain.loss, rtol=0, atol=1e-12)
+    assert torch.allclose(output.decoder_loss, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(output.loss, plain.loss + expected, rtol=0, atol=1e-12)
+    assert torch.equal(output.sentence_embedding, h)
+    ours = torch.autograd.grad(output.loss, list(model.parameters()))
+    theirs = torch.autograd.grad(plain.loss + expected, list(model.parameters()))
+    for gradient, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("decoding", ["enhanced", "basic"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_padding_changes_nothing(encoder_config, tokenizer, texts, decoding, layers):
+    config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=layers)
+    model = RetroMAEForPreTraining(config).double().eval()
+    losses = []
+    for multiple in (1, 16):
+        collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0, pad_to_multiple_of=multiple)
+        collator.set_epoch(0)
+        losses.append(model(**collator(features_of(tokenizer, texts[:5], 24))).loss)
+    assert torch.allclose(*losses, rtol=0, atol=1e-12)
+
+
+def test_basic_decoding_reads_the_passage_through_the_embedding_only(encoder_config, tokenizer, texts):
+    """Position 0 of the decoder's input is the sentence embedding: the token there does not matter."""
+    config = RetroMAEConfig(encoder_config=encoder_config, decoding="basic")
+    model = RetroMAEForPreTraining(config).eval()
+    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
+    collator.set_epoch(0)
+    batch = collator(features_of(tokenizer, texts[:3]))
+    before = model(**batch).decoder_loss
+    batch["decoder_input_ids"][:, 0] = 17
+    assert torch.equal(before, model(**batch).decoder_loss)
+
+
+def test_a_row_does_not_depend_on_its_own_token_nor_on_hidden_ones(model, batch):
+    """Change a token: only the rows that may see its column change."""
+    visible = visibility_mask(
+        batch["visibility_seed"], batch["attention_mask"].sum(1), 0.5, batch["input_ids"].shape[1]
+    )
+    h = torch.randn(4, 32)
+    arguments = {name: batch[name] for name in ("decoder_labels", "attention_mask", "visibility_seed")}
+    before, _ = model.decode(h, batch["decoder_input_ids"], **arguments)
+    changed = batch["decoder_input_ids"].clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 100
+    after, _ = model.decode(h, changed, **arguments)
+    rows = (batch["decoder_labels"] != IGNORE_INDEX).nonzero()
+    differs = (before != after).any(1)
+    assert differs.any()
+    for (passage, row), different in zip(rows.tolist(), differs.tolist(), strict=True):
+        assert different == visible[passage, row, 5].item()
+
+
+def test_a_row_that_sees_nothing_makes_no_nan(model, batch):
+    size = batch["input_ids"].shape[1]
+    output = model(**batch, decoder_visibility=torch.zeros(4, size, size, dtype=torch.bool))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_given_visibility_overrides_the_drawn_one(model, batch):
+    lengths, size = batch["attention_mask"].sum(1), batch["input_ids"].shape[1]
+    drawn = visibility_mask(batch["visibility_seed"], lengths, 0.5, size)
+    same = model(**batch, decoder_visibility=drawn)
+    other = model(**batch, decoder_visibility=visibility_mask(batch["visibility_seed"] + 1, lengths, 0.5, size))
+    assert same.loss == model(**batch).loss != other.loss
+
+
+def test_without_a_seed_the_mask_follows_torchs_generator(model, batch):
+    del batch["visibility_seed"]
+    torch.manual_seed(5)
+    first, second = model(**batch).loss, model(**batch).loss
+    torch.manual_seed(5)
+    assert first == model(**batch).loss != second
+
+
+def test_no_labels_no_losses(model, batch):
+    output = model(batch["input_ids"], batch["attention_mask"])
+    assert output.loss is output.mlm_loss is output.decoder_loss is None
+    assert output.sentence_embedding.shape == (4, 32)
+
+
+def test_weights_of_the_losses(encoder_config, batch):
+    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, mlm_loss_weight=0.25)).eval()
+    output = model(**batch)
+    assert torch.allclose(output.loss, 0.25 * output.mlm_loss + output.decoder_loss)
+
+
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "none"])
+def test_a_checkpoint_restores_identical_losses(encoder_config, tokenizer, texts, tmp_path, decoding):
+    config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=2)
+    model = RetroMAEForPreTraining(config).eval()
+    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
+    collator.set_epoch(0)
+    batch = collator(features_of(tokenizer, texts[:4]))
+    model.save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    for auto_class in (RetroMAEForPreTraining, AutoModelForPreTraining):
+        again = auto_class.from_pretrained(tmp_path).eval()
+        assert isinstance(again, RetroMAEForPreTraining)
+        assert again(**batch).loss == model(**batch).loss
+        assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+
+
+def test_auto_classes_find_the_encoder_alone(model, batch, tmp_path):
+    model.save_pretrained(tmp_path)
+    encoder = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(encoder, RetroMAEModel)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), RetroMAEConfig)
+    output = encoder(batch["input_ids"], batch["attention_mask"])
+    assert torch.equal(
+        output.pooler_output, model(batch["input_ids"], batch["attention_mask"]).sentence_embedding
+    )
+
+
+def test_from_encoder_keeps_the_encoder(encoder_folder, batch):
+    model = RetroMAEForPreTraining.from_encoder(encoder_folder, decoder_mask_ratio=0.7).eval()
+    plain = BertForMaskedLM.from_pretrained(encoder_folder).eval()
+    assert model.config.decoder_mask_ratio == 0.7
+    expected = plain(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
+    assert torch.allclose(model(**batch).mlm_loss, expected, atol=1e-6)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_resized_vocabulary_is_kept(model, batch, tmp_path):
+    model.resize_token_embeddings(256)
+    assert model.config.vocab_size == 256
+    model.save_pretrained(tmp_path)
+    again = RetroMAEForPreTraining.from_pretrained(tmp_path).eval()
+    assert again.get_output_embeddings().weight.shape == (256, 32)
+    assert again(**batch).loss == model.eval()(**batch).loss
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
+    model.train()
+    gradients = []
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable()  # the name that both supported ends of transformers know
+        gradients.append(torch.autograd.grad(model(**batch).loss, list(model.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
+    with pytest.raises(RetroMAEError, match="40 tokens do not fit the encoder's 32 positions"):
+        model(torch.ones(1, 40, dtype=torch.int64))
+    with pytest.raises(RetroMAEError, match="decoder_labels need decoder_input_ids"):
+        model(batch["input_ids"], decoder_labels=batch["decoder_labels"])
+    with pytest.raises(RetroMAEError, match="decoder_visibility has shape"):
+        model(**batch, decoder_visibility=torch.ones(4, 3, 3, dtype=torch.bool))
+    with pytest.raises(RetroMAEError, match="pair objectives"):
+        model(**batch, pair_labels=torch.zeros(4))
+    without = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, decoding="none"))
+    with pytest.raises(RetroMAEError, match="no decoder"):
+        without(**batch)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RetroMAEError, match="is a RetroMAE checkpoint"):
+        RetroMAEForPreTraining.from_encoder(tmp_path)
+    with pytest.raises(RetroMAEError, match=r"type 'gpt2' are not supported; known types: bert"):
+        RetroMAEForPreTraining(RetroMAEConfig(encoder_config={"model_type": "gpt2"}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"decoding": "fancy"},
+        {"decoder_mask_ratio": 1.0},
+        {"decoder_mask_ratio": 0},
+        {"num_decoder_layers": 0},
+        {"mlm_loss_weight": -1.0},
+        {"decoder_query": "other"},
+        {"bow_loss_weight": 0.1},
+        {"pair_objective": "nsp"},
+        {"encoder_config": {"hidden_size": 32}},
+    ],
+)
+def test_a_bad_configuration_names_its_field(wrong):
+    with pytest.raises(RetroMAEError, match=next(iter(wrong))):
+        RetroMAEConfig(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_losses(model, batch):
+    model = model.double()
+    expected = model(**batch)
+    output = model.cuda()(**{name: tensor.cuda() for name, tensor in batch.items()})
+    for name in ("mlm_loss", "decoder_loss"):
+        assert torch.allclose(getattr(output, name).cpu(), getattr(expected, name), rtol=0, atol=1e-10)

@@ -1,0 +1,105 @@
+"""The figures of the released implementation come out here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig
+
+from retromae_hf import RetroMAEError, load_reference_checkpoint
+from retromae_hf.reference import DECODER_MODULES
+
+# The two released objectives, and the query that each decoder has.
+QUERIES = {"retromae": "sum", "dupmae": "embedded"}
+
+
+@pytest.fixture(scope="module")
+def expected(reference_folder):
+    return json.loads((reference_folder / "expected.json").read_text())
+
+
+def losses_of(model, batch):
+    return model(
+        input_ids=batch["encoder_input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["encoder_labels"],
+        decoder_input_ids=batch["input_ids"],
+        decoder_labels=batch["decoder_labels"],
+        decoder_visibility=batch["decoder_visible"].bool(),
+    )
+
+
+@pytest.mark.parametrize("objective", QUERIES)
+def test_losses_agree_with_the_released_code(reference_folder, expected, objective):
+    model = load_reference_checkpoint(
+        reference_folder / "weights.safetensors", BertConfig(**expected["config"]), decoder_query=QUERIES[objective]
+    )
+    output = losses_of(model, load_file(reference_folder / "batch.safetensors"))
+    assert abs(output.mlm_loss.item() - expected[objective]["encoder_mlm"]) < 1e-9
+    assert abs(output.decoder_loss.item() - expected[objective]["decoder"]) < 1e-9
+
+
+def test_gradients_agree_with_the_released_code(reference_folder, expected):
+    model = load_reference_checkpoint(reference_folder / "weights.safetensors", BertConfig(**expected["config"]))
+    output = losses_of(model, load_file(reference_folder / "batch.safetensors"))
+    assert abs(output.loss.item() - expected["retromae"]["total"]) < 1e-9
+    output.loss.backward()
+    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    assert len(norms) == len(expected["retromae_grad_norm"])
+    for name, norm in expected["retromae_grad_norm"].items():
+        # The gradient of a key's bias is 0 but for rounding: softmax does not change when all scores shift.
+        assert norms[our_name(name)] == pytest.approx(norm, rel=1e-7, abs=1e-15), name
+
+
+def our_name(name: str) -> str:
+    if name.startswith("lm."):
+        return "encoder." + name.removeprefix("lm.")
+    module, _, parameter = name.removeprefix("c_head.").rpartition(".")
+    return f"decoder.0.{DECODER_MODULES[module]}.{parameter}"
+
+
+@pytest.fixture
+def released_layout(model):
+    """This package's tiny model in the released layout."""
+    back = {ours: theirs for theirs, ours in DECODER_MODULES.items()}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("encoder."):
+            state["lm." + name.removeprefix("encoder.")] = tensor.clone()
+        else:
+            module, parameter = name.removeprefix("decoder.0.").split(".")
+            state[f"c_head.{back[module]}.{parameter}"] = tensor.clone()
+    return state
+
+
+def test_a_state_dict_a_file_and_a_folder_are_alike(released_layout, model, encoder_config, tmp_path):
+    save_file(released_layout, tmp_path / "model.safetensors")
+    for source in (released_layout, tmp_path / "model.safetensors", str(tmp_path)):
+        loaded = load_reference_checkpoint(source, encoder_config)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_the_tied_projection_may_be_left_out(released_layout, model, encoder_config):
+    for name in ("lm.cls.predictions.decoder.weight", "lm.cls.predictions.decoder.bias"):
+        del released_layout[name]
+    loaded = load_reference_checkpoint(released_layout, encoder_config)
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded.get_output_embeddings().bias, model.get_output_embeddings().bias)
+
+
+def test_what_does_not_fit_is_refused(released_layout, encoder_config, tmp_path):
+    with pytest.raises(RetroMAEError, match="does not exist"):
+        load_reference_checkpoint(tmp_path / "nothing.safetensors", encoder_config)
+    (tmp_path / "pickle.bin").write_bytes(b"\x80\x04not a checkpoint")
+    with pytest.raises(RetroMAEError, match="not a safetensors file"):
+        load_reference_checkpoint(tmp_path / "pickle.bin", encoder_config)
+    with pytest.raises(RetroMAEError, match="missing"):
+        load_reference_checkpoint(
+            {name: tensor for name, tensor in released_layout.items() if name.startswith("lm.")}, encoder_config
+        )
+    with pytest.raises(RetroMAEError, match="do not fit"):
+        load_reference_checkpoint(released_layout, BertConfig(**encoder_config.to_diff_dict() | {"hidden_size": 64}))

@@ -64,6 +64,10 @@ class RetroMAEConfig(PreTrainedConfig):
                 raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
             self.encoder_config = AutoConfig.for_model(**self.encoder_config)
         self._check_values()
+        # Where Trainer looks for them when it compares model and tokenizer.
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(self, name, getattr(self.encoder_config, name, None))
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)
 
     def _check_values(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -89,6 +90,11 @@ def _load_files_or_hub(source: str, config_name: str | None, split: str, num_pro
         found = "files of several kinds" if len(builders) > 1 else "no such file"
         raise RetroMAEError(f"{source} must be one kind of {', '.join(FILE_BUILDERS)}, but there is {found}")
     builder = builders.pop()
+    if not any(file.stat().st_size for file in files):
+        raise RetroMAEError(f"{source} holds no documents, only empty files; give a source with text")
+    if builder != "parquet":
+        for file in files:
+            _check_utf8(file)
     options = {"sample_by": "line" if path.is_file() else "document"} if builder == "text" else {}
     return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
 
@@ -97,20 +103,26 @@ def _load(source: str, *args: Any, **kwargs: Any) -> Dataset:
     """`datasets.load_dataset` with its failures as one sentence."""
     try:
         loaded = load_dataset(*args, **kwargs)
-    except Exception as error:  # datasets wraps what a reader raised in errors of its own
-        for cause in _causes(error):
-            if isinstance(cause, UnicodeDecodeError) or "UTF-8" in str(cause) or "UTF8" in str(cause):
-                raise RetroMAEError(f"{source} is not UTF-8 ({cause}); convert it, for example with iconv") from error
-        raise RetroMAEError(f"{source} cannot be read as a dataset: {error}") from error
+    except Exception as error:  # whatever a builder, a file or the Hub raises
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise RetroMAEError(f"{source} cannot be read as a dataset: {reason}") from error
     if isinstance(loaded, DatasetDict):
         raise RetroMAEError(f"{source} has several splits, {', '.join(loaded)}; name one")
     return loaded
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _check_utf8(file: Path) -> None:
+    """Read a text file once up front: not every reader of `datasets` notices, and none names the place."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    with file.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                raise RetroMAEError(
+                    f"{file} is not UTF-8 (near byte {position + error.start}); convert it, for example with iconv"
+                ) from error
+            position += len(chunk)
 
 
 def tokenize_passages(

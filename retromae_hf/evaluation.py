@@ -51,11 +51,11 @@ def load_task(source: str, num_proc: int | None = None) -> RetrievalTask:
     """
     if source == "pydocs":
         held_out = hold_out(load_pydocs(num_proc), TEST_QUERIES + DEV_QUERIES, SEARCHED_BODIES)
-        return test_task(held_out)
+        return reported_task(held_out)
     return load_beir(source)
 
 
-def test_task(held_out: HeldOut) -> RetrievalTask:
+def reported_task(held_out: HeldOut) -> RetrievalTask:
     """The task to report: the first `TEST_QUERIES` held-out queries against all bodies."""
     return _first_sentence_task("pydocs", list(held_out.queries)[:TEST_QUERIES], held_out, len(held_out.bodies))
 

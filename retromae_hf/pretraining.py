@@ -155,8 +155,6 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
 
 def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments) -> str | None:
     """The checkpoint to resume from, or None to start; an output folder that holds a run is refused otherwise."""
-    if training_args.output_dir is None:
-        raise RetroMAEError("--output_dir is missing; name the folder that the checkpoints go to")
     folder = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint
     if resume is not None and str(resume).lower() != "false":

@@ -133,7 +133,7 @@ def test_from_config_takes_over_the_models_choice(tokenizer, encoder_config):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding="basic", decoder_mask_ratio=0.6)
     collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
     collator.check_matches(config)
-    with pytest.raises(RetroMAEError, match="decoding='enhanced'.*'basic'"):
+    with pytest.raises(RetroMAEError, match=r"decoding='enhanced'.*'basic'"):
         DataCollatorForRetroMAE(tokenizer).check_matches(config)
 
 
@@ -155,4 +155,3 @@ def test_other_bad_arguments_are_refused(tokenizer):
     for wrong in ({"decoding": "fancy"}, {"whole_word_mask": True}, {"pad_to_multiple_of": 0}):
         with pytest.raises(RetroMAEError, match=next(iter(wrong)).replace("_mask", "")[:5]):
             DataCollatorForRetroMAE(tokenizer, **wrong)
-

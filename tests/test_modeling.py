@@ -168,9 +168,7 @@ def test_auto_classes_find_the_encoder_alone(model, batch, tmp_path):
     assert isinstance(encoder, RetroMAEModel)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), RetroMAEConfig)
     output = encoder(batch["input_ids"], batch["attention_mask"])
-    assert torch.equal(
-        output.pooler_output, model(batch["input_ids"], batch["attention_mask"]).sentence_embedding
-    )
+    assert torch.equal(output.pooler_output, model(batch["input_ids"], batch["attention_mask"]).sentence_embedding)
 
 
 def test_from_encoder_keeps_the_encoder(encoder_folder, batch):

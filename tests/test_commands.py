@@ -1,0 +1,187 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from test_evaluation import write_beir
+from transformers import BertTokenizer
+
+from retromae_hf.commands.main import COMMANDS, main
+
+FAST = "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200"
+
+
+def run(line: str) -> int:
+    return main(line.split())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, texts):
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    file.write_text("\n".join(texts), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert (
+        run(f"pretrain --dataset {corpus} --output_dir {folder} --max_length 32 --max_steps 6 --eval_steps 3 {FAST}")
+        == 0
+    )
+    return folder
+
+
+def test_pretrain_leaves_a_checkpoint_and_its_logs(checkpoint):
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    logged = {name for entry in state["log_history"] for name in entry}
+    assert {"eval_loss", "eval_ndcg@10", "eval_mrr@10", "eval_recall@100", "eval_embedding_gap"} <= logged
+    assert (checkpoint / "model.safetensors").is_file()
+    assert (checkpoint / "tokenizer.json").is_file()
+
+
+def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, texts):
+    encoder = tmp_path / "encoder"
+    assert run(f"export --model_name_or_path {checkpoint} --output_dir {encoder}") == 0
+    assert SentenceTransformer(str(encoder)).encode("hello").shape == (32,)
+    task = write_beir(tmp_path / "task")
+    results = []
+    for model in (encoder, checkpoint, "bm25"):
+        output = tmp_path / "results" / "results.json"
+        assert run(f"evaluate --model_name_or_path {model} --dataset {task} --output {output}") == 0
+        results.append(json.loads(output.read_text()))
+    assert all({"ndcg@10", "mrr@10", "recall@100"} <= result.keys() for result in results)
+    assert results[0]["ndcg@10"] == results[1]["ndcg@10"]
+    assert results[2]["mrr@10"] == 1.0
+    documents = Dataset.from_dict({"name": [f"zoo.Animal{i}" for i in range(9)] + ["zoo._hidden"], "text": texts[:10]})
+    monkeypatch.setattr("retromae_hf.search.load_pydocs", lambda num_proc: documents)
+    capsys.readouterr()
+    for _ in range(2):  # the second time from the cache
+        assert main(["search", str(encoder), "a quick fox", "--top", "3"]) == 0
+        listed = capsys.readouterr().out
+        assert listed.count("zoo.Animal") == 3
+        assert "zoo._hidden" not in listed
+
+
+def test_a_recipe_and_flags_that_go_before_it(corpus, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"dataset: {corpus}\noutput_dir: {tmp_path / 'run'}\nmax_length: 32\nlearning_rate: 1e-3\nmax_steps: 9\n"
+        "eval_strategy: 'no'\ndecoding: basic\n"
+    )
+    assert run(f"pretrain {recipe} --max_steps 2 --logging_steps 1 {FAST}") == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 2
+    assert state["log_history"][0]["learning_rate"] <= 1e-3
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["decoding"] == "basic"
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tmp_path):
+    resumed = f"pretrain --dataset {corpus} --output_dir {checkpoint} --max_length 32 --resume_from_checkpoint true"
+    assert run(f"{resumed} --max_steps 8 {FAST}") == 0
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == 8
+    further = f"pretrain --dataset {corpus} --model_name_or_path {checkpoint} --output_dir {tmp_path / 'more'}"
+    assert run(f"{further} --max_length 32 --max_steps 2 --decoder_mask_ratio 0.7 --use_cpu --disable_tqdm true") == 0
+    assert json.loads((tmp_path / "more" / "config.json").read_text())["decoder_mask_ratio"] == 0.7
+
+
+def test_pydocs_and_a_plain_encoder(encoder_folder, tmp_path, monkeypatch, texts):
+    documents = Dataset.from_dict({"name": [f"zoo.name{i}" for i in range(len(texts))], "text": texts})
+    monkeypatch.setattr("retromae_hf.corpus.load_pydocs", lambda num_proc: documents)
+    command = f"pretrain --dataset pydocs --model_name_or_path {encoder_folder} --output_dir {tmp_path / 'run'}"
+    assert run(f"{command} --max_length 32 --max_steps 2 --use_cpu --disable_tqdm true") == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder_config"]["hidden_size"] == 32
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_complete(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(f"{command} --help")
+    assert stopped.value.code == 0
+    help_text = capsys.readouterr().out
+    assert f"retromae-hf {command}" in help_text
+    assert help_text.count("--") > 2
+
+
+def test_the_list_of_commands(capsys):
+    assert main([]) == main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {command} " in listed for command in COMMANDS)
+    assert run("fly") == 2
+    assert "no command 'fly'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
+    """Places that the lines below name."""
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes("déjà vu\n".encode("latin-1"))
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "config.json").write_text((checkpoint / "config.json").read_text())
+    unmasked = BertTokenizer(vocab=tokenizer.get_vocab())
+    unmasked.mask_token = None
+    unmasked.save_pretrained(tmp_path / "unmasked")
+    smaller = BertTokenizer(vocab={token: id for token, id in tokenizer.get_vocab().items() if id < 100})
+    smaller.save_pretrained(tmp_path / "smaller")
+    (tmp_path / "recipe.yaml").write_text("no_such_argument: 1\n")
+    return {
+        "here": tmp_path,
+        "corpus": corpus,
+        "run": checkpoint,
+        "encoder": encoder_folder,
+        "from_encoder": f"--model_name_or_path {encoder_folder}",
+        "train": f"--dataset {corpus} --output_dir {tmp_path / 'out'} --max_length 32",
+        "to": f"--output_dir {tmp_path / 'out'} --max_length 32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("pretrain --dataset {here}/empty.txt {to}", "holds no documents"),
+        ("pretrain --dataset {here}/blank.txt {to}", "no passage with a token"),
+        ("pretrain --dataset {here}/absent.txt {to}", "does not exist"),
+        ("pretrain --dataset {here}/latin.txt {to}", "is not UTF-8"),
+        ("pretrain {train} --text_column body", "no column 'body'"),
+        ("pretrain {train} {from_encoder} --tokenizer_name {here}/unmasked", "no mask token"),
+        ("pretrain {train} {from_encoder} --tokenizer_name {here}/smaller", "100 tokens and the model"),
+        ("pretrain {train} {from_encoder} --max_length 64", "over the encoder's 32 positions"),
+        ("pretrain {train} --encoder_mask_ratio 1.0", "encoder_mask_ratio=1.0"),
+        ("pretrain {train} --decoder_mask_ratio 0", "decoder_mask_ratio=0"),
+        ("pretrain {train} --decoding fancy", "decoding='fancy'"),
+        ("pretrain {train} --hidden_size 30 --num_attention_heads 4", "not a multiple"),
+        ("pretrain {train} --model_name_or_path {run} --decoding none", "was trained with decoding='enhanced'"),
+        ("pretrain {train} --model_name_or_path {here}/hollow --tokenizer_name {encoder}", "no checkpoint that can be loaded"),
+        ("pretrain {train} --model_name_or_path {here}/nowhere", "holds no"),
+        ("pretrain --dataset {corpus} --output_dir {run}", "already holds a run"),
+        ("pretrain {train} --resume_from_checkpoint true", "no checkpoint to resume from"),
+        ("pretrain {here}/recipe.yaml", "unknown arguments: no_such_argument"),
+        ("pretrain {here}/absent.yaml", "cannot be read"),
+        ("pretrain {train} --no_such_flag 1", "no_such_flag"),
+        ("export --model_name_or_path {here}/hollow --output_dir {here}/out", "no checkpoint that can be loaded"),
+        ("export --model_name_or_path {run} --output_dir {run}", "not an empty folder"),
+        ("export --model_name_or_path {run} --output_dir {here}/out --pooling max", "pooling='max'"),
+        ("evaluate --model_name_or_path {run} --dataset {here}/hollow", "corpus.jsonl does not exist"),
+        ("evaluate --model_name_or_path {here}/nowhere --dataset {here}/task", "holds no model"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_status_2(bad, line, message, capsys):
+    write_beir(bad["here"] / "task")
+    if line.startswith("pretrain --"):
+        line = line.replace("pretrain", f"pretrain {FAST}", 1)
+    assert run(line.format(**bad)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("retromae-hf: error: ")
+    assert message in error
+
+
+def test_overwriting_starts_anew(corpus, tmp_path):
+    line = f"pretrain --dataset {corpus} --output_dir {tmp_path} --max_length 32 {FAST}"
+    assert run(f"{line} --max_steps 4 --save_steps 2") == 0
+    assert run(f"{line} --max_steps 1 --overwrite_output_dir") == 0
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]

@@ -156,7 +156,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --decoding fancy", "decoding='fancy'"),
         ("pretrain {train} --hidden_size 30 --num_attention_heads 4", "not a multiple"),
         ("pretrain {train} --model_name_or_path {run} --decoding none", "was trained with decoding='enhanced'"),
-        ("pretrain {train} --model_name_or_path {here}/hollow --tokenizer_name {encoder}", "no checkpoint that can be loaded"),
+        ("pretrain {train} --model_name_or_path {here}/hollow --tokenizer_name {encoder}", "no checkpoint that can be"),
         ("pretrain {train} --model_name_or_path {here}/nowhere", "holds no"),
         ("pretrain --dataset {corpus} --output_dir {run}", "already holds a run"),
         ("pretrain {train} --resume_from_checkpoint true", "no checkpoint to resume from"),

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
-from .pydocs import DEV_QUERIES, SEARCHED_BODIES, TEST_QUERIES, HeldOut, hold_out, load_pydocs
+from .pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ def load_task(source: str, num_proc: int | None = None) -> RetrievalTask:
         RetroMAEError: the folder or one of its files does not exist or does not fit.
     """
     if source == "pydocs":
-        held_out = hold_out(load_pydocs(num_proc), TEST_QUERIES + DEV_QUERIES, SEARCHED_BODIES)
-        return reported_task(held_out)
+        return reported_task(load_held_out_pydocs(num_proc))
     return load_beir(source)
 
 

@@ -121,13 +121,13 @@ def visibility_mask(seed: Tensor | int, length: Tensor | int, ratio: float, padd
     Returns:
         bool `[B, L, L]`, True = visible; `[L, L]` where `seed` is an int.
     """
-    seeds = _seed_tensor(seed) if isinstance(seed, int) else seed
+    seeds = seed if isinstance(seed, Tensor) else _seed_tensor(int(seed))
     lengths = torch.as_tensor(length, device=seeds.device).reshape(-1, 1, 1)
     if padded_length is None:
         padded_length = int(lengths.max())
     positions = torch.arange(padded_length, dtype=torch.int32, device=seeds.device)
     visible = is_visible(seeds.reshape(-1, 1, 1), positions[:, None], positions[None, :], lengths, ratio)
-    return visible[0] if isinstance(seed, int) else visible
+    return visible if isinstance(seed, Tensor) else visible[0]
 
 
 def corrupt_tokens(

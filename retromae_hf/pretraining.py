@@ -29,7 +29,7 @@ from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError
 from .evaluation import RetrievalTask, dev_task, first_line, load_checkpoint
 from .modeling_retromae import RetroMAEForPreTraining
-from .pydocs import DEV_QUERIES, SEARCHED_BODIES, TEST_QUERIES, hold_out
+from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .vocabulary import train_wordpiece
 
 logger = logging.getLogger(__name__)
@@ -181,17 +181,17 @@ def load_text(args: PretrainArguments) -> tuple[Dataset, RetrievalTask | None]:
 
     Of "pydocs" the reported test's queries are always held out.
     """
-    documents = load_documents(
-        args.dataset,
-        args.dataset_config_name,
-        args.dataset_split,
-        args.text_column,
-        args.preprocessing_num_workers,
-    )
     if args.dataset == "pydocs":
-        held_out = hold_out(documents, TEST_QUERIES + DEV_QUERIES, SEARCHED_BODIES)
+        held_out = load_held_out_pydocs(args.preprocessing_num_workers)
         queries = min(args.dev_queries, DEV_QUERIES)
     else:
+        documents = load_documents(
+            args.dataset,
+            args.dataset_config_name,
+            args.dataset_split,
+            args.text_column,
+            args.preprocessing_num_workers,
+        )
         if "name" not in documents.column_names:
             documents = documents.add_column("name", [str(index) for index in range(len(documents))])
         held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)

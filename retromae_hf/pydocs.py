@@ -6,18 +6,21 @@ Docstrings of the standard library and of every installed package are read with 
 from __future__ import annotations
 
 import ast
+import functools
+import gc
 import hashlib
 import inspect
 import sysconfig
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
 
-from .text import split_sentences
+from .text import split_first_sentence
 
 # Folders whose docstrings describe tests, not an interface.
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -73,11 +76,24 @@ def read_docstrings(path: Path, root: Path) -> Iterator[tuple[str, str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escape sequences
-            tree = ast.parse(path.read_bytes())
+            with _without_garbage_collection():
+                tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return
     module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     yield from _docstrings(tree, module)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Parsing makes many objects and no garbage; looking for it all the same takes twice as long as the parsing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str):
@@ -107,16 +123,6 @@ class HeldOut:
     queries: dict[str, str]
     bodies: dict[str, str]
     pairs: Dataset
-
-
-def split_first_sentence(text: str) -> tuple[str, str]:
-    """A text's first sentence, with its white space folded, and the rest; the rest is empty for a single sentence."""
-    sentences = split_sentences(text)
-    if not sentences:
-        return "", ""
-    query = sentences[0]
-    body = text.lstrip()[len(query) :].strip()
-    return " ".join(query.split()), body
 
 
 def hold_out(documents: Dataset, queries: int, bodies: int) -> HeldOut:
@@ -156,6 +162,12 @@ def hold_out(documents: Dataset, queries: int, bodies: int) -> HeldOut:
             {"query": [split[index][0] for index in rest], "body": [split[index][1] for index in rest]}
         ),
     )
+
+
+@functools.cache
+def load_held_out_pydocs(num_proc: int | None = None) -> HeldOut:
+    """`load_pydocs`, divided; a process reads and divides it once, for pretraining and evaluation alike."""
+    return hold_out(load_pydocs(num_proc), TEST_QUERIES + DEV_QUERIES, SEARCHED_BODIES)
 
 
 def _replace_text(text: str, index: int, replacements: dict[int, str]) -> dict[str, str]:

@@ -12,3 +12,10 @@ _SENTENCE_END = re.compile(r"(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)(?<=[.!?])\s+(?![a-z
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text in order, without surrounding white space; none is empty."""
     return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())]
+
+
+def split_first_sentence(text: str) -> tuple[str, str]:
+    """A text's first sentence, with its white space folded, and the rest; the rest is empty for a single sentence."""
+    text = text.strip()
+    first = _SENTENCE_END.split(text, maxsplit=1)[0]
+    return " ".join(first.split()), text[len(first) :].strip()

@@ -11,6 +11,7 @@ from test_evaluation import write_beir
 from transformers import BertTokenizer
 
 from retromae_hf.commands.main import COMMANDS, main
+from retromae_hf.pydocs import load_held_out_pydocs
 
 FAST = "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200"
 
@@ -89,12 +90,20 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tm
     assert json.loads((tmp_path / "more" / "config.json").read_text())["decoder_mask_ratio"] == 0.7
 
 
-def test_pydocs_and_a_plain_encoder(encoder_folder, tmp_path, monkeypatch, texts):
+@pytest.fixture
+def tiny_pydocs(monkeypatch, texts):
     documents = Dataset.from_dict({"name": [f"zoo.name{i}" for i in range(len(texts))], "text": texts})
-    monkeypatch.setattr("retromae_hf.corpus.load_pydocs", lambda num_proc: documents)
+    monkeypatch.setattr("retromae_hf.pydocs.load_pydocs", lambda num_proc: documents)
+    load_held_out_pydocs.cache_clear()
+    yield
+    load_held_out_pydocs.cache_clear()
+
+
+def test_pydocs_and_a_plain_encoder(encoder_folder, tmp_path, tiny_pydocs):
     command = f"pretrain --dataset pydocs --model_name_or_path {encoder_folder} --output_dir {tmp_path / 'run'}"
     assert run(f"{command} --max_length 32 --max_steps 2 --use_cpu --disable_tqdm true") == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder_config"]["hidden_size"] == 32
+    assert run(f"evaluate --model_name_or_path {tmp_path / 'run'} --dataset pydocs") == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

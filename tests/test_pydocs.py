@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from retromae_hf import pydocs
 from retromae_hf.evaluation import dev_task, reported_task
-from retromae_hf.pydocs import hold_out, load_pydocs, read_docstrings, split_first_sentence
+from retromae_hf.pydocs import hold_out, load_pydocs, read_docstrings
+from retromae_hf.text import split_first_sentence
 
 SOURCE = '''
 """What the module is for. More of it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -131,7 +131,7 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
     logger.info(
         "%d passages, %d tokens; the model has %.1f million parameters",
         len(train_passages),
-        sum(train_passages["length"]),
+        train_passages.with_format("numpy")["length"][:].sum(),
         model.num_parameters() / 1e6,
     )
     trainer = Trainer(
@@ -280,10 +280,15 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig)
 
 
 def split_passages(passages: Dataset) -> tuple[Dataset, Dataset]:
-    """Passages to train on and to evaluate on: `EVAL_PASSAGES` spread evenly over the corpus, at most a tenth."""
-    count = max(min(EVAL_PASSAGES, len(passages) // 10), 1)
-    held_out = np.linspace(0, len(passages) - 1, count, dtype=int)
-    train = np.setdiff1d(np.arange(len(passages)), held_out)
-    if len(train) == 0:
+    """Passages to train on and to evaluate on: `EVAL_PASSAGES` spread evenly over the corpus, at most a tenth.
+
+    What lies between those to evaluate on is put together again as slices: a list of indices would make every read
+    slower, and `Trainer` reads all passages once to group them by length.
+    """
+    if len(passages) < 2:
         raise RetroMAEError("the corpus holds a single passage; give a source with more text")
-    return passages.select(train), passages.select(held_out)
+    count = max(min(EVAL_PASSAGES, len(passages) // 10), 1)
+    held_out = np.linspace(0, len(passages) - 1, count, dtype=int).tolist()
+    between = zip([-1, *held_out], [*held_out, len(passages)], strict=True)
+    slices = [passages.select(range(start + 1, stop)) for start, stop in between if stop - start > 1]
+    return concatenate_datasets(slices), passages.select(held_out)

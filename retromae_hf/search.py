@@ -47,6 +47,11 @@ def search(
     ]
 
 
+def format_results(results: list[SearchResult]) -> str:
+    """Results for the terminal, two lines each: score and name, and the line that matches."""
+    return "\n".join(f"{result.score:.3f}  {result.name}\n       {result.line}" for result in results)
+
+
 def public_documents(documents: Dataset) -> Dataset:
     """The documents of names that no leading underscore marks as private."""
     public = [index for index, name in enumerate(documents["name"]) if "._" not in f".{name}"]

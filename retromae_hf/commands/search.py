@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from ..search import SearchResult, search
+from ..search import format_results, search
 from .common import command, parse
 
 
@@ -32,13 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc)
-    print_results(results)
-
-
-def print_results(results: list[SearchResult]) -> None:
-    """List results, one name and its matching line each."""
-    for result in results:
-        print(f"{result.score:.3f}  {result.name}\n       {result.line}")
+    print(format_results(results))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Puts the latest results of `make demo` and `make bench` into model_cards/ and the README.
+
+No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
+with the results files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import benchmark
+import demo_report
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PUBLISHED = {
+    ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
+    ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
+    ROOT / "runs/benchmark.json": ROOT / "model_cards/benchmark.json",
+}
+
+
+def main() -> None:
+    """Copy what is there and fill the README."""
+    for result, published in PUBLISHED.items():
+        if result.is_file():
+            published.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(result, published)
+            print(f"{result.relative_to(ROOT)} -> {published.relative_to(ROOT)}")
+    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def fill(readme: str) -> str:
+    """The README with the published results between its markers."""
+    demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
+    benchmarked = json.loads((ROOT / "model_cards/benchmark.json").read_text(encoding="utf-8"))
+    blocks = {
+        "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
+        "searches": f"```console\n{demo_report.searches(demo)}\n```",
+        "benchmark": f"{benchmark.table(benchmarked)}\n\n{benchmark.conditions(benchmarked)}",
+    }
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name}: written by examples/publish.py -->", f"<!-- /{name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(readme):
+            raise SystemExit(f"README.md has no block {begin}")
+        readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
+    return readme
+
+
+if __name__ == "__main__":
+    main()

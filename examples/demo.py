@@ -57,6 +57,7 @@ def main() -> None:
     clock: dict[str, float] = {}
     with timed(clock, "total"):
         FOLDER.mkdir(parents=True, exist_ok=True)
+        transformers.logging.set_verbosity_error()  # reports on a head that sentence embeddings do not use
         if ON_CPU:
             # On a CPU the backward pass of the fused attention is slower than the plain one for passages this short.
             torch.backends.cuda.enable_flash_sdp(False)

@@ -63,6 +63,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
 
     gap.plot(*_curve(report, "retromae", "eval_embedding_gap"), "o-", color=COLOURS["retromae"])
     gap.set(title="RetroMAE: embedding gap", xlabel="step", ylabel="nats a token")
+    gap.set_xlim(left=0)
     gap.set_ylim(bottom=0)
 
     measure = "mrr@10"

@@ -15,6 +15,7 @@ from ir_measures import RR, R, nDCG
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError
@@ -171,10 +172,14 @@ def load_embedder(name_or_path: str, batch_size: int = 64) -> Embedder:
         raise RetroMAEError(
             f"{name_or_path} needs sentence-transformers; pip install retromae-hf[retrieval]"
         ) from error
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report on a head that is not used and a pooler that is not there
     try:
-        encoder = SentenceTransformer(name_or_path)
+        encoder = SentenceTransformer(name_or_path, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: {first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     return lambda texts: (
         encoder.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=True).float().cpu()
     )

@@ -131,7 +131,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         """Start from any masked-LM checkpoint, with a new decoder.
 
         Args:
-            name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads.
+            name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads, from safetensors.
             **config: fields of `RetroMAEConfig`.
 
         Raises:
@@ -144,7 +144,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             )
         model = cls(RetroMAEConfig(encoder_config=encoder_config, **config))
         # float32 whatever the file holds: the optimizer's small steps are lost in half precision.
-        model.encoder = AutoModelForMaskedLM.from_pretrained(name_or_path, config=encoder_config, dtype=torch.float32)
+        model.encoder = AutoModelForMaskedLM.from_pretrained(
+            name_or_path, config=encoder_config, dtype=torch.float32, use_safetensors=True
+        )
         return model
 
     def forward(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from test_evaluation import write_beir
@@ -132,6 +134,10 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
     (tmp_path / "latin.txt").write_bytes("déjà vu\n".encode("latin-1"))
     (tmp_path / "hollow").mkdir()
     (tmp_path / "hollow" / "config.json").write_text((checkpoint / "config.json").read_text())
+    pickled = tmp_path / "pickled"
+    shutil.copytree(encoder_folder, pickled)
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
     unmasked = BertTokenizer(vocab=tokenizer.get_vocab())
     unmasked.mask_token = None
     unmasked.save_pretrained(tmp_path / "unmasked")
@@ -167,6 +173,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --model_name_or_path {run} --decoding none", "was trained with decoding='enhanced'"),
         ("pretrain {train} --model_name_or_path {here}/hollow --tokenizer_name {encoder}", "no checkpoint that can be"),
         ("pretrain {train} --model_name_or_path {here}/nowhere", "holds no"),
+        ("pretrain {train} --model_name_or_path {here}/pickled", "no file named model.safetensors"),
         ("pretrain --dataset {corpus} --output_dir {run}", "already holds a run"),
         ("pretrain {train} --resume_from_checkpoint true", "no checkpoint to resume from"),
         ("pretrain {here}/recipe.yaml", "unknown arguments: no_such_argument"),
@@ -177,6 +184,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("export --model_name_or_path {run} --output_dir {here}/out --pooling max", "pooling='max'"),
         ("evaluate --model_name_or_path {run} --dataset {here}/hollow", "corpus.jsonl does not exist"),
         ("evaluate --model_name_or_path {here}/nowhere --dataset {here}/task", "holds no model"),
+        ("evaluate --model_name_or_path {here}/pickled --dataset {here}/task", "no file named model.safetensors"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_status_2(bad, line, message, capsys):

@@ -80,9 +80,8 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
 
     @functools.wraps(function)
     def main(argv: list[str] | None = None) -> int:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        for chatty in ("httpx", "bm25s", "sentence_transformers", "datasets", "absl"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("retromae_hf").setLevel(logging.INFO)
         try:
             function(argv)
         except RetroMAEError as error:

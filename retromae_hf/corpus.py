@@ -48,7 +48,7 @@ def load_documents(
         A dataset with the column `text` beside those of the source.
 
     Raises:
-        RetroMAEError: the source does not exist, is not UTF-8, lacks the column or holds no text.
+        RetroMAEError: the source does not exist, is not UTF-8, lacks the column or holds no text in it.
     """
     if not isinstance(source, str | Path):
         documents = _from_iterable(source, text_column)
@@ -62,6 +62,13 @@ def load_documents(
         )
     if text_column != "text":
         documents = documents.select_columns(text_column).rename_column(text_column, "text")
+    if len(documents) and documents.features["text"].dtype not in ("string", "large_string"):
+        raise RetroMAEError(
+            f"the column {text_column!r} of {_describe(source)} holds {documents.features['text'].dtype}, not text"
+        )
+    if missing := documents.data.column("text").null_count:
+        logger.warning("%d documents hold null instead of text and were dropped", missing)
+        documents = documents.filter(lambda text: text is not None, input_columns="text")
     if len(documents) == 0:
         raise RetroMAEError(f"{_describe(source)} holds no documents; give a source with text")
     return documents
@@ -205,7 +212,7 @@ def _tokenize_batch(
     short_seq_prob: float,
     seed: int,
 ) -> dict[str, list[Any]]:
-    sentences = [split_sentences(text or "") for text in texts]
+    sentences = [split_sentences(text) for text in texts]
     flat = [sentence for document in sentences for sentence in document]
     ids = iter(
         tokenizer(

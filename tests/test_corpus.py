@@ -102,6 +102,12 @@ def test_sources(tmp_path):
     assert load_documents([{"text": "x", "n": 1}])["text"][:] == ["x"]
 
 
+def test_null_is_dropped_and_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert load_documents([{"text": "x"}, {"text": None}])["text"][:] == ["x"]
+    assert "1 documents hold null" in caplog.text
+
+
 def test_bad_sources_are_one_sentence(tmp_path):
     write_files(tmp_path)
     (tmp_path / "latin.txt").write_bytes("déjà vu\n".encode("latin-1") * 3)
@@ -118,6 +124,7 @@ def test_bad_sources_are_one_sentence(tmp_path):
         (tmp_path / "other.jsonl", "no column 'text'; its columns are body"),
         (tmp_path, "several kinds"),
         ([], "the corpus holds no documents"),
+        ([{"text": 1}], "the column 'text' of the corpus holds int64, not text"),
         ("no-such-dataset-on-the-hub", "cannot be read as a dataset"),
     ):
         with pytest.raises(RetroMAEError, match=message) as raised:

@@ -62,10 +62,9 @@ def load_documents(
         )
     if text_column != "text":
         documents = documents.select_columns(text_column).rename_column(text_column, "text")
-    if len(documents) and documents.features["text"].dtype not in ("string", "large_string"):
-        raise RetroMAEError(
-            f"the column {text_column!r} of {_describe(source)} holds {documents.features['text'].dtype}, not text"
-        )
+    feature = documents.features["text"]
+    if len(documents) and getattr(feature, "dtype", None) not in ("string", "large_string"):
+        raise RetroMAEError(f"the column {text_column!r} of {_describe(source)} holds {feature}, not text")
     if missing := documents.data.column("text").null_count:
         logger.warning("%d documents hold null instead of text and were dropped", missing)
         documents = documents.filter(lambda text: text is not None, input_columns="text")

@@ -124,7 +124,8 @@ def test_bad_sources_are_one_sentence(tmp_path):
         (tmp_path / "other.jsonl", "no column 'text'; its columns are body"),
         (tmp_path, "several kinds"),
         ([], "the corpus holds no documents"),
-        ([{"text": 1}], "the column 'text' of the corpus holds int64, not text"),
+        ([{"text": 1}], r"the column 'text' of the corpus holds Value\('int64'\), not text"),
+        ([{"text": ["a"]}], "the column 'text' of the corpus holds List.*, not text"),
         ("no-such-dataset-on-the-hub", "cannot be read as a dataset"),
     ):
         with pytest.raises(RetroMAEError, match=message) as raised:

@@ -47,7 +47,8 @@ def load_reference_checkpoint(
         RetroMAEError: the file is missing or no safetensors file, or its weights are not those of such a model.
     """
     weights = _read(path_or_state_dict)
-    renamed = {_rename(name): weight for name, weight in weights.items()}
+    # Old versions of transformers stored the positions 0, 1, 2 ... beside the weights.
+    renamed = {_rename(name): weight for name, weight in weights.items() if not name.endswith(".position_ids")}
     model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **config))
     dtypes = {weight.dtype for weight in renamed.values() if weight.is_floating_point()}
     if len(dtypes) == 1:
@@ -84,5 +85,4 @@ def _rename(name: str) -> str:
     if name.startswith(DECODER_PREFIX):
         module, _, parameter = name.removeprefix(DECODER_PREFIX).rpartition(".")
         return f"decoder.0.{DECODER_MODULES.get(module, module)}.{parameter}"
-    # Old versions of transformers stored this counter.
     return f"encoder.{name.removeprefix(ENCODER_PREFIX)}"

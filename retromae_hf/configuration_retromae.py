@@ -36,7 +36,8 @@ class RetroMAEConfig(PreTrainedConfig):
         num_decoder_layers: transformer layers of the decoder; the paper's is 1.
         decoder_mask_ratio: share of the tokens that a decoder row does not see, in (0, 1).
         mlm_loss_weight: weight of the encoder's masked-LM loss in the sum; the decoder's is 1.
-        bow_loss_weight: weight of the bag-of-words loss of DupMAE (arXiv 2211.08769); only 0 so far.
+        bow_loss_weight: weight of the bag-of-words loss in the sum, 0.1 in DupMAE (arXiv 2211.08769); enhanced decoding
+            only, whose labels are the bag.
         decoder_query: "sum" (RetroMAE: h + p_i) or "embedded" (DupMAE: h through the encoder's embedding module).
         pair_objective: None; "nsp" and "sop" are not available yet.
 
@@ -63,26 +64,30 @@ class RetroMAEConfig(PreTrainedConfig):
             if "model_type" not in self.encoder_config:
                 raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
             self.encoder_config = AutoConfig.for_model(**self.encoder_config)
-        self._check_values()
+        self.check_values()
         # Where Trainer looks for them when it compares model and tokenizer.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self, name, getattr(self.encoder_config, name, None))
             kwargs.pop(name, None)
         super().__post_init__(**kwargs)
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Raise `RetroMAEError` where a value is out of range or values do not go together."""
         check_decoding(self.decoding)
         check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
         if self.num_decoder_layers < 1:
             raise RetroMAEError(f"num_decoder_layers={self.num_decoder_layers} must be at least 1")
-        if self.mlm_loss_weight < 0:
-            raise RetroMAEError(f"mlm_loss_weight={self.mlm_loss_weight} must not be negative")
+        for name in ("mlm_loss_weight", "bow_loss_weight"):
+            if getattr(self, name) < 0:
+                raise RetroMAEError(f"{name}={getattr(self, name)} must not be negative")
         if self.decoder_query not in DECODER_QUERIES:
             raise RetroMAEError(
                 f"decoder_query={self.decoder_query!r} is unknown; choose one of {', '.join(DECODER_QUERIES)}"
             )
-        if self.bow_loss_weight != 0:
-            raise RetroMAEError("the bag-of-words loss is not available yet; leave bow_loss_weight at 0")
+        if self.bow_loss_weight > 0 and self.decoding != "enhanced":
+            raise RetroMAEError(
+                f"bow_loss_weight={self.bow_loss_weight} needs decoding='enhanced', not {self.decoding!r}"
+            )
         if self.pair_objective is not None:
             raise RetroMAEError("pair objectives are not available yet; leave pair_objective at None")
 

@@ -12,12 +12,14 @@ CHUNK_ROWS = 256
 """Rows of logits alive at once: few enough that they stay in a CPU's cache, many enough for full matrix products."""
 
 
-def _chunk_rows(features: Tensor) -> int:
+def chunk_rows(features: Tensor) -> int:
+    """Rows of logits alive at once, on the device of `features`."""
     # A GPU has no such cache to stay in, and pays for every extra pass over the weight's gradient.
     return CHUNK_ROWS if features.device.type == "cpu" else 8 * CHUNK_ROWS
 
 
-def _autocast_dtype(features: Tensor) -> torch.dtype:
+def autocast_dtype(features: Tensor) -> torch.dtype:
+    """The dtype that matrix products of `features` run in: autocast's where it is on, else their own."""
     device = features.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
@@ -39,7 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_features = torch.empty_like(features) if wants_features else None
         grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_weight else None
         grad_bias = bias.new_zeros(bias.shape, dtype=sum_dtype) if bias is not None and wants_bias else None
-        rows = _chunk_rows(features)
+        rows = chunk_rows(features)
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(labels), rows):
                 chunk = slice(start, start + rows)
@@ -63,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_features is not None:
                     torch.mul(grad_logits @ compute_weight, 1 / count, out=grad_features[chunk])
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad_logits.T, compute_features[chunk])
+                    add_product(grad_weight, grad_logits.T, compute_features[chunk])
         for gradient in (grad_weight, grad_bias):
             if gradient is not None:
                 gradient /= count
@@ -81,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *gradients, None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """`total += a @ b`, summed in `total`'s own precision."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
@@ -104,14 +106,14 @@ def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, 
     Returns:
         A scalar, float32 or wider.
     """
-    return _LinearCrossEntropy.apply(features, weight, bias, labels, _autocast_dtype(features))
+    return _LinearCrossEntropy.apply(features, weight, bias, labels, autocast_dtype(features))
 
 
 @torch.no_grad()
 def token_accuracy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Share of rows whose largest logit is the label, a float32 scalar; shapes as in `linear_cross_entropy`."""
     correct = torch.zeros((), device=features.device)
-    rows = _chunk_rows(features)
+    rows = chunk_rows(features)
     for start in range(0, len(labels), rows):
         logits = linear(features[start : start + rows], weight, bias)
         correct += (logits.argmax(1) == labels[start : start + rows]).sum()

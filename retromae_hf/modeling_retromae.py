@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .backbones import backbone_for
+from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
 from .decoder import DecoderLayer
 from .errors import RetroMAEError
@@ -27,7 +28,7 @@ class RetroMAEPreTrainingOutput(ModelOutput):
         loss: scalar, the weighted sum of the parts that are there.
         mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens.
         decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens.
-        bow_loss: scalar, the bag-of-words loss (DupMAE).
+        bow_loss: scalar, the bag-of-words loss (DupMAE), before its weight.
         pair_loss: scalar, the loss of the pair objective.
         sentence_embedding: `[B, H]`, the final hidden state of [CLS].
     """
@@ -190,7 +191,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             raise RetroMAEError("pair objectives are not available yet; leave pair_labels out")
         states = self.encode(input_ids, attention_mask, token_type_ids)
         sentence_embedding = states[:, 0]
-        mlm_loss = decoder_loss = None
+        mlm_loss = decoder_loss = bow_loss = None
         if labels is not None:
             mlm_loss = self.token_loss(*labelled_rows(states, labels))
         if decoder_labels is not None:
@@ -205,12 +206,19 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                     token_type_ids,
                 )
             )
-        parts = [None if mlm_loss is None else self.config.mlm_loss_weight * mlm_loss, decoder_loss]
-        present = [part for part in parts if part is not None]
+            if self.config.bow_loss_weight > 0:
+                bow_loss = self.bow_loss(states, attention_mask, decoder_labels)
+        weighted = (
+            (self.config.mlm_loss_weight, mlm_loss),
+            (1.0, decoder_loss),
+            (self.config.bow_loss_weight, bow_loss),
+        )
+        parts = [weight * part for weight, part in weighted if part is not None]
         return RetroMAEPreTrainingOutput(
-            loss=torch.stack(present).sum() if present else None,
+            loss=torch.stack(parts).sum() if parts else None,
             mlm_loss=mlm_loss,
             decoder_loss=decoder_loss,
+            bow_loss=bow_loss,
             sentence_embedding=sentence_embedding,
         )
 
@@ -254,6 +262,15 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         """Mean cross-entropy of `states` `[T, H]` against `labels` `[T]` through the encoder's masked-LM head."""
         features = self.backbone.head_features(self.encoder, states)
         return linear_cross_entropy(features, *self.backbone.output_projection(self.encoder), labels)
+
+    def bow_loss(self, states: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
+        """DupMAE's bag-of-words loss of the encoder's states `[B, L, H]` against the ordinary tokens `labels` `[B, L]`.
+
+        As in the released code the max-pooling runs over every position but [CLS] and padding.
+        """
+        features = self.backbone.head_features(self.encoder, states[:, 1:])
+        real = torch.ones_like(labels[:, 1:]) if attention_mask is None else attention_mask[:, 1:]
+        return bag_of_words_loss(features, *self.backbone.output_projection(self.encoder), real.bool(), labels)
 
     def token_accuracy(self, states: Tensor, labels: Tensor) -> Tensor:
         """Share of `states` `[T, H]` whose most probable token is the one in `labels` `[T]`."""

@@ -46,6 +46,9 @@ DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
 }
 """What `retromae-hf pretrain` sets otherwise than `TrainingArguments`; flags and recipes go before it."""
 
+MODEL_OPTIONS = ("decoding", "num_decoder_layers", "decoder_mask_ratio", "bow_loss_weight", "decoder_query")
+"""Arguments of `retromae-hf pretrain` that are fields of `RetroMAEConfig`."""
+
 EVAL_PASSAGES = 256
 """Passages kept from training for the evaluation loss and the embedding gap."""
 
@@ -83,6 +86,17 @@ class PretrainArguments:
     decoding: str | None = field(
         default=None, metadata={"help": "enhanced, basic or none (MLM alone); default: the checkpoint's or enhanced."}
     )
+    num_decoder_layers: int | None = field(
+        default=None, metadata={"help": "Layers of the decoder; default: the checkpoint's or 1, as in the paper."}
+    )
+    bow_loss_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of DupMAE's bag-of-words loss, 0.1 there; default: the checkpoint's or 0."},
+    )
+    decoder_query: str | None = field(
+        default=None,
+        metadata={"help": "sum (RetroMAE) or embedded (DupMAE); default: the checkpoint's or sum."},
+    )
     dev_queries: int = field(
         default=DEV_QUERIES,
         metadata={"help": "First sentences held out to watch retrieval while training; 0 for none."},
@@ -102,8 +116,7 @@ class PretrainArguments:
 
     def model_options(self) -> dict[str, Any]:
         """The fields of `RetroMAEConfig` that were given."""
-        options = {"decoding": self.decoding, "decoder_mask_ratio": self.decoder_mask_ratio}
-        return {name: value for name, value in options.items() if value is not None}
+        return {name: value for name in MODEL_OPTIONS if (value := getattr(self, name)) is not None}
 
 
 def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Trainer:
@@ -258,12 +271,12 @@ def _load_model(
         except OSError as error:
             raise RetroMAEError(f"{source} holds no weights that can be loaded: {first_line(error)}") from error
     model = load_checkpoint(RetroMAEForPreTraining, source)
-    if args.decoding not in (None, model.config.decoding):
-        raise RetroMAEError(
-            f"{source} was trained with decoding={model.config.decoding!r}; leave --decoding out to go on with it"
-        )
-    if args.decoder_mask_ratio is not None:
-        model.config.decoder_mask_ratio = args.decoder_mask_ratio
+    for name, value in args.model_options().items():
+        trained = getattr(model.config, name)
+        if name in ("decoding", "num_decoder_layers") and value != trained:
+            raise RetroMAEError(f"{source} was trained with {name}={trained!r}; leave --{name} out to go on with it")
+        setattr(model.config, name, value)
+    model.config.check_values()
     return model
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from test_evaluation import write_beir
 from transformers import BertTokenizer
 
 from retromae_hf.commands.main import COMMANDS, main
+from retromae_hf.pretraining import MODEL_OPTIONS
 from retromae_hf.pydocs import load_held_out_pydocs
 
+RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
 FAST = "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200"
 
 
@@ -81,6 +85,19 @@ def test_a_recipe_and_flags_that_go_before_it(corpus, tmp_path):
     assert state["max_steps"] == 2
     assert state["log_history"][0]["learning_rate"] <= 1e-3
     assert json.loads((tmp_path / "run" / "config.json").read_text())["decoding"] == "basic"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_the_recipes(recipe, corpus, tmp_path):
+    line = f"pretrain {recipe} --dataset {corpus} --output_dir {tmp_path} --max_length 32 --max_steps 2"
+    assert run(f"{line} --logging_steps 1 --eval_strategy no {FAST}") == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, value in yaml.safe_load(recipe.read_text()).items():
+        if name in MODEL_OPTIONS:
+            assert config[name] == value
+    losses = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]
+    assert ("decoder_loss" in losses) == (config["decoding"] != "none")
+    assert ("bow_loss" in losses) == (config["bow_loss_weight"] > 0)
 
 
 def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tmp_path):

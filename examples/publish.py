@@ -14,6 +14,8 @@ from pathlib import Path
 import benchmark
 import demo_report
 
+from retromae_hf.backbones import BACKBONES
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PUBLISHED = {
@@ -40,6 +42,7 @@ def fill(readme: str) -> str:
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
+        "families": families(),
         "benchmark": f"{benchmark.table(benchmarked)}\n\n{benchmark.conditions(benchmarked)}",
     }
     for name, block in blocks.items():
@@ -49,6 +52,13 @@ def fill(readme: str) -> str:
             raise SystemExit(f"README.md has no block {begin}")
         readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
     return readme
+
+
+def families() -> str:
+    """The encoders that are known, from their registry."""
+    lines = ["| family | `model_type` | positions |", "|---|---|---|"]
+    lines += [f"| {known.title} | `{model_type}` | {known.positions} |" for model_type, known in BACKBONES.items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """What RetroMAE needs to know of a masked language model; the only file that knows model families.
 
 A family answers four questions of its `*ForMaskedLM`: the embedding of tokens at hidden size, the table of position
-embeddings, the features before the output projection, and the projection itself.
+embeddings (if it has one), the features before the output projection, and the projection itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from .errors import RetroMAEError
 
@@ -27,16 +30,25 @@ class DecoderShape:
     attention_dropout: float
 
 
-class BertBackbone:
-    """BERT (arXiv 1810.04805) and the checkpoints that share its architecture."""
+class Backbone:
+    """What most families have in common; each of them says where it differs.
+
+    Attributes:
+        title: the family's name, for people.
+        positions: how it knows positions, likewise.
+        token_types: whether it tells segments apart.
+    """
+
+    title: str
+    positions = "absolute"
+    token_types = True
 
     def token_states(
         self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
         """The last layer's states `[B, L, H]`."""
-        return encoder.base_model(
-            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._segments(token_type_ids)}
+        return encoder.base_model(**inputs).last_hidden_state
 
     def embed(
         self,
@@ -45,27 +57,50 @@ class BertBackbone:
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """The embedding module's output `[B, L, H]`, positions included, for ids or for given word embeddings."""
-        return encoder.base_model.embeddings(
-            input_ids=input_ids, token_type_ids=token_type_ids, inputs_embeds=inputs_embeds
+        """What the first layer is given, `[B, L, H]`: the embeddings of ids or of given word embeddings.
+
+        Position embeddings are in it where the family has a table of them.
+        """
+        embedded = encoder.base_model.embeddings(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, **self._segments(token_type_ids)
         )
+        projection = self._embedding_projection(encoder)
+        return embedded if projection is None else projection(embedded)
 
-    def position_embeddings(self, encoder: PreTrainedModel, length: int) -> Tensor:
-        """The encoder's position embeddings `[length, H]`."""
-        return encoder.base_model.embeddings.position_embeddings.weight[:length]
+    def position_embeddings(self, encoder: PreTrainedModel, length: int) -> Tensor | None:
+        """The encoder's position embeddings at hidden size, `[length, H]`; None where it has no table of them."""
+        if not self.has_position_table(encoder.config):
+            return None
+        offset = self.position_offset(encoder.config)
+        table = encoder.base_model.embeddings.position_embeddings.weight[offset : offset + length]
+        projection = self._embedding_projection(encoder)
+        # Without the projection's bias, which the sentence embedding beside it does not have either.
+        return table if projection is None else linear(table, projection.weight)
 
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """What the output projection is applied to, of the shape of `states`."""
-        return encoder.cls.predictions.transform(states)
+    def has_position_table(self, config: PreTrainedConfig) -> bool:
+        """Whether positions are embedded; otherwise the decoder learns positions of its own."""
+        return True
 
-    def output_projection(self, encoder: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-        """Weight `[V, H]` and bias `[V]` of the output projection."""
-        projection = encoder.get_output_embeddings()
-        return projection.weight, projection.bias
+    def position_offset(self, config: PreTrainedConfig) -> int:
+        """The row of the table that belongs to the first token."""
+        return 0
 
     def max_positions(self, config: PreTrainedConfig) -> int:
         """The longest passage, in tokens, that the encoder has positions for."""
-        return config.max_position_embeddings
+        return config.max_position_embeddings - self.position_offset(config)
+
+    def embedding_size(self, config: PreTrainedConfig) -> int:
+        """Size of the word embeddings, which a family may project to the hidden size."""
+        return getattr(config, "embedding_size", None) or config.hidden_size
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """What the output projection is applied to, `[..., E]` for states `[..., H]`."""
+        return encoder.cls.predictions.transform(states)
+
+    def output_projection(self, encoder: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+        """Weight `[V, E]` and bias `[V]` of the output projection."""
+        projection = encoder.get_output_embeddings()
+        return projection.weight, projection.bias
 
     def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
         """Sizes of a decoder layer beside this encoder."""
@@ -79,12 +114,169 @@ class BertBackbone:
             attention_dropout=config.attention_probs_dropout_prob,
         )
 
+    def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
+        """What takes the embedding module's output to the hidden size, where it does not do so itself."""
+        return None
 
-BACKBONES = {"bert": BertBackbone()}
+    def _segments(self, token_type_ids: Tensor | None) -> dict[str, Any]:
+        return {"token_type_ids": token_type_ids} if self.token_types and token_type_ids is not None else {}
+
+
+class BertBackbone(Backbone):
+    """BERT (arXiv 1810.04805)."""
+
+    title = "BERT"
+
+
+class RobertaBackbone(Backbone):
+    """RoBERTa (arXiv 1907.11692) and XLM-RoBERTa (arXiv 1911.02116): positions start behind the padding's."""
+
+    title = "RoBERTa"
+
+    def position_offset(self, config: PreTrainedConfig) -> int:
+        """Fairseq's convention: the padding token's id is the padding's position, and tokens follow."""
+        return config.pad_token_id + 1
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """See `Backbone`."""
+        return encoder.lm_head.layer_norm(ACT2FN["gelu"](encoder.lm_head.dense(states)))
+
+
+class XLMRobertaBackbone(RobertaBackbone):
+    """XLM-RoBERTa (arXiv 1911.02116)."""
+
+    title = "XLM-RoBERTa"
+
+
+class MPNetBackbone(RobertaBackbone):
+    """MPNet (arXiv 2004.09297): a relative bias beside absolute positions, whose padding is fixed at 1."""
+
+    title = "MPNet"
+    positions = "absolute and relative"
+    token_types = False
+
+    def position_offset(self, config: PreTrainedConfig) -> int:
+        """See `RobertaBackbone`."""
+        return 2
+
+
+class AlbertBackbone(Backbone):
+    """ALBERT (arXiv 1909.11942): embeddings are smaller than the hidden size, and layers share their weights."""
+
+    title = "ALBERT"
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """See `Backbone`."""
+        head = encoder.predictions
+        return head.LayerNorm(head.activation(head.dense(states)))
+
+    def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
+        return encoder.base_model.encoder.embedding_hidden_mapping_in
+
+
+class DistilBertBackbone(Backbone):
+    """DistilBERT (arXiv 1910.01108)."""
+
+    title = "DistilBERT"
+    token_types = False
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """See `Backbone`."""
+        return encoder.vocab_layer_norm(encoder.activation(encoder.vocab_transform(states)))
+
+    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """See `Backbone`."""
+        return DecoderShape(
+            hidden_size=config.dim,
+            num_attention_heads=config.n_heads,
+            intermediate_size=config.hidden_dim,
+            hidden_act=config.activation,
+            layer_norm_eps=1e-12,
+            hidden_dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+        )
+
+
+class ElectraBackbone(Backbone):
+    """ELECTRA's generator (arXiv 2003.10555), which is its masked language model."""
+
+    title = "ELECTRA"
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """See `Backbone`."""
+        return encoder.generator_predictions(states)
+
+    def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
+        return getattr(encoder.base_model, "embeddings_project", None)
+
+
+class DebertaV2Backbone(Backbone):
+    """DeBERTa v2 and v3 (arXiv 2111.09543): positions relative to each other, in most checkpoints nothing else."""
+
+    title = "DeBERTa-v2, DeBERTa-v3"
+    positions = "relative"
+
+    def has_position_table(self, config: PreTrainedConfig) -> bool:
+        """See `Backbone`."""
+        return config.position_biased_input
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """See `Backbone`."""
+        if encoder.legacy:
+            return encoder.cls.predictions.transform(states)
+        head = encoder.lm_predictions.lm_head
+        return head.LayerNorm(head.transform_act_fn(head.dense(states)))
+
+    def output_projection(self, encoder: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+        """See `Backbone`."""
+        if encoder.legacy:
+            return super().output_projection(encoder)
+        return encoder.get_input_embeddings().weight, encoder.lm_predictions.lm_head.bias
+
+
+class ModernBertBackbone(Backbone):
+    """ModernBERT (arXiv 2412.13663): rotary positions, attention that alternates between near and far."""
+
+    title = "ModernBERT"
+    positions = "rotary"
+    token_types = False
+
+    def has_position_table(self, config: PreTrainedConfig) -> bool:
+        """See `Backbone`."""
+        return False
+
+    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
+        """See `Backbone`."""
+        return encoder.head(states)
+
+    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """See `Backbone`."""
+        return DecoderShape(
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_activation,
+            layer_norm_eps=config.norm_eps,
+            hidden_dropout=config.mlp_dropout,
+            attention_dropout=config.attention_dropout,
+        )
+
+
+BACKBONES: dict[str, Backbone] = {
+    "bert": BertBackbone(),
+    "roberta": RobertaBackbone(),
+    "xlm-roberta": XLMRobertaBackbone(),
+    "albert": AlbertBackbone(),
+    "distilbert": DistilBertBackbone(),
+    "electra": ElectraBackbone(),
+    "deberta-v2": DebertaV2Backbone(),
+    "mpnet": MPNetBackbone(),
+    "modernbert": ModernBertBackbone(),
+}
 """The known families, by `model_type`."""
 
 
-def backbone_for(config: PreTrainedConfig) -> BertBackbone:
+def backbone_for(config: PreTrainedConfig) -> Backbone:
     """The family of an encoder's configuration.
 
     Raises:

@@ -97,7 +97,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 class RetroMAEModel(RetroMAEPreTrainedModel):
     """The encoder of a RetroMAE checkpoint, without the decoder; what `AutoModel` makes of such a checkpoint."""
 
-    _keys_to_ignore_on_load_unexpected = (r"^decoder\.",)
+    _keys_to_ignore_on_load_unexpected = (r"^decoder(_positions)?\.",)
 
     def __init__(self, config: RetroMAEConfig):
         super().__init__(config)
@@ -125,6 +125,16 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if config.decoding != "none":
             shape = self.backbone.decoder_shape(config.encoder_config)
             self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(config.num_decoder_layers))
+            if not self.backbone.has_position_table(config.encoder_config):
+                limit = self.backbone.max_positions(config.encoder_config)
+                self.decoder_positions = nn.Embedding(limit, config.hidden_size)
+            if config.decoder_query == "embedded":
+                size = self.backbone.embedding_size(config.encoder_config)
+                if size != config.hidden_size:
+                    raise RetroMAEError(
+                        f"decoder_query='embedded' puts the sentence embedding of size {config.hidden_size} through an "
+                        f"embedding module of size {size}; use decoder_query='sum' with this encoder"
+                    )
         self.post_init()
 
     @classmethod
@@ -243,7 +253,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             raise RetroMAEError("decoder_labels need decoder_input_ids; DataCollatorForRetroMAE makes both")
         h = sentence_embedding[:, None]
         embedded = self.backbone.embed(self.encoder, decoder_input_ids, token_type_ids)
-        context = torch.cat([h, embedded[:, 1:]], dim=1)
+        context = torch.cat([h, self._with_own_positions(embedded)[:, 1:]], dim=1)
         basic = self.config.decoding == "basic"
         if basic:
             rows, visible = context, None if attention_mask is None else attention_mask[:, None].bool()
@@ -279,10 +289,17 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
 
     def _queries(self, h: Tensor, length: int) -> Tensor:
         """The query stream H1 of enhanced decoding without its row 0, `[B, L - 1, H]` (section 3.3, equation 4)."""
-        if self.config.decoder_query == "sum":
-            return h + self.backbone.position_embeddings(self.encoder, length)[1:]
-        embedded = self.backbone.embed(self.encoder, inputs_embeds=h.expand(-1, length, -1))
-        return embedded[:, 1:]
+        if self.config.decoder_query == "embedded":
+            embedded = self.backbone.embed(self.encoder, inputs_embeds=h.expand(-1, length, -1))
+            return self._with_own_positions(embedded)[:, 1:]
+        positions = self.backbone.position_embeddings(self.encoder, length)
+        return h + (self.decoder_positions.weight[:length] if positions is None else positions)[1:]
+
+    def _with_own_positions(self, embedded: Tensor) -> Tensor:
+        """Embedded tokens `[B, L, H]` with the decoder's own positions, where the encoder embeds none."""
+        if not hasattr(self, "decoder_positions"):
+            return embedded
+        return embedded + self.decoder_positions.weight[: embedded.shape[1]]
 
     def _visibility(
         self, attention_mask: Tensor | None, seed: Tensor | None, given: Tensor | None, decoder_input_ids: Tensor

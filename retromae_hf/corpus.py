@@ -50,6 +50,8 @@ def load_documents(
     Raises:
         RetroMAEError: the source does not exist, is not UTF-8, lacks the column or holds no text in it.
     """
+    if not isinstance(source, str | Path | Iterable):
+        raise RetroMAEError(f"{source!r} is no source of text; give a name, a path or an iterable of texts")
     if not isinstance(source, str | Path):
         documents = _from_iterable(source, text_column)
     elif str(source) == "pydocs":

@@ -1,10 +1,36 @@
-"""The one exception that bad input raises."""
+"""The package's own error, and what turns other people's errors into it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RetroMAEError(ValueError):
-    """Input that cannot be used: the message names the thing and the remedy.
+    """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy."""
 
-    The command line prints the message and exits with status 2, without a traceback.
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name where it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def in_one_sentence(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a `RetroMAEError`: `what` and the first line of the reason.
+
+    For calls into libraries on input that may be broken in any way, where no list of exceptions is complete.
     """
+    try:
+        yield
+    except RetroMAEError:
+        raise
+    except Exception as error:
+        raise RetroMAEError(f"{what}: {first_line(error)}") from error
+
+
+def check_at_least(minimum: float, **values: float | None) -> None:
+    """Raise `RetroMAEError` for a value below `minimum`; None is a value that was not given."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise RetroMAEError(f"{name}={value} must be at least {minimum}")

@@ -7,18 +7,19 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ir_measures
 import torch
 from ir_measures import RR, R, nDCG
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from .checkpoints import load_checkpoint, load_config, load_tokenizer
 from .configuration_retromae import RetroMAEConfig
-from .errors import RetroMAEError
+from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
 from .pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
 
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 MEASURES = {"ndcg@10": nDCG @ 10, "mrr@10": RR @ 10, "recall@100": R @ 100}
 RANKING_DEPTH = 100
 BM25 = "bm25"
-
-Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
 
 Embedder = Callable[[list[str]], Tensor]
 """Texts to sentence embeddings, float32 `[N, H]` on the CPU."""
@@ -80,38 +79,59 @@ def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, d
 def load_beir(folder: str | Path) -> RetrievalTask:
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/test.tsv (query-id, corpus-id, score).
 
-    Queries without judgments are left out.
+    Queries without judgments are left out, and judgments of queries that are not there.
     """
     folder = Path(folder)
     for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
         if not (folder / file).is_file():
             raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
+    queries = {row["_id"]: row["text"] for row in _jsonl(folder / "queries.jsonl")}
+    documents = {
+        row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")
+    }
     qrels: dict[str, dict[str, int]] = {}
-    _header, *lines = (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=2):
+    for number, line in _lines(folder / "qrels" / "test.tsv"):
+        if number == 1:
+            continue  # the header
         try:
             query, document, grade = line.split("\t")
-            qrels.setdefault(query, {})[document] = int(grade)
+            grades = {document: int(grade)}
         except ValueError as error:
             raise RetroMAEError(
                 f"{folder}/qrels/test.tsv line {number} is not 'query-id<TAB>corpus-id<TAB>score': {line!r}"
             ) from error
-    documents = {
-        str(row["_id"]): f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")
-    }
-    queries = {str(row["_id"]): row["text"] for row in _jsonl(folder / "queries.jsonl")}
-    return RetrievalTask(folder.name, {query: queries[query] for query in qrels if query in queries}, documents, qrels)
+        if query in queries:
+            qrels.setdefault(query, {}).update(grades)
+    if not documents:
+        raise RetroMAEError(f"{folder}/corpus.jsonl holds no documents; give a folder with some")
+    if not qrels:
+        raise RetroMAEError(
+            f"{folder}/qrels/test.tsv judges none of the queries in queries.jsonl; give a test with some"
+        )
+    return RetrievalTask(folder.name, {query: queries[query] for query in qrels}, documents, qrels)
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                row["_id"], row["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and 'text'") from error
-            yield row
+    for number, line in _lines(file):
+        try:
+            row = json.loads(line)
+            row["_id"] = str(row["_id"])
+            # JSON can escape lone surrogates, which are no text.
+            row["text"] = row["text"].encode("utf-8", "replace").decode("utf-8")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
+        yield row
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines of a UTF-8 file that are not blank."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise RetroMAEError(f"{file} is not UTF-8; convert it, for example with iconv") from error
 
 
 @torch.inference_mode()
@@ -158,13 +178,10 @@ def load_embedder(name_or_path: str, batch_size: int = 64) -> Embedder:
     Raises:
         RetroMAEError: there is no model, or sentence-transformers is needed and missing.
     """
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: {first_line(error)}") from error
-    if isinstance(config, RetroMAEConfig):
+    check_at_least(1, batch_size=batch_size)
+    if isinstance(load_config(name_or_path), RetroMAEConfig):
         model = load_checkpoint(RetroMAEModel, name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = load_tokenizer(name_or_path)
         return lambda texts: embed(model, tokenizer, texts, batch_size=batch_size)
     try:
         from sentence_transformers import SentenceTransformer
@@ -175,27 +192,13 @@ def load_embedder(name_or_path: str, batch_size: int = 64) -> Embedder:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report on a head that is not used and a pooler that is not there
     try:
-        encoder = SentenceTransformer(name_or_path, model_kwargs={"use_safetensors": True})
-    except (OSError, ValueError) as error:
-        raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: {first_line(error)}") from error
+        with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+            encoder = SentenceTransformer(name_or_path, model_kwargs={"use_safetensors": True})
     finally:
         transformers_logging.set_verbosity(verbosity)
     return lambda texts: (
         encoder.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=True).float().cpu()
     )
-
-
-def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:
-    """`model_class.from_pretrained` from safetensors alone, with a missing or broken checkpoint as one sentence."""
-    try:
-        return model_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise RetroMAEError(f"{name_or_path} holds no checkpoint that can be loaded: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().split("\n")[0]
 
 
 def rank(queries: Tensor, documents: Tensor, depth: int = RANKING_DEPTH) -> tuple[Tensor, Tensor]:
@@ -226,7 +229,8 @@ def evaluate_bm25(task: RetrievalTask) -> dict[str, float]:
     except ImportError as error:
         raise RetroMAEError("BM25 needs the package bm25s; pip install 'retromae-hf[retrieval]'") from error
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(task.documents.values()), stopwords="en"))
+    with in_one_sentence("BM25 finds no words to index in the documents"):
+        index.index(bm25s.tokenize(list(task.documents.values()), stopwords="en"))
     depth = min(RANKING_DEPTH, len(task.documents))
     tokens = bm25s.tokenize(list(task.queries.values()), stopwords="en")
     found, scores = index.retrieve(tokens, corpus=list(task.documents), k=depth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     BertConfig,
     PreTrainedTokenizerBase,
     Trainer,
@@ -23,11 +22,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .backbones import backbone_for
 from .callbacks import RetrievalCallback, RetroMAECallback
+from .checkpoints import load_checkpoint, load_config, load_tokenizer
 from .configuration_retromae import RetroMAEConfig, check_decoding, check_ratio
 from .corpus import load_documents, tokenize_passages
 from .data_collator import DataCollatorForRetroMAE
-from .errors import RetroMAEError
-from .evaluation import RetrievalTask, dev_task, first_line, load_checkpoint
+from .errors import RetroMAEError, check_at_least, in_one_sentence
+from .evaluation import RetrievalTask, dev_task
 from .modeling_retromae import RetroMAEForPreTraining
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .vocabulary import train_wordpiece
@@ -108,6 +108,9 @@ class PretrainArguments:
     )
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "preprocessing_num_workers")
+        check_at_least(1, **{name: getattr(self, name) for name in sizes})
+        check_at_least(0, dev_queries=self.dev_queries)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         if self.decoder_mask_ratio is not None:
             check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
@@ -125,6 +128,7 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
     Raises:
         RetroMAEError: bad input, found before anything is trained.
     """
+    check_training_arguments(training_args)
     checkpoint = prepare_output_dir(args, training_args)
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
@@ -147,16 +151,17 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
         train_passages.with_format("numpy")["length"][:].sum(),
         model.num_parameters() / 1e6,
     )
-    trainer = Trainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_passages,
-        eval_dataset=eval_passages,
-        data_collator=DataCollatorForRetroMAE.from_config(
-            tokenizer, model.config, encoder_mask_ratio=args.encoder_mask_ratio, seed=training_args.seed
-        ),
-        processing_class=tokenizer,
-    )
+    with in_one_sentence("the training arguments cannot be used"):
+        trainer = Trainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_passages,
+            eval_dataset=eval_passages,
+            data_collator=DataCollatorForRetroMAE.from_config(
+                tokenizer, model.config, encoder_mask_ratio=args.encoder_mask_ratio, seed=training_args.seed
+            ),
+            processing_class=tokenizer,
+        )
     # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
@@ -166,13 +171,22 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
     return trainer
 
 
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Raise `RetroMAEError` for values that `TrainingArguments` lets pass and that fail only after the preparation."""
+    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    check_at_least(1, **{name: getattr(args, name) for name in positive})
+    check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})
+    if args.label_smoothing_factor:
+        raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
+
+
 def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments) -> str | None:
     """The checkpoint to resume from, or None to start; an output folder that holds a run is refused otherwise."""
     folder = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint
     if resume is not None and str(resume).lower() != "false":
         checkpoint = get_last_checkpoint(folder) if str(resume).lower() == "true" and folder.is_dir() else str(resume)
-        if checkpoint is None or not Path(checkpoint).is_dir():
+        if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
             raise RetroMAEError(f"there is no checkpoint to resume from in {folder if checkpoint is None else resume}")
         return checkpoint
     if folder.exists() and not folder.is_dir():
@@ -183,6 +197,8 @@ def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments
             f"{folder} already holds a run; go on with --resume_from_checkpoint true, "
             "start anew with --overwrite_output_dir, or name another folder"
         )
+    with in_one_sentence(f"output_dir={training_args.output_dir!r} cannot be written"):
+        os.makedirs(training_args.output_dir, exist_ok=True)
     if training_args.process_index == 0:
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
@@ -205,8 +221,7 @@ def load_text(args: PretrainArguments) -> tuple[Dataset, RetrievalTask | None]:
             args.text_column,
             args.preprocessing_num_workers,
         )
-        if "name" not in documents.column_names:
-            documents = documents.add_column("name", [str(index) for index in range(len(documents))])
+        documents = documents.select_columns("text").add_column("name", [str(row) for row in range(len(documents))])
         held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)
         queries = len(held_out.queries)
     if queries == 0:
@@ -223,10 +238,7 @@ def load_model_and_tokenizer(
     if tokenizer_source is None:
         tokenizer = train_wordpiece(documents["text"], args.vocab_size, args.max_length)
     else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
-        except (OSError, ValueError) as error:
-            raise RetroMAEError(f"{tokenizer_source} holds no tokenizer: {first_line(error)}") from error
+        tokenizer = load_tokenizer(tokenizer_source)
     if tokenizer.mask_token_id is None:
         raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
     model = _load_model(args, source, tokenizer)
@@ -260,16 +272,11 @@ def _load_model(
             attention_probs_dropout_prob=0.0,
         )
         return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **args.model_options()))
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise RetroMAEError(f"{source} holds no model that can be loaded: {first_line(error)}") from error
+    config = load_config(source)
     if not isinstance(config, RetroMAEConfig):
         backbone_for(config)
-        try:
+        with in_one_sentence(f"{source} holds no weights that can be loaded"):
             return RetroMAEForPreTraining.from_encoder(source, **args.model_options())
-        except OSError as error:
-            raise RetroMAEError(f"{source} holds no weights that can be loaded: {first_line(error)}") from error
     model = load_checkpoint(RetroMAEForPreTraining, source)
     for name, value in args.model_options().items():
         trained = getattr(model.config, name)

@@ -160,7 +160,12 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
     unmasked.save_pretrained(tmp_path / "unmasked")
     smaller = BertTokenizer(vocab={token: id for token, id in tokenizer.get_vocab().items() if id < 100})
     smaller.save_pretrained(tmp_path / "smaller")
+    corrupt = tmp_path / "corrupt"
+    shutil.copytree(checkpoint, corrupt, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (corrupt / "model.safetensors").write_bytes(b"\x08 half a file")
     (tmp_path / "recipe.yaml").write_text("no_such_argument: 1\n")
+    (tmp_path / "list.yaml").write_text("max_length: [1, 2]\n")
+    (tmp_path / "half.yaml").write_text("max_length: 16.5\n")
     return {
         "here": tmp_path,
         "corpus": corpus,
@@ -193,14 +198,28 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --model_name_or_path {here}/pickled", "no file named model.safetensors"),
         ("pretrain --dataset {corpus} --output_dir {run}", "already holds a run"),
         ("pretrain {train} --resume_from_checkpoint true", "no checkpoint to resume from"),
+        ("pretrain {train} --resume_from_checkpoint {encoder}", "no checkpoint to resume from"),
+        ("pretrain {train} --model_name_or_path {here}/corrupt", "no checkpoint that can be loaded"),
+        ("pretrain {train} --per_device_train_batch_size 0", "per_device_train_batch_size=0 must be at least 1"),
+        ("pretrain {train} --num_attention_heads 0", "num_attention_heads=0 must be at least 1"),
+        ("pretrain {train} --learning_rate -1", "learning_rate=-1.0 must be at least 0"),
+        ("pretrain {train} --label_smoothing_factor 0.1", "label_smoothing_factor needs logits"),
+        ("pretrain {train} --report_to no_such_reporter", "the training arguments cannot be used"),
+        ("pretrain --dataset {corpus} --output_dir {corpus}/out", "cannot be written"),
+        ("pretrain {here}/list.yaml", "max_length in the recipe is a list"),
         ("pretrain {here}/recipe.yaml", "unknown arguments: no_such_argument"),
         ("pretrain {here}/absent.yaml", "cannot be read"),
         ("pretrain {train} --no_such_flag 1", "no_such_flag"),
         ("export --model_name_or_path {here}/hollow --output_dir {here}/out", "no checkpoint that can be loaded"),
         ("export --model_name_or_path {run} --output_dir {run}", "not an empty folder"),
+        ("export --model_name_or_path {run} --output_dir {corpus}/out", "cannot be exported to"),
+        ("export --model_name_or_path {encoder} --output_dir {here}/out", "holds a bert model, not"),
         ("export --model_name_or_path {run} --output_dir {here}/out --pooling max", "pooling='max'"),
         ("evaluate --model_name_or_path {run} --dataset {here}/hollow", "corpus.jsonl does not exist"),
         ("evaluate --model_name_or_path {here}/nowhere --dataset {here}/task", "holds no model"),
+        ("evaluate --model_name_or_path {here}/corrupt --dataset {here}/task", "no checkpoint that can be loaded"),
+        ("evaluate --model_name_or_path {run} --dataset {here}/task --batch_size 0", "batch_size=0 must be at least 1"),
+        ("evaluate --model_name_or_path {run} --dataset {here}/task --output {here}", "cannot be written"),
         ("evaluate --model_name_or_path {here}/pickled --dataset {here}/task", "no file named model.safetensors"),
     ],
 )  # fmt: skip
@@ -212,6 +231,20 @@ def test_bad_input_is_one_sentence_and_status_2(bad, line, message, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("retromae-hf: error: ")
     assert message in error
+
+
+def test_a_recipe_is_held_to_the_types_of_the_flags(bad, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(f"pretrain {bad['here']}/half.yaml {bad['train']}".replace(" --max_length 32", ""))
+    assert stopped.value.code == 2
+    assert "invalid int value: '16.5'" in capsys.readouterr().err
+
+
+def test_other_columns_of_a_corpus_do_not_matter(texts, tmp_path):
+    rows = [{"text": text, "name": None, "id": index} for index, text in enumerate(texts[:20])]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = f"pretrain --dataset {tmp_path}/corpus.jsonl --output_dir {tmp_path}/run --max_length 32 --max_steps 1"
+    assert run(f"{line} {FAST}") == 0
 
 
 def test_overwriting_starts_anew(corpus, tmp_path):

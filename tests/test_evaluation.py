@@ -65,10 +65,34 @@ def test_bad_tasks_are_one_sentence(tmp_path):
         load_task(str(tmp_path / "absent"))
     with pytest.raises(RetroMAEError, match=r"test\.tsv line 2"):
         load_beir(write_beir(tmp_path / "qrels", "query-id\tcorpus-id\tscore\nq1 d1 1\n"))
-    broken = write_beir(tmp_path / "corpus")
-    (broken / "corpus.jsonl").write_text('{"_id": "d1"}\n')
-    with pytest.raises(RetroMAEError, match=r"corpus\.jsonl line 1"):
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("corpus.jsonl", b'{"_id": "d1"}\n', r"corpus\.jsonl line 1 is not"),
+        ("corpus.jsonl", b'\n{"_id": "d1", "text": ["a"]}\n', r"corpus\.jsonl line 2 is not"),
+        ("corpus.jsonl", b"", r"corpus\.jsonl holds no documents"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "déjà"}\n'.encode("latin-1"), r"corpus\.jsonl is not UTF-8"),
+        ("queries.jsonl", b'{"_id": "q1", "text": null}\n', r"queries\.jsonl line 1 is not"),
+        ("queries.jsonl", b'{"_id": "q9", "text": "another"}\n', r"test\.tsv judges none of the queries"),
+        ("qrels/test.tsv", b"", r"test\.tsv judges none of the queries"),
+        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td1\tgood\n", r"test\.tsv line 2 is not"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, file, content, message):
+    broken = write_beir(tmp_path / "task")
+    (broken / file).write_bytes(content)
+    with pytest.raises(RetroMAEError, match=message):
         load_beir(broken)
+
+
+def test_text_that_is_none_after_all(tmp_path):
+    task = write_beir(tmp_path / "task")
+    (task / "corpus.jsonl").write_text('{"_id": "d1", "text": "\\ud800"}\n{"_id": "d2", "text": ""}\n')
+    assert load_beir(task).documents == {"d1": "?", "d2": ""}
+    with pytest.raises(RetroMAEError, match="BM25 finds no words"):
+        evaluate_bm25(load_beir(task))
 
 
 def test_embeddings_do_not_depend_on_the_batch(model, tokenizer, texts):

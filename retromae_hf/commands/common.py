@@ -49,20 +49,32 @@ def parse(
         parser.add_argument(name, help=text)
     arguments = list(sys.argv[1:] if argv is None else argv)
     values = dict(defaults or {})
-    known = {action.dest: action for action in parser._actions}
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         recipe = _read_recipe(Path(arguments.pop(0)))
         if unknown := recipe.keys() - known.keys():
-            raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(unknown))}; see --help")
-        values |= recipe
+            raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(map(str, unknown)))}; see --help")
+        values |= {
+            name: _as_typed(name, value, known[name].nargs) for name, value in recipe.items() if value is not None
+        }
     for name, value in values.items():
         known[name].required = False
-        # argparse converts defaults that are strings, and only those; YAML reads 2e-4 as one.
         parser.set_defaults(**{name: value})
     try:
         return parser.parse_args_into_dataclasses(arguments)
     except ValueError as error:  # an unknown flag, or a value that a dataclass refuses
         raise RetroMAEError(str(error)) from error
+
+
+def _as_typed(name: str, value: Any, nargs: int | str | None) -> Any:
+    """A recipe's value as it would be typed behind its flag: argparse converts and checks defaults that are strings."""
+    if isinstance(value, dict):
+        return value  # some of TrainingArguments are
+    if not isinstance(value, list):
+        return str(value)
+    if nargs in (None, "?"):
+        raise RetroMAEError(f"{name} in the recipe is a list; give a single value")
+    return [str(item) for item in value]
 
 
 def _read_recipe(file: Path) -> dict[str, Any]:

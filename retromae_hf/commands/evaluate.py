@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import check_at_least, in_one_sentence
 from ..evaluation import BM25, evaluate_bm25, evaluate_embedder, load_embedder, load_task
 from .common import command, parse
 
@@ -23,11 +24,15 @@ class EvaluateArguments:
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
 
+    def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc)
+
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Measure a model on a task and write the results."""
     (args,) = parse("evaluate", "Measure how well a model retrieves.", [EvaluateArguments], argv)
+    output = None if args.output is None else writable(args.output)
     task = load_task(args.dataset, args.num_proc)
     if args.model_name_or_path == BM25:
         measured = evaluate_bm25(task)
@@ -41,11 +46,18 @@ def main(argv: list[str] | None = None) -> None:
         **measured,
     }
     text = json.dumps(results, indent=2)
-    if args.output is not None:
-        output = Path(args.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
+    if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def writable(file: str) -> Path:
+    """The file, made sure that it can be written before anything is computed that it is to hold."""
+    with in_one_sentence(f"output {file!r} cannot be written"):
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    return path
 
 
 if __name__ == "__main__":

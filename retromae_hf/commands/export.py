@@ -6,10 +6,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
-from ..errors import RetroMAEError
-from ..evaluation import load_checkpoint
+from ..checkpoints import load_checkpoint, load_tokenizer
+from ..errors import RetroMAEError, in_one_sentence
 from ..export import export_encoder
 from ..modeling_retromae import RetroMAEForPreTraining
 from .common import command, parse
@@ -34,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
-    export_encoder(model, AutoTokenizer.from_pretrained(args.model_name_or_path), folder, args.pooling)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    with in_one_sentence(f"the encoder cannot be exported to {folder}"):
+        export_encoder(model, tokenizer, folder, args.pooling)
     print(f"Exported the encoder to {folder}; SentenceTransformer({str(folder)!r}) loads it.")
 
 

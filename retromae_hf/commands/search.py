@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+from ..errors import check_at_least
 from ..search import format_results, search
 from .common import command, parse
 
@@ -16,6 +17,9 @@ class SearchArguments:
     top: int = field(default=5, metadata={"help": "Results to list."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
+
+    def __post_init__(self) -> None:
+        check_at_least(1, top=self.top, batch_size=self.batch_size, num_proc=self.num_proc)
 
 
 @command

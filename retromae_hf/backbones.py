@@ -6,8 +6,8 @@ embeddings (if it has one), the features before the output projection, and the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -25,9 +25,9 @@ class DecoderShape:
     num_attention_heads: int
     intermediate_size: int
     hidden_act: str
-    layer_norm_eps: float
     hidden_dropout: float
     attention_dropout: float
+    layer_norm_eps: float = 1e-12  # BERT's, where a family has it in its code and not in its configuration
 
 
 class Backbone:
@@ -37,11 +37,16 @@ class Backbone:
         title: the family's name, for people.
         positions: how it knows positions, likewise.
         token_types: whether it tells segments apart.
+        config_names: what its configuration calls the fields of `DecoderShape` that it names otherwise.
     """
 
     title: str
     positions = "absolute"
     token_types = True
+    config_names: ClassVar[dict[str, str]] = {
+        "hidden_dropout": "hidden_dropout_prob",
+        "attention_dropout": "attention_probs_dropout_prob",
+    }
 
     def token_states(
         self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
@@ -104,15 +109,8 @@ class Backbone:
 
     def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
         """Sizes of a decoder layer beside this encoder."""
-        return DecoderShape(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_act=config.hidden_act,
-            layer_norm_eps=config.layer_norm_eps,
-            hidden_dropout=config.hidden_dropout_prob,
-            attention_dropout=config.attention_probs_dropout_prob,
-        )
+        names = {field.name: self.config_names.get(field.name, field.name) for field in fields(DecoderShape)}
+        return DecoderShape(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
@@ -179,22 +177,15 @@ class DistilBertBackbone(Backbone):
 
     title = "DistilBERT"
     token_types = False
+    config_names: ClassVar[dict[str, str]] = {
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout": "dropout",
+    }
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """See `Backbone`."""
         return encoder.vocab_layer_norm(encoder.activation(encoder.vocab_transform(states)))
-
-    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
-        """See `Backbone`."""
-        return DecoderShape(
-            hidden_size=config.dim,
-            num_attention_heads=config.n_heads,
-            intermediate_size=config.hidden_dim,
-            hidden_act=config.activation,
-            layer_norm_eps=1e-12,
-            hidden_dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-        )
 
 
 class ElectraBackbone(Backbone):
@@ -240,6 +231,11 @@ class ModernBertBackbone(Backbone):
     title = "ModernBERT"
     positions = "rotary"
     token_types = False
+    config_names: ClassVar[dict[str, str]] = {
+        "hidden_act": "hidden_activation",
+        "layer_norm_eps": "norm_eps",
+        "hidden_dropout": "mlp_dropout",
+    }
 
     def has_position_table(self, config: PreTrainedConfig) -> bool:
         """See `Backbone`."""
@@ -248,18 +244,6 @@ class ModernBertBackbone(Backbone):
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """See `Backbone`."""
         return encoder.head(states)
-
-    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
-        """See `Backbone`."""
-        return DecoderShape(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_act=config.hidden_activation,
-            layer_norm_eps=config.norm_eps,
-            hidden_dropout=config.mlp_dropout,
-            attention_dropout=config.attention_dropout,
-        )
 
 
 BACKBONES: dict[str, Backbone] = {

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.data_loader import get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .data_collator import DataCollatorForRetroMAE
 from .evaluation import RetrievalTask, embed, evaluate_embedder
+from .masking import passage_seeds
 from .modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput, labelled_rows
 
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
 
 
 class RetroMAECallback(TrainerCallback):
-    """Tells the collator the epoch, checks that it fits the model, and logs the parts of the loss.
+    """Tells collator and sampler the epoch, checks that the collator fits the model, and logs the parts of the loss.
 
     The parts stand beside `loss` in the logs and in `trainer_state.json`, each the mean since the last log. They are
     summed on the device, so that only logging waits for it.
@@ -27,6 +30,8 @@ class RetroMAECallback(TrainerCallback):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._epoch = 0
+        self._collator: DataCollatorForRetroMAE | None = None
+        self._order: torch.Generator | None = None
         self._hook: Any = None
 
     def on_train_begin(
@@ -42,6 +47,10 @@ class RetroMAECallback(TrainerCallback):
         self._collator = _collator_of(train_dataloader)
         if self._collator is not None:
             self._collator.check_matches(model.config)
+        sampler = get_sampler(train_dataloader)
+        if isinstance(sampler, LengthGroupedSampler) and sampler.generator is None:
+            # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
+            self._order = sampler.generator = torch.Generator()
         self._epoch = int(state.epoch or 0)
         self._hook = model.register_forward_hook(self._add_components)
 
@@ -51,6 +60,9 @@ class RetroMAECallback(TrainerCallback):
         """Tell the collator the epoch; one that a resumed run goes on with has its old number."""
         if self._collator is not None:
             self._collator.set_epoch(self._epoch)
+        if self._order is not None:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self._order.manual_seed(int(passage_seeds(seed, self._epoch, torch.tensor(0))))
         self._epoch += 1
 
     def on_log(

@@ -23,7 +23,10 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of any model."""
     with in_one_sentence(f"{name_or_path} holds no tokenizer that can be loaded"):
-        return AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
+        raise RetroMAEError(f"{name_or_path} holds no tokenizer; save one there or name one")
+    return tokenizer
 
 
 def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -75,11 +76,11 @@ class RetroMAEConfig(PreTrainedConfig):
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""
         check_decoding(self.decoding)
         check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
-        if self.num_decoder_layers < 1:
-            raise RetroMAEError(f"num_decoder_layers={self.num_decoder_layers} must be at least 1")
+        if not isinstance(self.num_decoder_layers, int) or self.num_decoder_layers < 1:
+            raise RetroMAEError(f"num_decoder_layers={self.num_decoder_layers} must be a whole number from 1 up")
         for name in ("mlm_loss_weight", "bow_loss_weight"):
-            if getattr(self, name) < 0:
-                raise RetroMAEError(f"{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RetroMAEError(f"{name}={getattr(self, name)} must be 0 or a finite number above")
         if self.decoder_query not in DECODER_QUERIES:
             raise RetroMAEError(
                 f"decoder_query={self.decoder_query!r} is unknown; choose one of {', '.join(DECODER_QUERIES)}"

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from .errors import RetroMAEError
+from .errors import RetroMAEError, in_one_sentence
 from .pydocs import load_pydocs
 from .text import split_sentences
 
@@ -82,7 +82,8 @@ def _describe(source: Any) -> str:
 def _from_iterable(source: Iterable[str | Mapping[str, Any]], text_column: str) -> Dataset:
     if isinstance(source, Dataset):
         return source
-    rows = [{text_column: row} if isinstance(row, str) else dict(row) for row in source]
+    with in_one_sentence("the corpus holds something that is neither a string nor a mapping"):
+        rows = [{text_column: row} if isinstance(row, str) else dict(row) for row in source]
     return Dataset.from_list(rows) if rows else Dataset.from_dict({text_column: []})
 
 
@@ -92,11 +93,13 @@ def _load_files_or_hub(source: str, config_name: str | None, split: str, num_pro
         if path.suffix in FILE_BUILDERS or path.is_absolute() or source.startswith((".", "~")):
             raise RetroMAEError(f"{source} does not exist; give a file, a folder, a Hub dataset or 'pydocs'")
         return _load(source, source, config_name, split=split, num_proc=num_proc)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in FILE_BUILDERS)
-    builders = {FILE_BUILDERS.get(file.suffix) for file in files}
-    if len(builders) != 1 or None in builders:
-        found = "files of several kinds" if len(builders) > 1 else "no such file"
-        raise RetroMAEError(f"{source} must be one kind of {', '.join(FILE_BUILDERS)}, but there is {found}")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files if file.suffix in FILE_BUILDERS]
+    builders = {FILE_BUILDERS[file.suffix] for file in files}
+    if not files:
+        raise RetroMAEError(f"{source} is neither a {', '.join(FILE_BUILDERS)} file nor a folder with such files")
+    if len(builders) > 1:
+        raise RetroMAEError(f"{source} holds several kinds of files, {', '.join(sorted(builders))}; give one kind")
     builder = builders.pop()
     if not any(file.stat().st_size for file in files):
         raise RetroMAEError(f"{source} holds no documents, only empty files; give a source with text")
@@ -122,7 +125,7 @@ def _load(source: str, *args: Any, **kwargs: Any) -> Dataset:
 def _check_utf8(file: Path) -> None:
     """Read a text file once up front: not every reader of `datasets` notices, and none names the place."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    with file.open("rb") as content:
+    with in_one_sentence(f"{file} cannot be read"), file.open("rb") as content:
         while chunk := content.read(1 << 20):
             try:
                 decoder.decode(chunk)

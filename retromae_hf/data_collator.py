@@ -116,13 +116,14 @@ class DataCollatorForRetroMAE:
 
         Args:
             features: one mapping a passage with `input_ids` (a list, array or tensor, special tokens included) and,
-                where there are any, `passage_id` (int) and `token_type_ids`.
+                where there are any, `attention_mask` (1 at tokens, 0 at padding behind them), `passage_id` (int) and
+                `token_type_ids`.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` and, with a decoder, `decoder_input_ids` and `decoder_labels`,
             all int64 `[B, L]`; for enhanced decoding also `visibility_seed`, int64 `[B]`.
         """
-        rows = [feature["input_ids"] for feature in features]
+        rows = [_without_padding(feature) for feature in features]
         lengths = torch.tensor([len(row) for row in rows])
         size = int(lengths.max())
         if self.pad_to_multiple_of is not None:
@@ -137,7 +138,8 @@ class DataCollatorForRetroMAE:
         )
         batch = {"input_ids": corrupted, "attention_mask": real.to(torch.int64), "labels": labels}
         if "token_type_ids" in features[0]:
-            batch["token_type_ids"] = _pad([feature["token_type_ids"] for feature in features], real, 0)
+            types = [feature["token_type_ids"][: len(row)] for feature, row in zip(features, rows, strict=True)]
+            batch["token_type_ids"] = _pad(types, real, 0)
         if self.decoding == "enhanced":
             batch["decoder_input_ids"] = input_ids
             batch["decoder_labels"] = input_ids.masked_fill(~candidates, IGNORE_INDEX)
@@ -169,6 +171,19 @@ class DataCollatorForRetroMAE:
             worker = get_worker_info()
             self._generator = torch.Generator().manual_seed(self.seed if worker is None else self.seed ^ worker.seed)
         return self._generator
+
+
+def _without_padding(feature: Mapping[str, Any]) -> Any:
+    """A passage's ids as far as its attention mask goes."""
+    row, mask = feature["input_ids"], feature.get("attention_mask")
+    if mask is None:
+        return row
+    length = sum(mask) if isinstance(mask, list) else int(mask.sum())
+    if length == len(row):
+        return row
+    if not mask[0]:
+        raise RetroMAEError("a passage is padded on the left; tokenise with padding_side='right' or without padding")
+    return row[:length]
 
 
 def _pad(rows: Sequence[Any], real: Tensor, value: int) -> Tensor:

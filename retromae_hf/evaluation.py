@@ -91,7 +91,7 @@ def load_beir(folder: str | Path) -> RetrievalTask:
     }
     qrels: dict[str, dict[str, int]] = {}
     for number, line in _lines(folder / "qrels" / "test.tsv"):
-        if number == 1:
+        if number == 1 and not line.rpartition("\t")[2].isdecimal():
             continue  # the header
         try:
             query, document, grade = line.split("\t")
@@ -104,10 +104,8 @@ def load_beir(folder: str | Path) -> RetrievalTask:
             qrels.setdefault(query, {}).update(grades)
     if not documents:
         raise RetroMAEError(f"{folder}/corpus.jsonl holds no documents; give a folder with some")
-    if not qrels:
-        raise RetroMAEError(
-            f"{folder}/qrels/test.tsv judges none of the queries in queries.jsonl; give a test with some"
-        )
+    if not any(document in documents for judged in qrels.values() for document in judged):
+        raise RetroMAEError(f"{folder}/qrels/test.tsv judges no query of queries.jsonl for a document of corpus.jsonl")
     return RetrievalTask(folder.name, {query: queries[query] for query in qrels}, documents, qrels)
 
 

@@ -43,6 +43,7 @@ DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
     "logging_steps": 50,
     "eval_strategy": "steps",
     "eval_steps": 500,
+    "ddp_find_unused_parameters": False,  # every parameter takes part in every step
 }
 """What `retromae-hf pretrain` sets otherwise than `TrainingArguments`; flags and recipes go before it."""
 
@@ -165,6 +166,10 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
     # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
+    if checkpoint is None and trainer.is_world_process_zero():
+        # Of an earlier run; not before everything has been checked that may be wrong with this one.
+        for old in Path(training_args.output_dir).glob("checkpoint-*"):
+            shutil.rmtree(old)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -176,6 +181,11 @@ def check_training_arguments(args: TrainingArguments) -> None:
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least(1, **{name: getattr(args, name) for name in positive})
     check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})
+    if args.max_steps == 0 or args.max_steps < -1 or (args.max_steps == -1 and args.num_train_epochs <= 0):
+        raise RetroMAEError(
+            f"max_steps={args.max_steps} and num_train_epochs={args.num_train_epochs} leave nothing to train; "
+            "one of them must be above 0"
+        )
     if args.label_smoothing_factor:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
 
@@ -187,7 +197,8 @@ def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments
     if resume is not None and str(resume).lower() != "false":
         checkpoint = get_last_checkpoint(folder) if str(resume).lower() == "true" and folder.is_dir() else str(resume)
         if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
-            raise RetroMAEError(f"there is no checkpoint to resume from in {folder if checkpoint is None else resume}")
+            where = folder if str(resume).lower() == "true" else resume
+            raise RetroMAEError(f"there is no checkpoint to resume from in {where}")
         return checkpoint
     if folder.exists() and not folder.is_dir():
         raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
@@ -199,9 +210,11 @@ def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments
         )
     with in_one_sentence(f"output_dir={training_args.output_dir!r} cannot be written"):
         os.makedirs(training_args.output_dir, exist_ok=True)
-    if training_args.process_index == 0:
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
+    if args.model_name_or_path is not None and folder.resolve() in Path(args.model_name_or_path).resolve().parents:
+        raise RetroMAEError(
+            f"the model to start from, {args.model_name_or_path}, lies in {folder}, which is to be overwritten; "
+            "name another output folder"
+        )
     return None
 
 

@@ -160,6 +160,8 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
     unmasked.save_pretrained(tmp_path / "unmasked")
     smaller = BertTokenizer(vocab={token: id for token, id in tokenizer.get_vocab().items() if id < 100})
     smaller.save_pretrained(tmp_path / "smaller")
+    without_tokenizer = shutil.ignore_patterns("checkpoint-*", "tokenizer*")
+    shutil.copytree(checkpoint, tmp_path / "wordless", ignore=without_tokenizer)
     corrupt = tmp_path / "corrupt"
     shutil.copytree(checkpoint, corrupt, ignore=shutil.ignore_patterns("checkpoint-*"))
     (corrupt / "model.safetensors").write_bytes(b"\x08 half a file")
@@ -203,6 +205,8 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --per_device_train_batch_size 0", "per_device_train_batch_size=0 must be at least 1"),
         ("pretrain {train} --num_attention_heads 0", "num_attention_heads=0 must be at least 1"),
         ("pretrain {train} --learning_rate -1", "learning_rate=-1.0 must be at least 0"),
+        ("pretrain {train} --max_steps 0", "leave nothing to train"),
+        ("pretrain {train} --deepspeed {here}/absent.json", ""),
         ("pretrain {train} --label_smoothing_factor 0.1", "label_smoothing_factor needs logits"),
         ("pretrain {train} --report_to no_such_reporter", "the training arguments cannot be used"),
         ("pretrain --dataset {corpus} --output_dir {corpus}/out", "cannot be written"),
@@ -212,6 +216,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --no_such_flag 1", "no_such_flag"),
         ("export --model_name_or_path {here}/hollow --output_dir {here}/out", "no checkpoint that can be loaded"),
         ("export --model_name_or_path {run} --output_dir {run}", "not an empty folder"),
+        ("export --model_name_or_path {here}/wordless --output_dir {here}/out", "no tokenizer"),
         ("export --model_name_or_path {run} --output_dir {corpus}/out", "cannot be exported to"),
         ("export --model_name_or_path {encoder} --output_dir {here}/out", "holds a bert model, not"),
         ("export --model_name_or_path {run} --output_dir {here}/out --pooling max", "pooling='max'"),
@@ -247,8 +252,13 @@ def test_other_columns_of_a_corpus_do_not_matter(texts, tmp_path):
     assert run(f"{line} {FAST}") == 0
 
 
-def test_overwriting_starts_anew(corpus, tmp_path):
+def test_overwriting_starts_anew_but_only_when_nothing_is_wrong(corpus, tmp_path, capsys):
     line = f"pretrain --dataset {corpus} --output_dir {tmp_path} --max_length 32 {FAST}"
     assert run(f"{line} --max_steps 4 --save_steps 2") == 0
+    assert run(f"{line} --overwrite_output_dir --encoder_mask_ratio 2") == 2
+    assert run(f"{line} --overwrite_output_dir --dataset {tmp_path}/typo.txt") == 2
+    assert run(f"{line} --overwrite_output_dir --model_name_or_path {tmp_path}/checkpoint-4") == 2
+    assert "which is to be overwritten" in capsys.readouterr().err
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert run(f"{line} --max_steps 1 --overwrite_output_dir") == 0
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]

@@ -155,3 +155,21 @@ def test_other_bad_arguments_are_refused(tokenizer):
     for wrong in ({"decoding": "fancy"}, {"whole_word_mask": True}, {"pad_to_multiple_of": 0}):
         with pytest.raises(RetroMAEError, match=next(iter(wrong)).replace("_mask", "")[:5]):
             DataCollatorForRetroMAE(tokenizer, **wrong)
+
+
+def test_padding_in_the_dataset_is_padding(tokenizer, texts):
+    collator = DataCollatorForRetroMAE(tokenizer, seed=0)
+    collator.set_epoch(0)
+    plain = features_of(tokenizer, texts[:3])
+    padded = tokenizer(texts[:3], truncation=True, padding="max_length", max_length=32)
+    for convert in (list, torch.tensor):
+        columns = ("input_ids", "attention_mask", "token_type_ids")
+        rows = [{name: convert(padded[name][row]) for name in columns} | {"passage_id": row} for row in range(3)]
+        batch, expected = collator(rows), collator(plain)
+        for name, tensor in expected.items():
+            assert torch.equal(batch[name], tensor), name
+
+
+def test_padding_on_the_left_is_refused(tokenizer):
+    with pytest.raises(RetroMAEError, match="padded on the left"):
+        DataCollatorForRetroMAE(tokenizer)([{"input_ids": [0, 0, 2, 9, 3], "attention_mask": [0, 0, 1, 1, 1]}])

@@ -60,6 +60,10 @@ def test_beir_layout(tmp_path):
     assert evaluate_bm25(task)["mrr@10"] == 1.0
 
 
+def test_a_header_may_be_left_out(tmp_path):
+    assert load_beir(write_beir(tmp_path / "task", "q1\td1\t1\nq1\td2\t2\n")).qrels == {"q1": {"d1": 1, "d2": 2}}
+
+
 def test_bad_tasks_are_one_sentence(tmp_path):
     with pytest.raises(RetroMAEError, match=r"corpus\.jsonl does not exist"):
         load_task(str(tmp_path / "absent"))
@@ -75,8 +79,10 @@ def test_bad_tasks_are_one_sentence(tmp_path):
         ("corpus.jsonl", b"", r"corpus\.jsonl holds no documents"),
         ("corpus.jsonl", '{"_id": "d1", "text": "déjà"}\n'.encode("latin-1"), r"corpus\.jsonl is not UTF-8"),
         ("queries.jsonl", b'{"_id": "q1", "text": null}\n', r"queries\.jsonl line 1 is not"),
-        ("queries.jsonl", b'{"_id": "q9", "text": "another"}\n', r"test\.tsv judges none of the queries"),
-        ("qrels/test.tsv", b"", r"test\.tsv judges none of the queries"),
+        ("queries.jsonl", b'{"_id": "q9", "text": "another"}\n', r"test\.tsv judges no query"),
+        ("qrels/test.tsv", b"", r"test\.tsv judges no query"),
+        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td9\t1\n", r"test\.tsv judges no query"),
+        ("qrels/test.tsv", b"q1 0 d1 1\nq1 0 d2 1\n", r"test\.tsv line 2 is not"),
         ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td1\tgood\n", r"test\.tsv line 2 is not"),
     ],
 )

@@ -76,16 +76,19 @@ def test_the_parts_of_the_loss_are_in_trainer_state(make_trainer, tmp_path):
     assert not any("bow_loss" in entry for entry in history)
 
 
-def test_an_uncut_run_and_a_resumed_one_end_alike(make_trainer, tmp_path):
-    uncut = make_trainer(folder="uncut")
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_an_uncut_run_and_a_resumed_one_end_alike(make_trainer, tmp_path, strategy):
+    uncut = make_trainer(folder="uncut", train_sampling_strategy=strategy)
     uncut.train()
-    first = make_trainer(folder="cut", save_strategy="steps", save_steps=13)
+    first = make_trainer(folder="cut", train_sampling_strategy=strategy, save_strategy="steps", save_steps=10)
     first.train()
-    assert first.state.max_steps > 13
-    resumed = make_trainer(folder="cut", dataloader_num_workers=2)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-13"))
-    for (name, one), other in zip(uncut.model.named_parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(one, other), name
+    assert first.state.num_train_epochs == 2
+    assert 10 < first.state.max_steps / 2 < 20  # one checkpoint in each epoch
+    for step, workers in ((10, 2), (20, 0)):
+        resumed = make_trainer(folder="cut", train_sampling_strategy=strategy, dataloader_num_workers=workers)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{step}"))
+        for (name, one), other in zip(uncut.model.named_parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(one, other), (step, name)
 
 
 def test_every_epoch_draws_afresh(make_trainer):

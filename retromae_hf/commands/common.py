@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets.utils.logging import set_verbosity as set_datasets_verbosity
 from transformers import HfArgumentParser
 
 from ..errors import RetroMAEError
@@ -62,8 +63,8 @@ def parse(
         parser.set_defaults(**{name: value})
     try:
         return parser.parse_args_into_dataclasses(arguments)
-    except ValueError as error:  # an unknown flag, or a value that a dataclass refuses
-        raise RetroMAEError(str(error)) from error
+    except Exception as error:  # an unknown flag, or what a dataclass raises about its values
+        raise RetroMAEError(" ".join(str(error).split())) from error
 
 
 def _as_typed(name: str, value: Any, nargs: int | str | None) -> Any:
@@ -81,7 +82,7 @@ def _read_recipe(file: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RetroMAEError(f"the recipe {file} cannot be read: {error}") from error
+        raise RetroMAEError(f"the recipe {file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise RetroMAEError(f"the recipe {file} must be a YAML mapping of arguments to values")
     return recipe
@@ -94,6 +95,7 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
     def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("retromae_hf").setLevel(logging.INFO)
+        set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
         try:
             function(argv)
         except RetroMAEError as error:

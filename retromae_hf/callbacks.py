@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from .data_collator import DataCollatorForRetroMAE
 from .evaluation import RetrievalTask, embed, evaluate_embedder
 from .masking import passage_seeds
 from .modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput, labelled_rows
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
 
@@ -64,6 +67,18 @@ class RetroMAECallback(TrainerCallback):
             seed = args.seed if args.data_seed is None else args.data_seed
             self._order.manual_seed(int(passage_seeds(seed, self._epoch, torch.tensor(0))))
         self._epoch += 1
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Say why there is no loss, where `Trainer` waits for labels of objectives that are not in use."""
+        if not any(name.endswith("_loss") for name in metrics):
+            logger.warning('the evaluation has no loss; set label_names=["labels"] in the TrainingArguments')
 
     def on_log(
         self,

@@ -143,3 +143,10 @@ def test_the_gap_is_zero_when_all_embeddings_are_one(make_trainer, passages, mon
     monkeypatch.setattr(model, "encode", lambda *inputs: encode(*inputs)[:1].expand(len(inputs[0]), -1, -1))
     assert measure_decoder(model, batches)["embedding_gap"] == pytest.approx(0, abs=1e-6)
     assert model.training
+
+
+def test_a_missing_evaluation_loss_is_explained(make_trainer, caplog):
+    assert "eval_loss" in make_trainer().evaluate()
+    assert "label_names" not in caplog.text
+    assert "eval_loss" not in make_trainer(label_names=None).evaluate()
+    assert 'set label_names=["labels"]' in caplog.text

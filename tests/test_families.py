@@ -103,6 +103,8 @@ def test_three_steps_and_back_from_disk(encoder_config, batch, decoding, tmp_pat
     for _ in range(3):
         loss = model(**inputs).loss
         loss.backward()
+        # Distributed training is told that there is nothing to look for.
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
         losses.append(loss.item())
         optimizer.step()
         optimizer.zero_grad()

@@ -59,6 +59,11 @@ class RetroMAEConfig(PreTrainedConfig):
     pair_objective: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if "vocab_size" in kwargs or "hidden_size" in kwargs:
+            raise RetroMAEError(
+                "this is the configuration of an encoder, not of a RetroMAE checkpoint; give it as encoder_config, or "
+                "start from the encoder's checkpoint with RetroMAEForPreTraining.from_encoder"
+            )
         if self.encoder_config is None:
             self.encoder_config = AutoConfig.for_model("bert")
         elif isinstance(self.encoder_config, dict):

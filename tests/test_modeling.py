@@ -215,6 +215,9 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(RetroMAEError, match="is a RetroMAE checkpoint"):
         RetroMAEForPreTraining.from_encoder(tmp_path)
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(RetroMAEError, match="start from the encoder's checkpoint"):
+        RetroMAEForPreTraining.from_pretrained(tmp_path / "encoder")
     with pytest.raises(RetroMAEError, match=r"type 'gpt2' are not supported; known types: albert, bert"):
         RetroMAEForPreTraining(RetroMAEConfig(encoder_config={"model_type": "gpt2"}))
 

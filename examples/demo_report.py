@@ -39,7 +39,8 @@ def conditions(report: dict[str, Any]) -> str:
         f"{settings['num_hidden_layers']} layers x {settings['hidden_size']}, vocabulary {settings['vocab_size']:,}, "
         f"from scratch; {pretraining['max_steps']} steps of {pretraining['per_device_train_batch_size']} passages of "
         f"at most {settings['max_length']} tokens; tuned: {finetuning['max_steps']} contrastive steps of "
-        f"{finetuning['per_device_train_batch_size']} pairs; one seed, settings tried out on this same task. Device {environment['device']}, "
+        f"{finetuning['per_device_train_batch_size']} pairs; one seed, settings tried out on "
+        f"this same task. Device {environment['device']}, "
         f"{environment['threads']} threads, {report['seconds']['total']:.0f} s in all."
     )
 

@@ -19,6 +19,7 @@ from typing import Any
 import sentence_transformers
 import torch
 import transformers
+from datasets import Dataset
 from demo_report import draw, searches, table
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -80,12 +81,13 @@ def main() -> None:
 
         say("Evaluating the encoders zero-shot, and again after the same short fine-tuning")
         task = reported_task(held_out)
+        pairs = finetuning_pairs(held_out)
         results = {"bm25": {"zero_shot": evaluate_bm25(task)}}
         for row in ("untrained", "mlm", "retromae"):
             encoder, finetuned = str(FOLDER / f"{row}-encoder"), str(new_folder(f"{row}-finetuned"))
             results[row] = {"zero_shot": evaluate_embedder(task, load_embedder(encoder))}
             with timed(clock, f"{row}_finetuning"):
-                finetune(encoder, finetuned, held_out, finetuning_steps, bf16)
+                finetune(encoder, finetuned, pairs, finetuning_steps, bf16)
             results[row]["finetuned"] = evaluate_embedder(task, load_embedder(finetuned))
 
         say("Embedding the documentation for the search")
@@ -203,13 +205,19 @@ def run(name: str, command: Any, **options: Any) -> None:
         raise SystemExit(status)
 
 
-def finetune(encoder: str, folder: str, held_out: HeldOut, steps: int, bf16: bool) -> None:
-    """Contrastive learning, first sentence -> body, on documents that are not held out, with in-batch negatives."""
+def finetuning_pairs(held_out: HeldOut) -> Dataset:
+    """First sentences and bodies that are not held out, without what a passage cannot hold.
+
+    A token has three to four letters; the rest of a body need not be tokenised again in every step.
+    """
+    letters = 6 * ENCODER["max_length"]
+    return held_out.pairs.map(lambda row: {"body": row["body"][:letters]}, desc="Shortening bodies")
+
+
+def finetune(encoder: str, folder: str, pairs: Dataset, steps: int, bf16: bool) -> None:
+    """Contrastive learning, first sentence -> body, with in-batch negatives."""
     model = SentenceTransformer(encoder, device="cpu" if ON_CPU else "cuda")
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
-    # What a passage cannot hold need not be tokenised again in every step: a token has three to four letters.
-    letters = 6 * ENCODER["max_length"]
-    pairs = held_out.pairs.map(lambda row: {"body": row["body"][:letters]}, desc="Shortening bodies")
     args = SentenceTransformerTrainingArguments(
         **FINETUNING,
         max_steps=steps,

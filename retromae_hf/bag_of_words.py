@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .losses import add_product, autocast_dtype, chunk_rows
+from .losses import GradientsInForward, add_product, autocast_dtype, chunk_rows
 from .masking import IGNORE_INDEX
 
 
@@ -50,7 +50,7 @@ def bag_of_words_loss(features: Tensor, weight: Tensor, bias: Tensor | None, rea
     return _BagOfWordsLoss.apply(features, weight, bias, real, labels, autocast_dtype(features))
 
 
-class _BagOfWordsLoss(torch.autograd.Function):
+class _BagOfWordsLoss(GradientsInForward):
     """Takes the gradients in the forward pass, some passages at a time, while their logits are at hand."""
 
     @staticmethod
@@ -97,9 +97,3 @@ class _BagOfWordsLoss(torch.autograd.Function):
             None if grad_bias is None or bias is None else (grad_bias / len(features)).to(bias.dtype),
         )
         return loss / len(features)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
-        return *gradients, None, None, None

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from .errors import RetroMAEError, in_one_sentence
+from .errors import RetroMAEError, first_line, in_one_sentence
 from .pydocs import load_pydocs
 from .text import split_sentences
 
@@ -115,8 +115,7 @@ def _load(source: str, *args: Any, **kwargs: Any) -> Dataset:
     try:
         loaded = load_dataset(*args, **kwargs)
     except Exception as error:  # whatever a builder, a file or the Hub raises
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
-        raise RetroMAEError(f"{source} cannot be read as a dataset: {reason}") from error
+        raise RetroMAEError(f"{source} cannot be read as a dataset: {first_line(error.__cause__ or error)}") from error
     if isinstance(loaded, DatasetDict):
         raise RetroMAEError(f"{source} has several splits, {', '.join(loaded)}; name one")
     return loaded

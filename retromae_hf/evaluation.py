@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
 from .pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
-
-logger = logging.getLogger(__name__)
+from .text import without_surrogates
 
 MEASURES = {"ndcg@10": nDCG @ 10, "mrr@10": RR @ 10, "recall@100": R @ 100}
 RANKING_DEPTH = 100
@@ -114,8 +112,7 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
             row["_id"] = str(row["_id"])
-            # JSON can escape lone surrogates, which are no text.
-            row["text"] = row["text"].encode("utf-8", "replace").decode("utf-8")
+            row["text"] = without_surrogates(row["text"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
         yield row

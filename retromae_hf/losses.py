@@ -24,7 +24,18 @@ def autocast_dtype(features: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class GradientsInForward(torch.autograd.Function):
+    """A scalar function that saved the gradients of its first inputs in the forward pass, None where not wanted."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """The saved gradients, scaled; the other inputs have none."""
+        gradients = [None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors]
+        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
+
+
+class _LinearCrossEntropy(GradientsInForward):
     """Takes the gradients in the forward pass, a chunk of rows at a time, while that chunk's logits are at hand."""
 
     @staticmethod
@@ -75,12 +86,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         return loss / count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
-        return *gradients, None, None
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

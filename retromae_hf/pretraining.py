@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .backbones import backbone_for
 from .callbacks import RetrievalCallback, RetroMAECallback
 from .checkpoints import load_checkpoint, load_config, load_tokenizer
-from .configuration_retromae import RetroMAEConfig, check_decoding, check_ratio
+from .configuration_retromae import RetroMAEConfig, check_ratio
 from .corpus import load_documents, tokenize_passages
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
@@ -113,10 +113,7 @@ class PretrainArguments:
         check_at_least(1, **{name: getattr(self, name) for name in sizes})
         check_at_least(0, dev_queries=self.dev_queries)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
-        if self.decoder_mask_ratio is not None:
-            check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
-        if self.decoding is not None:
-            check_decoding(self.decoding)
+        RetroMAEConfig(**self.model_options())  # for its checks, before any text is read
 
     def model_options(self) -> dict[str, Any]:
         """The fields of `RetroMAEConfig` that were given."""
@@ -195,10 +192,10 @@ def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments
     folder = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint
     if resume is not None and str(resume).lower() != "false":
-        checkpoint = get_last_checkpoint(folder) if str(resume).lower() == "true" and folder.is_dir() else str(resume)
+        last = str(resume).lower() == "true"
+        checkpoint = get_last_checkpoint(folder) if last and folder.is_dir() else str(resume)
         if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
-            where = folder if str(resume).lower() == "true" else resume
-            raise RetroMAEError(f"there is no checkpoint to resume from in {where}")
+            raise RetroMAEError(f"there is no checkpoint to resume from in {folder if last else resume}")
         return checkpoint
     if folder.exists() and not folder.is_dir():
         raise RetroMAEError(f"output_dir={folder} is a file; name a folder")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .text import split_first_sentence
+from .text import split_first_sentence, without_surrogates
 
 # Folders whose docstrings describe tests, not an interface.
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -99,8 +99,7 @@ def _without_garbage_collection() -> Iterator[None]:
 def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str):
     text = ast.get_docstring(node, clean=False)
     if text:
-        # Some sources hold lone surrogates as escapes, which are no text.
-        yield name, inspect.cleandoc(text).encode("utf-8", "replace").decode("utf-8")
+        yield name, without_surrogates(inspect.cleandoc(text))
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -19,3 +19,8 @@ def split_first_sentence(text: str) -> tuple[str, str]:
     text = text.strip()
     first = _SENTENCE_END.split(text, maxsplit=1)[0]
     return " ".join(first.split()), text[len(first) :].strip()
+
+
+def without_surrogates(text: str) -> str:
+    """A text with "?" for lone surrogates, which source code and JSON can escape and which are no text."""
+    return text.encode("utf-8", "replace").decode("utf-8")

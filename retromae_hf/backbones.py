@@ -52,8 +52,20 @@ class Backbone:
         self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
         """The last layer's states `[B, L, H]`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._segments(token_type_ids)}
-        return encoder.base_model(**inputs).last_hidden_state
+        segments = self._segments(encoder, token_type_ids)
+        return encoder.base_model(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
+
+    def last_and_middle_states(
+        self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's states and those in the middle (of 12 layers behind the 6th), both `[B, L, H]`."""
+        outputs = encoder.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=True,
+            **self._segments(encoder, token_type_ids),
+        )
+        return outputs.last_hidden_state, outputs.hidden_states[encoder.config.num_hidden_layers // 2]
 
     def embed(
         self,
@@ -67,7 +79,7 @@ class Backbone:
         Position embeddings are in it where the family has a table of them.
         """
         embedded = encoder.base_model.embeddings(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, **self._segments(token_type_ids)
+            input_ids=input_ids, inputs_embeds=inputs_embeds, **self._segments(encoder, token_type_ids)
         )
         projection = self._embedding_projection(encoder)
         return embedded if projection is None else projection(embedded)
@@ -116,8 +128,10 @@ class Backbone:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
         return None
 
-    def _segments(self, token_type_ids: Tensor | None) -> dict[str, Any]:
-        return {"token_type_ids": token_type_ids} if self.token_types and token_type_ids is not None else {}
+    def _segments(self, encoder: PreTrainedModel, token_type_ids: Tensor | None) -> dict[str, Any]:
+        # RoBERTa has the argument but a single type, so that a second segment's would be out of range.
+        known = self.token_types and encoder.config.type_vocab_size > 1
+        return {"token_type_ids": token_type_ids} if known and token_type_ids is not None else {}
 
 
 class BertBackbone(Backbone):

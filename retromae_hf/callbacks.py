@@ -19,6 +19,14 @@ from .modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 
 logger = logging.getLogger(__name__)
 
+DECODER_INPUTS = (
+    "decoder_input_ids",
+    "decoder_labels",
+    "attention_mask",
+    "visibility_seed",
+    "token_type_ids",
+    "word_ids",
+)
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
 
 
@@ -124,7 +132,8 @@ class RetrievalCallback(TrainerCallback):
     `eval_ndcg@10`, `eval_mrr@10` and `eval_recall@100` are those of the sentence embedding by cosine.
     `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
     passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
-    `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens. In a distributed run every
+    `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`
+    one of the pairs. In a distributed run every
     process measures the same, so that sharded models work too.
 
     Args:
@@ -176,7 +185,7 @@ class RetrievalCallback(TrainerCallback):
 
 @torch.no_grad()
 def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The embedding gap and the token accuracies of encoder and decoder, means over batches of the collator.
+    """The embedding gap and the accuracies of encoder, decoder and pair head, means over batches of the collator.
 
     A batch of one passage has no other embedding to take, so it tells nothing of the gap.
     """
@@ -188,17 +197,21 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
         values.setdefault(name, []).append(value.float())
 
     for batch in batches:
-        states = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
-        note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
-        if "decoder_labels" not in batch:
-            continue
-        names = ("decoder_input_ids", "decoder_labels", "attention_mask", "visibility_seed", "token_type_ids")
-        decoder_inputs = {name: batch[name] for name in names if name in batch}
+        states, middle_states = model.encode_for_decoder(
+            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+        )
         embedding = states[:, 0]
-        rebuilt = model.decode(embedding, **decoder_inputs)
+        note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
+        if "pair_labels" in batch:
+            note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
+        if model.config.decoding == "none":
+            continue
+        inputs: dict[str, Any] = {"decoder_labels": batch["labels"], "middle_states": middle_states}
+        inputs |= {name: batch[name] for name in DECODER_INPUTS if name in batch}
+        rebuilt = model.decode(embedding, **inputs)
         note("decoder_accuracy", model.token_accuracy(*rebuilt))
         if len(embedding) > 1:
-            other = model.decode(embedding.roll(1, dims=0), **decoder_inputs)
+            other = model.decode(embedding.roll(1, dims=0), **inputs)
             note("embedding_gap", model.token_loss(*other) - model.token_loss(*rebuilt))
     model.train(was_training)
     return {name: torch.stack(parts).mean().item() for name, parts in values.items()}

@@ -9,7 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import RetroMAEError
 
-DECODINGS = ("enhanced", "basic", "none")
+DECODINGS = ("enhanced", "basic", "condenser", "none")
+PAIR_OBJECTIVES = ("nsp", "sop")
 DECODER_QUERIES = ("sum", "embedded")
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
@@ -27,20 +28,38 @@ def check_ratio(name: str, ratio: float) -> None:
         raise RetroMAEError(f"{name}={ratio!r} must lie between 0 and 1, both excluded")
 
 
+def check_pair_objective(objective: str | None) -> None:
+    """Raise `RetroMAEError` unless `objective` is None or names a pair objective."""
+    if objective is not None and objective not in PAIR_OBJECTIVES:
+        raise RetroMAEError(f"pair_objective={objective!r} is unknown; choose one of {', '.join(PAIR_OBJECTIVES)}")
+
+
+def check_replacement(mask_replace_prob: float, random_replace_prob: float) -> None:
+    """Raise `RetroMAEError` unless both are shares of the chosen tokens that add up to 1 at most."""
+    shares = {"mask_replace_prob": mask_replace_prob, "random_replace_prob": random_replace_prob}
+    for name, share in shares.items():
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise RetroMAEError(f"{name}={share!r} must lie between 0 and 1")
+    if sum(shares.values()) > 1 + 1e-9:
+        raise RetroMAEError(f"mask_replace_prob and random_replace_prob add up to {sum(shares.values()):g}, over 1")
+
+
 class RetroMAEConfig(PreTrainedConfig):
     """Configuration of `RetroMAEForPreTraining` and `RetroMAEModel` (RetroMAE, arXiv 2205.12035).
 
     Args:
         encoder_config: the encoder's own configuration, as an object or as the dict that it saves.
         decoding: "enhanced" (section 3.3: every token from its own sampled context), "basic" (section 3.2: the
-            decoder's masked tokens) or "none" (masked language modelling alone, the baseline).
-        num_decoder_layers: transformer layers of the decoder; the paper's is 1.
+            decoder's masked tokens), "condenser" (arXiv 2104.08253: the encoder's masked tokens, from its [CLS] and
+            the token states of its middle layer) or "none" (masked language modelling alone, the baseline).
+        num_decoder_layers: transformer layers of the decoder; RetroMAE's paper has 1, Condenser's 2.
         decoder_mask_ratio: share of the tokens that a decoder row does not see, in (0, 1).
         mlm_loss_weight: weight of the encoder's masked-LM loss in the sum; the decoder's is 1.
         bow_loss_weight: weight of the bag-of-words loss in the sum, 0.1 in DupMAE (arXiv 2211.08769); enhanced decoding
             only, whose labels are the bag.
         decoder_query: "sum" (RetroMAE: h + p_i) or "embedded" (DupMAE: h through the encoder's embedding module).
-        pair_objective: None; "nsp" and "sop" are not available yet.
+        pair_objective: None, "nsp" (BERT's next-sentence prediction) or "sop" (ALBERT's sentence order), beside the
+            other losses, with weight 1.
 
     Raises:
         RetroMAEError: a value is out of range or not available.
@@ -94,8 +113,7 @@ class RetroMAEConfig(PreTrainedConfig):
             raise RetroMAEError(
                 f"bow_loss_weight={self.bow_loss_weight} needs decoding='enhanced', not {self.decoding!r}"
             )
-        if self.pair_objective is not None:
-            raise RetroMAEError("pair objectives are not available yet; leave pair_objective at None")
+        check_pair_objective(self.pair_objective)
 
     @property
     def hidden_size(self) -> int:

@@ -16,7 +16,7 @@ IGNORE_INDEX = -100
 # Rows 0, 1, 2 ... of the hash belong to the visibility mask; each other kind of draw has a negative row of its own.
 CHOOSE, ACTION, REPLACEMENT = -1, -2, -3
 DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT = -4, -5, -6
-
+PAIR, PARTNER = -7, -8
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
@@ -70,7 +70,20 @@ def random_bits(seed: Tensor, row: Tensor | int, column: Tensor) -> Tensor:
 
 def _below(bits: Tensor, probability: float) -> Tensor:
     """True for that share of uniform int32 bits."""
+    if probability >= 1:
+        return torch.ones_like(bits, dtype=torch.bool)
     return bits < min(round(probability * 2**32), 2**32 - 1) - 2**31
+
+
+def draw_coins(seeds: Tensor) -> Tensor:
+    """A fair coin for each seed, bool of the same shape: which of the two cases of a pair objective a passage is."""
+    return _below(random_bits(seeds, PAIR, torch.zeros_like(seeds, dtype=torch.int32)), 0.5)
+
+
+def draw_indices(seeds: Tensor, sizes: Tensor) -> Tensor:
+    """An index below each of `sizes`, both int64 of one shape: the passage that lends another its second segment."""
+    bits = random_bits(seeds, PARTNER, torch.zeros_like(seeds, dtype=torch.int32))
+    return (bits.to(torch.int64) & 0xFFFFFFFF) % sizes
 
 
 def _seed_tensor(value: int) -> Tensor:
@@ -95,16 +108,25 @@ def passage_seeds(run_seed: int, epoch: int, passage_ids: Tensor) -> Tensor:
     return _mix64(state.to(passage_ids.device) + passage_ids.to(torch.int64))
 
 
-def is_visible(seed: Tensor, row: Tensor, column: Tensor, length: Tensor | int, ratio: float) -> Tensor:
+def is_visible(
+    seed: Tensor, row: Tensor, column: Tensor, length: Tensor | int, ratio: float, word: Tensor | None = None
+) -> Tensor:
     """Whether decoder row `row` may see column `column` (RetroMAE, section 3.3, equation 7), elementwise.
 
-    All tensors broadcast; called with scalars it is the body of a FlexAttention `mask_mod`. See `visibility_mask`.
+    All tensors broadcast; called with scalars it is the body of a FlexAttention `mask_mod`. `word` is the number of
+    the column's word, where words are drawn as a whole. See `visibility_mask`.
     """
-    sampled = _below(random_bits(seed, row, column), 1.0 - ratio)
+    sampled = _below(random_bits(seed, row, column if word is None else word), 1.0 - ratio)
     return ((column == 0) & (row != 0)) | (sampled & (column != row) & (column != 0) & (column < length))
 
 
-def visibility_mask(seed: Tensor | int, length: Tensor | int, ratio: float, padded_length: int | None = None) -> Tensor:
+def visibility_mask(
+    seed: Tensor | int,
+    length: Tensor | int,
+    ratio: float,
+    padded_length: int | None = None,
+    word_ids: Tensor | None = None,
+) -> Tensor:
     """The position-specific attention mask of enhanced decoding (RetroMAE, section 3.3, equation 7).
 
     Row i sees a sample of (1 - `ratio`) of the passage's tokens, drawn for that row alone. It never sees itself. Every
@@ -117,6 +139,8 @@ def visibility_mask(seed: Tensor | int, length: Tensor | int, ratio: float, padd
         ratio: the decoder's mask ratio, the share of tokens that a row does *not* see.
         padded_length: L, the number of rows and columns; by default the longest `length` (on an accelerator, asking
             for the default waits for the device).
+        word_ids: the number of each column's word, int32 `[B, L]` or `[L]`; a row then sees all tokens of a word or
+            none, but for its own, which it never sees.
 
     Returns:
         bool `[B, L, L]`, True = visible; `[L, L]` where `seed` is an int.
@@ -126,7 +150,8 @@ def visibility_mask(seed: Tensor | int, length: Tensor | int, ratio: float, padd
     if padded_length is None:
         padded_length = int(lengths.max())
     positions = torch.arange(padded_length, dtype=torch.int32, device=seeds.device)
-    visible = is_visible(seeds.reshape(-1, 1, 1), positions[:, None], positions[None, :], lengths, ratio)
+    words = None if word_ids is None else word_ids.reshape(-1, 1, padded_length).to(torch.int32)
+    visible = is_visible(seeds.reshape(-1, 1, 1), positions[:, None], positions[None, :], lengths, ratio, words)
     return visible if isinstance(seed, Tensor) else visible[0]
 
 
@@ -138,6 +163,9 @@ def corrupt_tokens(
     mask_token_id: int,
     replacement_ids: Tensor,
     streams: tuple[int, int, int] = (CHOOSE, ACTION, REPLACEMENT),
+    word_ids: Tensor | None = None,
+    mask_replace_prob: float = 0.8,
+    random_replace_prob: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
     """BERT's corruption: of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay (BERT, section 3.1).
 
@@ -149,15 +177,23 @@ def corrupt_tokens(
         mask_token_id: id of [MASK].
         replacement_ids: int64 `[R]`, the ids that a random token is drawn from.
         streams: the three rows of the hash to draw from; a second, independent mask of the same passage takes others.
+        word_ids: the number of each token's word, int32 `[B, L]`: words are chosen as a whole, and what becomes of
+            their tokens is drawn for each token, as BERT's whole-word masking does.
+        mask_replace_prob: share of the chosen tokens that become [MASK].
+        random_replace_prob: share of the chosen tokens that become a random token; the others stay.
 
     Returns:
         The corrupted ids and the labels (the original id where a token was chosen, else -100), both int64 `[B, L]`.
     """
     positions = torch.arange(input_ids.shape[1], dtype=torch.int32, device=input_ids.device)
-    choose, action, replacement = (random_bits(seeds[:, None], stream, positions) for stream in streams)
-    chosen = candidates & _below(choose, ratio)
+    choose, action, replacement = streams
+    seeds = seeds[:, None]
+    chosen = candidates & _below(random_bits(seeds, choose, positions if word_ids is None else word_ids), ratio)
     labels = input_ids.masked_fill(~chosen, IGNORE_INDEX)
-    corrupted = input_ids.masked_fill(chosen & _below(action, 0.8), mask_token_id)
-    replaced = chosen & ~_below(action, 0.8) & _below(action, 0.9)
-    random_ids = replacement_ids[(replacement & 0x7FFFFFFF) % len(replacement_ids)]
+    actions = random_bits(seeds, action, positions)
+    masked = _below(actions, mask_replace_prob)
+    corrupted = input_ids.masked_fill(chosen & masked, mask_token_id)
+    replaced = chosen & ~masked & _below(actions, mask_replace_prob + random_replace_prob)
+    drawn = random_bits(seeds, replacement, positions) & 0x7FFFFFFF
+    random_ids = replacement_ids[drawn % len(replacement_ids)]
     return torch.where(replaced, random_ids, corrupted), labels

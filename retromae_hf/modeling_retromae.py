@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
@@ -18,6 +19,7 @@ from .decoder import DecoderLayer
 from .errors import RetroMAEError
 from .losses import linear_cross_entropy, token_accuracy
 from .masking import IGNORE_INDEX, visibility_mask
+from .pair_head import PairHead
 
 
 @dataclass
@@ -29,7 +31,7 @@ class RetroMAEPreTrainingOutput(ModelOutput):
         mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens.
         decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens.
         bow_loss: scalar, the bag-of-words loss (DupMAE), before its weight.
-        pair_loss: scalar, the loss of the pair objective.
+        pair_loss: scalar, the mean cross-entropy of the pair objective.
         sentence_embedding: `[B, H]`, the final hidden state of [CLS].
     """
 
@@ -85,19 +87,22 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         Raises:
             RetroMAEError: the batch is longer than the encoder's positions.
         """
+        self._check_length(input_ids)
+        return self.backbone.token_states(self.encoder, input_ids, attention_mask, token_type_ids)
+
+    def _check_length(self, input_ids: Tensor) -> None:
         limit = self.backbone.max_positions(self.encoder.config)
         if input_ids.shape[1] > limit:
             raise RetroMAEError(
                 f"passages of {input_ids.shape[1]} tokens do not fit the encoder's {limit} positions; "
                 f"prepare them with max_length={limit} or less"
             )
-        return self.backbone.token_states(self.encoder, input_ids, attention_mask, token_type_ids)
 
 
 class RetroMAEModel(RetroMAEPreTrainedModel):
     """The encoder of a RetroMAE checkpoint, without the decoder; what `AutoModel` makes of such a checkpoint."""
 
-    _keys_to_ignore_on_load_unexpected = (r"^decoder(_positions)?\.",)
+    _keys_to_ignore_on_load_unexpected = (r"^(decoder|decoder_positions|pair_head)\.",)
 
     def __init__(self, config: RetroMAEConfig):
         super().__init__(config)
@@ -125,7 +130,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if config.decoding != "none":
             shape = self.backbone.decoder_shape(config.encoder_config)
             self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(config.num_decoder_layers))
-            if not self.backbone.has_position_table(config.encoder_config):
+            # A Condenser reads token states, which hold their positions already.
+            if config.decoding != "condenser" and not self.backbone.has_position_table(config.encoder_config):
                 limit = self.backbone.max_positions(config.encoder_config)
                 self.decoder_positions = nn.Embedding(limit, config.hidden_size)
             if config.decoder_query == "embedded":
@@ -135,6 +141,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                         f"decoder_query='embedded' puts the sentence embedding of size {config.hidden_size} through an "
                         f"embedding module of size {size}; use decoder_query='sum' with this encoder"
                     )
+        if config.pair_objective is not None:
+            self.pair_head = PairHead(config.hidden_size)
         self.post_init()
 
     @classmethod
@@ -171,7 +179,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         decoder_visibility: Tensor | None = None,
         pair_labels: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        word_ids: Tensor | None = None,
         passage_id: Tensor | None = None,
+        document_id: Tensor | None = None,
     ) -> RetroMAEPreTrainingOutput:
         """Encode, and rebuild what carries a label.
 
@@ -186,10 +196,12 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 by default drawn from torch's generator.
             decoder_visibility: bool `[B, L, L]`, True = row i may see column j; overrides the drawn mask. A row that
                 sees nothing is shown column 0.
-            pair_labels: not available yet.
-            token_type_ids: int64 `[B, L]`, segment ids of encoder and decoder.
+            pair_labels: int64 `[B]`, of a pair objective: 0 where the second segment follows the first, else 1.
+            token_type_ids: int64 `[B, L]`, segment ids of encoder and decoder, for encoders that tell segments apart.
+            word_ids: int32 `[B, L]`, the number of each token's word, where the drawn mask hides words as a whole.
             passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
                 derives the seeds from it.
+            document_id: not used, likewise; the collator draws false successors from other documents.
 
         Returns:
             `RetroMAEPreTrainingOutput`.
@@ -197,11 +209,11 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         Raises:
             RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
         """
-        if pair_labels is not None:
-            raise RetroMAEError("pair objectives are not available yet; leave pair_labels out")
-        states = self.encode(input_ids, attention_mask, token_type_ids)
+        states, middle_states = self.encode_for_decoder(input_ids, attention_mask, token_type_ids)
+        if self.config.decoding == "condenser":
+            decoder_labels = labels  # its head predicts what the encoder has to
         sentence_embedding = states[:, 0]
-        mlm_loss = decoder_loss = bow_loss = None
+        mlm_loss = decoder_loss = bow_loss = pair_loss = None
         if labels is not None:
             mlm_loss = self.token_loss(*labelled_rows(states, labels))
         if decoder_labels is not None:
@@ -214,14 +226,19 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                     visibility_seed,
                     decoder_visibility,
                     token_type_ids,
+                    word_ids,
+                    middle_states,
                 )
             )
             if self.config.bow_loss_weight > 0:
                 bow_loss = self.bow_loss(states, attention_mask, decoder_labels)
+        if pair_labels is not None:
+            pair_loss = cross_entropy(self.pair_logits(sentence_embedding).float(), pair_labels)
         weighted = (
             (self.config.mlm_loss_weight, mlm_loss),
             (1.0, decoder_loss),
             (self.config.bow_loss_weight, bow_loss),
+            (1.0, pair_loss),
         )
         parts = [weight * part for weight, part in weighted if part is not None]
         return RetroMAEPreTrainingOutput(
@@ -229,8 +246,18 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             mlm_loss=mlm_loss,
             decoder_loss=decoder_loss,
             bow_loss=bow_loss,
+            pair_loss=pair_loss,
             sentence_embedding=sentence_embedding,
         )
+
+    def encode_for_decoder(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The last hidden states `[B, L, H]`, and for a Condenser those of the middle layer beside them."""
+        if self.config.decoding != "condenser":
+            return self.encode(input_ids, attention_mask, token_type_ids), None
+        self._check_length(input_ids)
+        return self.backbone.last_and_middle_states(self.encoder, input_ids, attention_mask, token_type_ids)
 
     def decode(
         self,
@@ -241,29 +268,40 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         visibility_seed: Tensor | None = None,
         decoder_visibility: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        word_ids: Tensor | None = None,
+        middle_states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Rebuild the labelled tokens from a sentence embedding `[B, H]`; the other arguments are `forward`'s.
+        """Rebuild the labelled tokens from a sentence embedding `[B, H]`; most other arguments are `forward`'s.
+
+        A Condenser takes `middle_states` `[B, L, H]`, those of the encoder's middle layer, instead of
+        `decoder_input_ids`.
 
         Returns:
             States `[T, H]` and labels `[T]` of the T labelled positions, row by row.
         """
         if self.config.decoding == "none":
             raise RetroMAEError("this model has no decoder (decoding='none'); leave decoder_labels out")
-        if decoder_input_ids is None:
-            raise RetroMAEError("decoder_labels need decoder_input_ids; DataCollatorForRetroMAE makes both")
         h = sentence_embedding[:, None]
-        embedded = self.backbone.embed(self.encoder, decoder_input_ids, token_type_ids)
-        context = torch.cat([h, self._with_own_positions(embedded)[:, 1:]], dim=1)
-        basic = self.config.decoding == "basic"
-        if basic:
-            rows, visible = context, None if attention_mask is None else attention_mask[:, None].bool()
+        rows: Tensor
+        visible: Tensor | None
+        if self.config.decoding == "condenser":
+            tokens = cast(Tensor, middle_states)
+        elif decoder_input_ids is None:
+            raise RetroMAEError("decoder_labels need decoder_input_ids; DataCollatorForRetroMAE makes both")
         else:
+            embedded = self.backbone.embed(self.encoder, decoder_input_ids, token_type_ids)
+            tokens = self._with_own_positions(embedded)
+        context = torch.cat([h, tokens[:, 1:]], dim=1)
+        two_streams = self.config.decoding == "enhanced"
+        if two_streams:
             rows = self._queries(h, context.shape[1])
-            visible = self._visibility(attention_mask, visibility_seed, decoder_visibility, decoder_input_ids)
+            visible = self._visibility(attention_mask, visibility_seed, decoder_visibility, word_ids, context)
+        else:
+            rows, visible = context, None if attention_mask is None else attention_mask[:, None].bool()
         *lower, last = cast(list[DecoderLayer], list(self.decoder))
         for layer in lower:
-            rows = layer.feed_forward(layer.attend(rows, rows if basic else context, visible))
-        rows = last.attend(rows, rows if basic else context, visible)
+            rows = layer.feed_forward(layer.attend(rows, context if two_streams else rows, visible))
+        rows = last.attend(rows, context if two_streams else rows, visible)
         # Enhanced decoding computes no row 0, which carries no label.
         rows, row_labels = labelled_rows(rows, decoder_labels[:, -rows.shape[1] :])
         return last.feed_forward(rows), row_labels
@@ -281,6 +319,12 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         features = self.backbone.head_features(self.encoder, states[:, 1:])
         real = torch.ones_like(labels[:, 1:]) if attention_mask is None else attention_mask[:, 1:]
         return bag_of_words_loss(features, *self.backbone.output_projection(self.encoder), real.bool(), labels)
+
+    def pair_logits(self, sentence_embedding: Tensor) -> Tensor:
+        """Logits `[B, 2]` of the pair objective for sentence embeddings `[B, H]`."""
+        if self.config.pair_objective is None:
+            raise RetroMAEError("this model has no pair objective (pair_objective=None); leave pair_labels out")
+        return self.pair_head(sentence_embedding)
 
     def token_accuracy(self, states: Tensor, labels: Tensor) -> Tensor:
         """Share of `states` `[T, H]` whose most probable token is the one in `labels` `[T]`."""
@@ -302,10 +346,16 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         return embedded + self.decoder_positions.weight[: embedded.shape[1]]
 
     def _visibility(
-        self, attention_mask: Tensor | None, seed: Tensor | None, given: Tensor | None, decoder_input_ids: Tensor
+        self,
+        attention_mask: Tensor | None,
+        seed: Tensor | None,
+        given: Tensor | None,
+        word_ids: Tensor | None,
+        context: Tensor,
     ) -> Tensor:
         """The visibility mask of enhanced decoding without its row 0, bool `[B, L - 1, L]`."""
-        batch, length = decoder_input_ids.shape
+        batch, length = context.shape[:2]
+        device = context.device
         if given is not None:
             if given.shape != (batch, length, length):
                 raise RetroMAEError(
@@ -313,13 +363,12 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 )
             visible = given[:, 1:].bool()
             sees_nothing = ~visible.any(dim=2, keepdim=True)
-            return visible | (sees_nothing & (torch.arange(length, device=visible.device) == 0))
-        device = decoder_input_ids.device
+            return visible | (sees_nothing & (torch.arange(length, device=device) == 0))
         if seed is None:
             # The full range of int64 but its last value, which randint cannot name.
             seed = torch.randint(-(2**63), 2**63 - 1, (batch,), device=device)
         lengths = torch.full((batch,), length, device=device) if attention_mask is None else attention_mask.sum(1)
-        return visibility_mask(seed, lengths, self.config.decoder_mask_ratio, length)[:, 1:]
+        return visibility_mask(seed, lengths, self.config.decoder_mask_ratio, length, word_ids)[:, 1:]
 
 
 def labelled_rows(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,12 @@ TEXTS = [
     )
 ]
 
+CHINESE_TEXTS = [
+    f"我们在{city}大学学习自然语言处理。{thing}的检索很有用！你喜欢{thing}吗？今天天气很好，大家一起去公园看书。"
+    for city in ("北京", "清华", "南京", "武汉")
+    for thing in ("文章", "图书", "电影", "音乐", "新闻")
+]
+
 
 def pytest_sessionfinish() -> None:
     import shutil

@@ -67,7 +67,7 @@ def test_the_losses_are_the_papers(model, batch):
         assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("decoding", ["enhanced", "basic"])
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_padding_changes_nothing(encoder_config, tokenizer, texts, decoding, layers):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=layers)
@@ -146,7 +146,7 @@ def test_weights_of_the_losses(encoder_config, batch):
     assert torch.allclose(output.loss, 0.25 * output.mlm_loss + output.decoder_loss)
 
 
-@pytest.mark.parametrize("decoding", ["enhanced", "basic", "none"])
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser", "none"])
 def test_a_checkpoint_restores_identical_losses(encoder_config, tokenizer, texts, tmp_path, decoding):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=2)
     model = RetroMAEForPreTraining(config).eval()
@@ -207,7 +207,7 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
         model(batch["input_ids"], decoder_labels=batch["decoder_labels"])
     with pytest.raises(RetroMAEError, match="decoder_visibility has shape"):
         model(**batch, decoder_visibility=torch.ones(4, 3, 3, dtype=torch.bool))
-    with pytest.raises(RetroMAEError, match="pair objectives"):
+    with pytest.raises(RetroMAEError, match="no pair objective"):
         model(**batch, pair_labels=torch.zeros(4))
     without = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, decoding="none"))
     with pytest.raises(RetroMAEError, match="no decoder"):
@@ -233,7 +233,7 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
         {"decoder_query": "other"},
         {"bow_loss_weight": -0.1},
         {"bow_loss_weight": 0.1, "decoding": "basic"},
-        {"pair_objective": "nsp"},
+        {"pair_objective": "next"},
         {"encoder_config": {"hidden_size": 32}},
     ],
 )

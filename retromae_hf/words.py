@@ -1,0 +1,154 @@
+"""Where words begin in a tokenised text, for masks that take words as a whole.
+
+`transformers` takes a word for what stands between two gaps in the offsets, so that to it a Chinese sentence is one
+word and punctuation belongs to its neighbour. Here a word is what BERT's own tokenizer takes for one: a run of letters
+and digits, a single punctuation mark, a single character of a script that is written without spaces. Chinese words of
+several characters take a segmenter, which sees the text: `tokenize_passages` writes down what it finds.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+
+import torch
+from tokenizers.models import WordPiece
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .errors import RetroMAEError
+
+WordSegmenter = Callable[[str], list[str]]
+"""A text into its words, in order; joined they are the text."""
+
+# What the vocabulary tells of a token. Bits, so that one lookup a token answers all questions.
+STARTS, FIRST_ALONE, LAST_ALONE, BARE = 1, 2, 4, 8
+
+# Thai and Lao, Myanmar, Khmer, kana, CJK ideographs and their extensions: scripts without spaces between words.
+_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x323AF),
+)
+_HAN = _WITHOUT_SPACES[-4:]
+
+
+def chinese_segmenter() -> WordSegmenter:
+    """The words of Chinese text (rjieba).
+
+    Raises:
+        RetroMAEError: rjieba is not installed.
+    """
+    try:
+        import rjieba
+    except ImportError as error:
+        raise RetroMAEError("Chinese words need the package rjieba; pip install 'retromae-hf[chinese]'") from error
+    return rjieba.cut
+
+
+def is_han(character: str) -> bool:
+    """Whether it is a Chinese character."""
+    return _within(ord(character), _HAN)
+
+
+def word_table(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """What the vocabulary tells of each token's place in a word, uint8 `[V]` of the bits above, for `word_starts`.
+
+    Knows WordPiece ("##"), SentencePiece ("▁") and byte-level BPE ("Ġ").
+
+    Raises:
+        RetroMAEError: the vocabulary is of another kind.
+    """
+    vocabulary = tokenizer.get_vocab()
+    table = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.uint8)
+    flags = _flags_of(tokenizer)
+    bits = [flags(token) for token in vocabulary]
+    table[torch.tensor(list(vocabulary.values()))] = torch.tensor(bits, dtype=torch.uint8)
+    # Special and added tokens are words of their own, however they are spelt.
+    table[[*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]] = STARTS | LAST_ALONE
+    return table
+
+
+def word_starts(table: Tensor, input_ids: Tensor) -> Tensor:
+    """Whether a token is the first of its word, bool `[..., L]` for ids `[..., L]`; position 0 always is."""
+    bits = table[input_ids]
+    starts = (bits & STARTS).bool()
+    starts[..., 0] = True
+    before, here = bits[..., :-1], bits[..., 1:]
+    # A lone space marker belongs to what follows it.
+    parted = ((here & FIRST_ALONE) | (before & LAST_ALONE)).bool() & ~(before & BARE).bool()
+    starts[..., 1:] |= parted
+    return starts
+
+
+def number_words(starts: Tensor) -> Tensor:
+    """The number of each token's word, int32 `[..., L]`, from 0, by where words start, bool `[..., L]`."""
+    return starts.cumsum(-1, dtype=torch.int32) - 1
+
+
+def _flags_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
+    """What gives the bits of a token, by the kind of the vocabulary."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(model, WordPiece):
+        continuing = model.continuing_subword_prefix
+        return lambda token: 0 if token.startswith(continuing) and token != continuing else STARTS
+    vocabulary = tokenizer.get_vocab()
+    marker = max("▁Ġ", key=lambda candidate: sum(token.startswith(candidate) for token in vocabulary))
+    if not any(token.startswith(marker) for token in vocabulary):
+        raise RetroMAEError(
+            "whole-word masking knows WordPiece, SentencePiece and byte-level BPE, and this tokenizer, "
+            f"{type(tokenizer).__name__}, is none of them; leave whole_word_mask at False"
+        )
+    byte_of = _bytes_by_character()
+    ends_of = _ends if marker == "▁" else lambda token: _ends_of_bytes(token, byte_of)
+    return lambda token: _flags(marker, token, ends_of)
+
+
+def _flags(marker: str, token: str, ends_of: Callable[[str], tuple[bool, bool]]) -> int:
+    if token in (marker, ""):
+        return STARTS | BARE
+    first_alone, last_alone = ends_of(token.removeprefix(marker))
+    return token.startswith(marker) * STARTS | first_alone * FIRST_ALONE | last_alone * LAST_ALONE
+
+
+def _ends(text: str) -> tuple[bool, bool]:
+    """Whether a text's first and last characters are words of their own."""
+    return _alone(text[0]), _alone(text[-1])
+
+
+def _ends_of_bytes(token: str, byte_of: dict[str, int]) -> tuple[bool, bool]:
+    """The same for a token of byte-level BPE, which may begin or end inside a character."""
+    if any(character not in byte_of for character in token):
+        return _ends(token)  # an added token, which is spelt as it is
+    content = bytes(byte_of[character] for character in token)
+    text = content.decode("utf-8", "ignore")
+    if text and content.startswith(text[0].encode()):
+        first = _alone(text[0])
+    else:
+        # A character cut in two: three bytes from E3 to E9 on are kana, CJK punctuation and ideographs, four bytes
+        # emoji and more ideographs; from 80 to BF on it is the rest of what another token began.
+        first = 0xE3 <= content[0] <= 0xE9 or content[0] >= 0xF0
+    return first, bool(text) and content.endswith(text[-1].encode()) and _alone(text[-1])
+
+
+def _alone(character: str) -> bool:
+    kind = unicodedata.category(character)[0]
+    return kind not in "LNM" or (kind != "M" and _within(ord(character), _WITHOUT_SPACES))
+
+
+def _within(code: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= code <= last for first, last in ranges)
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 as it is, the other bytes from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelt = [*map(chr, printable), *(chr(0x100 + place) for place in range(len(others)))]
+    return dict(zip(spelt, [*printable, *others], strict=True))

@@ -29,9 +29,9 @@ from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_
 from retromae_hf.commands.export import main as export
 from retromae_hf.commands.pretrain import main as pretrain
 from retromae_hf.evaluation import evaluate_bm25, evaluate_embedder, load_embedder, reported_task
-from retromae_hf.pretraining import PretrainArguments, load_model_and_tokenizer
 from retromae_hf.pydocs import HeldOut, load_held_out_pydocs
 from retromae_hf.search import format_results, search
+from retromae_hf.starting_model import ModelArguments, load_model_and_tokenizer
 from retromae_hf.vocabulary import train_wordpiece
 
 FOLDER = Path("runs/demo")
@@ -41,8 +41,8 @@ ENCODER = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "max_length": 48,
 }
+MAX_LENGTH = 48
 PRETRAINING = {"learning_rate": 1e-3, "per_device_train_batch_size": 64}
 FINETUNING = {"per_device_train_batch_size": 128, "learning_rate": 2e-3}
 # A machine on which pretraining's steps would take longer than this takes fewer of both, the same for every encoder.
@@ -67,7 +67,7 @@ def main() -> None:
         with timed(clock, "read"):
             held_out = load_held_out_pydocs(PROCESSES)
             texts = held_out.pretraining["text"][:]
-            train_wordpiece(texts, VOCAB_SIZE, ENCODER["max_length"]).save_pretrained(ENCODER["tokenizer_name"])
+            train_wordpiece(texts, VOCAB_SIZE, MAX_LENGTH).save_pretrained(ENCODER["tokenizer_name"])
         print(f"{len(texts):,} docstrings, {sum(map(len, texts)) / 1e6:.1f} million characters")
 
         share, bf16 = plan(held_out)
@@ -98,6 +98,7 @@ def main() -> None:
         "settings": {
             "vocab_size": VOCAB_SIZE,
             **ENCODER,
+            "max_length": MAX_LENGTH,
             "pretraining": {**PRETRAINING, "max_steps": steps, "bf16": bf16},
             "finetuning": {**FINETUNING, "max_steps": finetuning_steps, "bf16": bf16},
         },
@@ -141,8 +142,8 @@ def new_folder(name: str) -> Path:
 
 def new_model(held_out: HeldOut, decoding: str) -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase]:
     """The model that `retromae-hf pretrain` starts with."""
-    args = PretrainArguments(dataset="pydocs", decoding=decoding, **ENCODER)
-    return load_model_and_tokenizer(args, held_out.pretraining, checkpoint=None)
+    args = ModelArguments(decoding=decoding, **ENCODER)
+    return load_model_and_tokenizer(args, held_out.pretraining["text"], MAX_LENGTH)
 
 
 def plan(held_out: HeldOut) -> tuple[float, bool]:
@@ -150,7 +151,7 @@ def plan(held_out: HeldOut) -> tuple[float, bool]:
     model, tokenizer = new_model(held_out, "enhanced")
     model.to("cpu" if ON_CPU else "cuda").train()
     optimizer = torch.optim.AdamW(model.parameters())
-    rows = torch.randint(5, len(tokenizer), (PRETRAINING["per_device_train_batch_size"], ENCODER["max_length"]))
+    rows = torch.randint(5, len(tokenizer), (PRETRAINING["per_device_train_batch_size"], MAX_LENGTH))
     batch = DataCollatorForRetroMAE.from_config(tokenizer, model.config)([{"input_ids": row} for row in rows])
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
 
@@ -184,6 +185,7 @@ def pretrain_and_export(row: str, steps: int, bf16: bool, clock: dict[str, float
             output_dir=FOLDER / row,
             overwrite_output_dir=True,
             **ENCODER,
+            max_length=MAX_LENGTH,
             **PRETRAINING,
             max_steps=steps,
             bf16=bf16,
@@ -210,7 +212,7 @@ def finetuning_pairs(held_out: HeldOut) -> Dataset:
 
     A token has three to four letters; the rest of a body need not be tokenised again in every step.
     """
-    letters = 6 * ENCODER["max_length"]
+    letters = 6 * MAX_LENGTH
     return held_out.pairs.map(lambda row: {"body": row["body"][:letters]}, desc="Shortening bodies")
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from .errors import RetroMAEError
@@ -38,6 +38,8 @@ class Backbone:
         positions: how it knows positions, likewise.
         token_types: whether it tells segments apart.
         config_names: what its configuration calls the fields of `DecoderShape` that it names otherwise.
+        new_config: what the configuration of a new encoder has otherwise than the configuration's class.
+        padding_id: the padding token's id, where the family's code takes it for granted.
     """
 
     title: str
@@ -47,6 +49,8 @@ class Backbone:
         "hidden_dropout": "hidden_dropout_prob",
         "attention_dropout": "attention_probs_dropout_prob",
     }
+    new_config: ClassVar[dict[str, Any]] = {}
+    padding_id: int | None = None
 
     def token_states(
         self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
@@ -105,6 +109,10 @@ class Backbone:
     def max_positions(self, config: PreTrainedConfig) -> int:
         """The longest passage, in tokens, that the encoder has positions for."""
         return config.max_position_embeddings - self.position_offset(config)
+
+    def set_max_positions(self, config: PreTrainedConfig, length: int) -> None:
+        """Note in the configuration that the encoder has positions for `length` tokens."""
+        config.max_position_embeddings = length + self.position_offset(config)
 
     def embedding_size(self, config: PreTrainedConfig) -> int:
         """Size of the word embeddings, which a family may project to the hidden size."""
@@ -166,10 +174,11 @@ class MPNetBackbone(RobertaBackbone):
     title = "MPNet"
     positions = "absolute and relative"
     token_types = False
+    padding_id = 1
 
     def position_offset(self, config: PreTrainedConfig) -> int:
         """See `RobertaBackbone`."""
-        return 2
+        return self.padding_id + 1
 
 
 class AlbertBackbone(Backbone):
@@ -220,6 +229,22 @@ class DebertaV2Backbone(Backbone):
 
     title = "DeBERTa-v2, DeBERTa-v3"
     positions = "relative"
+    # The class's defaults are those of no checkpoint; these are DeBERTa-v3's.
+    new_config: ClassVar[dict[str, Any]] = {
+        "relative_attention": True,
+        "position_biased_input": False,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 256,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    }
+
+    def set_max_positions(self, config: PreTrainedConfig, length: int) -> None:
+        """See `Backbone`."""
+        if config.position_buckets < 1 and config.max_relative_positions < 1:
+            # Left at -1 it follows max_position_embeddings, and with it the size of a learned table.
+            config.max_relative_positions = config.max_position_embeddings
+        super().set_max_positions(config, length)
 
     def has_position_table(self, config: PreTrainedConfig) -> bool:
         """See `Backbone`."""
@@ -272,6 +297,60 @@ BACKBONES: dict[str, Backbone] = {
     "modernbert": ModernBertBackbone(),
 }
 """The known families, by `model_type`."""
+
+
+def new_encoder_config(
+    model_type: str,
+    tokenizer: PreTrainedTokenizerBase,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    max_length: int,
+) -> PreTrainedConfig:
+    """The configuration of a new encoder of a family, without dropout, for a tokenizer's vocabulary.
+
+    Args:
+        model_type: the family, a key of `BACKBONES`.
+        tokenizer: its tokenizer.
+        hidden_size: H; the feed-forward layers are four times as wide.
+        num_hidden_layers: layers.
+        num_attention_heads: attention heads, which must divide `hidden_size`.
+        max_length: tokens of the longest passage, special tokens included.
+    """
+    backbone = BACKBONES[model_type]
+    # As in ModernBERT: pretraining sees a text a few times at most, so there is nothing to regularise.
+    shape = {"intermediate_size": 4 * hidden_size, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    config = AutoConfig.for_model(
+        model_type,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        **{backbone.config_names.get(name, name): value for name, value in shape.items()},
+        **backbone.new_config,
+    )
+    if backbone.embedding_size(config) > hidden_size:
+        config.embedding_size = hidden_size
+    fit_to_tokenizer(config, tokenizer)
+    backbone.set_max_positions(config, max_length)
+    return config
+
+
+def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a configuration the size of a tokenizer's vocabulary and its special tokens.
+
+    Raises:
+        RetroMAEError: the family wants padding to have another id.
+    """
+    wanted = backbone_for(config).padding_id
+    if wanted not in (None, tokenizer.pad_token_id):
+        raise RetroMAEError(
+            f"{config.model_type} takes the id {wanted} for padding, which the tokenizer has at "
+            f"{tokenizer.pad_token_id}; use its own, or a new one of tokenizer_type bpe or unigram"
+        )
+    config.vocab_size = len(tokenizer)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = config.cls_token_id = tokenizer.cls_token_id
+    config.eos_token_id = config.sep_token_id = tokenizer.sep_token_id
 
 
 def backbone_for(config: PreTrainedConfig) -> Backbone:

@@ -12,25 +12,21 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import (
-    BertConfig,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from .backbones import backbone_for
 from .callbacks import RetrievalCallback, RetroMAECallback
-from .checkpoints import load_checkpoint, load_config, load_tokenizer
-from .configuration_retromae import RetroMAEConfig, check_ratio
+from .configuration_retromae import check_ratio, check_replacement
 from .corpus import load_documents, tokenize_passages
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .evaluation import RetrievalTask, dev_task
-from .modeling_retromae import RetroMAEForPreTraining
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
-from .vocabulary import train_wordpiece
+from .starting_model import ModelArguments, load_model_and_tokenizer
+from .words import chinese_segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +43,13 @@ DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
 }
 """What `retromae-hf pretrain` sets otherwise than `TrainingArguments`; flags and recipes go before it."""
 
-MODEL_OPTIONS = ("decoding", "num_decoder_layers", "decoder_mask_ratio", "bow_loss_weight", "decoder_query")
-"""Arguments of `retromae-hf pretrain` that are fields of `RetroMAEConfig`."""
-
 EVAL_PASSAGES = 256
 """Passages kept from training for the evaluation loss and the embedding gap."""
 
 
 @dataclass
-class PretrainArguments:
-    """What to pretrain, and on which text."""
+class DataArguments:
+    """Which text to train on, and how it is masked."""
 
     dataset: str = field(
         metadata={"help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset."}
@@ -64,39 +57,22 @@ class PretrainArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Masked-LM checkpoint to start from, or a RetroMAE checkpoint to go on with."},
-    )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer; by default the model's, or a new WordPiece one on the corpus."}
-    )
-    vocab_size: int = field(default=8192, metadata={"help": "From scratch: entries of a new tokenizer at most."})
-    hidden_size: int = field(default=256, metadata={"help": "From scratch: hidden size of the BERT encoder."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: its layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "From scratch: its attention heads."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
     short_seq_prob: float = field(
         default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
     )
     encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
-    decoder_mask_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Share of tokens hidden from the decoder; default: the checkpoint's or 0.5."},
+    mask_replace_prob: float = field(default=0.8, metadata={"help": "Share of the masked tokens that become [MASK]."})
+    random_replace_prob: float = field(
+        default=0.1, metadata={"help": "Share of the masked tokens that become a random token; the others stay."}
     )
-    decoding: str | None = field(
-        default=None, metadata={"help": "enhanced, basic or none (MLM alone); default: the checkpoint's or enhanced."}
+    static_masking: bool = field(
+        default=False, metadata={"help": "The same masks in every epoch (BERT), not new ones (RoBERTa)."}
     )
-    num_decoder_layers: int | None = field(
-        default=None, metadata={"help": "Layers of the decoder; default: the checkpoint's or 1, as in the paper."}
-    )
-    bow_loss_weight: float | None = field(
-        default=None,
-        metadata={"help": "Weight of DupMAE's bag-of-words loss, 0.1 there; default: the checkpoint's or 0."},
-    )
-    decoder_query: str | None = field(
-        default=None,
-        metadata={"help": "sum (RetroMAE) or embedded (DupMAE); default: the checkpoint's or sum."},
+    whole_word_mask: bool = field(default=False, metadata={"help": "Mask words as a whole."})
+    segment_chinese: bool = field(
+        default=False,
+        metadata={"help": "Take Chinese words, not characters, for the words of whole_word_mask (needs rjieba)."},
     )
     dev_queries: int = field(
         default=DEV_QUERIES,
@@ -109,29 +85,32 @@ class PretrainArguments:
     )
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "preprocessing_num_workers")
-        check_at_least(1, **{name: getattr(self, name) for name in sizes})
+        check_at_least(1, preprocessing_num_workers=self.preprocessing_num_workers)
         check_at_least(0, dev_queries=self.dev_queries)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
-        RetroMAEConfig(**self.model_options())  # for its checks, before any text is read
+        check_replacement(self.mask_replace_prob, self.random_replace_prob)
+        if self.segment_chinese and not self.whole_word_mask:
+            raise RetroMAEError("segment_chinese is about whole words; give --whole_word_mask too, or leave it out")
 
-    def model_options(self) -> dict[str, Any]:
-        """The fields of `RetroMAEConfig` that were given."""
-        return {name: value for name in MODEL_OPTIONS if (value := getattr(self, name)) is not None}
+    def collator_options(self) -> dict[str, Any]:
+        """The arguments of `DataCollatorForRetroMAE` among these."""
+        names = ("encoder_mask_ratio", "mask_replace_prob", "random_replace_prob", "static_masking", "whole_word_mask")
+        return {name: getattr(self, name) for name in names}
 
 
-def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Trainer:
+def pretrain(args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> Trainer:
     """Prepare the data, train, and save the checkpoint, the tokenizer and `trainer_state.json` in the output folder.
 
     Raises:
         RetroMAEError: bad input, found before anything is trained.
     """
     check_training_arguments(training_args)
-    checkpoint = prepare_output_dir(args, training_args)
+    checkpoint = prepare_output_dir(args, model_args, training_args)
+    segmenter = chinese_segmenter() if args.segment_chinese else None
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
         documents, task = load_text(args)
-        model, tokenizer = load_model_and_tokenizer(args, documents, checkpoint)
+        model, tokenizer = load_model_and_tokenizer(model_args, documents["text"], args.max_length, checkpoint)
         passages = tokenize_passages(
             documents,
             tokenizer,
@@ -139,6 +118,8 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
             args.short_seq_prob,
             training_args.seed,
             args.preprocessing_num_workers,
+            pairs=model.config.pair_objective is not None,
+            word_segmenter=segmenter,
         )
     # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
     training_args.label_names = ["labels"]
@@ -156,7 +137,11 @@ def pretrain(args: PretrainArguments, training_args: TrainingArguments) -> Train
             train_dataset=train_passages,
             eval_dataset=eval_passages,
             data_collator=DataCollatorForRetroMAE.from_config(
-                tokenizer, model.config, encoder_mask_ratio=args.encoder_mask_ratio, seed=training_args.seed
+                tokenizer,
+                model.config,
+                seed=training_args.seed,
+                pair_partners=train_passages if model.config.pair_objective == "nsp" else None,
+                **args.collator_options(),
             ),
             processing_class=tokenizer,
         )
@@ -187,7 +172,7 @@ def check_training_arguments(args: TrainingArguments) -> None:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
 
 
-def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments) -> str | None:
+def prepare_output_dir(args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> str | None:
     """The checkpoint to resume from, or None to start; an output folder that holds a run is refused otherwise."""
     folder = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint
@@ -207,15 +192,17 @@ def prepare_output_dir(args: PretrainArguments, training_args: TrainingArguments
         )
     with in_one_sentence(f"output_dir={training_args.output_dir!r} cannot be written"):
         os.makedirs(training_args.output_dir, exist_ok=True)
-    if args.model_name_or_path is not None and folder.resolve() in Path(args.model_name_or_path).resolve().parents:
-        raise RetroMAEError(
-            f"the model to start from, {args.model_name_or_path}, lies in {folder}, which is to be overwritten; "
-            "name another output folder"
-        )
+    for name in (model_args.model_name_or_path, model_args.config_name, model_args.tokenizer_name):
+        inside = [] if name is None else [Path(name).resolve(), *Path(name).resolve().parents]
+        if any(old.resolve() in inside for old in folder.glob("checkpoint-*")):
+            raise RetroMAEError(
+                f"{name}, which is to start from, lies in a checkpoint of {folder} that is to be overwritten; "
+                "name another output folder"
+            )
     return None
 
 
-def load_text(args: PretrainArguments) -> tuple[Dataset, RetrievalTask | None]:
+def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
     """The documents to train on, without the held-out queries, and the task to watch, where the text yields one.
 
     Of "pydocs" the reported test's queries are always held out.
@@ -237,76 +224,6 @@ def load_text(args: PretrainArguments) -> tuple[Dataset, RetrievalTask | None]:
     if queries == 0:
         return held_out.pretraining, None
     return held_out.pretraining, dev_task(held_out, queries)
-
-
-def load_model_and_tokenizer(
-    args: PretrainArguments, documents: Dataset, checkpoint: str | None
-) -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase]:
-    """The model to train: from the checkpoint to resume, from a given one, or from scratch."""
-    source = checkpoint or args.model_name_or_path
-    tokenizer_source = args.tokenizer_name or source
-    if tokenizer_source is None:
-        tokenizer = train_wordpiece(documents["text"], args.vocab_size, args.max_length)
-    else:
-        tokenizer = load_tokenizer(tokenizer_source)
-    if tokenizer.mask_token_id is None:
-        raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
-    model = _load_model(args, source, tokenizer)
-    check_vocabulary(tokenizer, model.config)
-    limit = model.backbone.max_positions(model.config.encoder_config)
-    if args.max_length > limit:
-        raise RetroMAEError(
-            f"max_length={args.max_length} is over the encoder's {limit} positions; lower it to {limit} or less"
-        )
-    return model, tokenizer
-
-
-def _load_model(
-    args: PretrainArguments, source: str | None, tokenizer: PreTrainedTokenizerBase
-) -> RetroMAEForPreTraining:
-    if source is None:
-        if args.hidden_size % args.num_attention_heads:
-            raise RetroMAEError(
-                f"hidden_size={args.hidden_size} is not a multiple of num_attention_heads={args.num_attention_heads}"
-            )
-        encoder_config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.num_hidden_layers,
-            num_attention_heads=args.num_attention_heads,
-            intermediate_size=4 * args.hidden_size,
-            max_position_embeddings=args.max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            # As in ModernBERT: pretraining sees a text a few times at most, so there is nothing to regularise.
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **args.model_options()))
-    config = load_config(source)
-    if not isinstance(config, RetroMAEConfig):
-        backbone_for(config)
-        with in_one_sentence(f"{source} holds no weights that can be loaded"):
-            return RetroMAEForPreTraining.from_encoder(source, **args.model_options())
-    model = load_checkpoint(RetroMAEForPreTraining, source)
-    for name, value in args.model_options().items():
-        trained = getattr(model.config, name)
-        if name in ("decoding", "num_decoder_layers") and value != trained:
-            raise RetroMAEError(f"{source} was trained with {name}={trained!r}; leave --{name} out to go on with it")
-        setattr(model.config, name, value)
-    model.config.check_values()
-    return model
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig) -> None:
-    """Raise `RetroMAEError` where tokenizer and model do not share a vocabulary.
-
-    A model may have a few rows more than its tokenizer has tokens: some are padded to round numbers.
-    """
-    tokens, rows = len(tokenizer), config.vocab_size
-    if tokens > rows or tokens < 0.99 * rows:
-        raise RetroMAEError(
-            f"the tokenizer has {tokens} tokens and the model {rows}; use the tokenizer that belongs to the model"
-        )
 
 
 def split_passages(passages: Dataset) -> tuple[Dataset, Dataset]:

@@ -15,8 +15,8 @@ from test_evaluation import write_beir
 from transformers import BertTokenizer
 
 from retromae_hf.commands.main import COMMANDS, main
-from retromae_hf.pretraining import MODEL_OPTIONS
 from retromae_hf.pydocs import load_held_out_pydocs
+from retromae_hf.starting_model import MODEL_OPTIONS
 
 RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
 FAST = "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200"
@@ -258,7 +258,7 @@ def test_overwriting_starts_anew_but_only_when_nothing_is_wrong(corpus, tmp_path
     assert run(f"{line} --overwrite_output_dir --encoder_mask_ratio 2") == 2
     assert run(f"{line} --overwrite_output_dir --dataset {tmp_path}/typo.txt") == 2
     assert run(f"{line} --overwrite_output_dir --model_name_or_path {tmp_path}/checkpoint-4") == 2
-    assert "which is to be overwritten" in capsys.readouterr().err
+    assert "that is to be overwritten" in capsys.readouterr().err
     assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert run(f"{line} --max_steps 1 --overwrite_output_dir") == 0
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]

@@ -6,21 +6,22 @@ import sys
 
 from transformers import TrainingArguments
 
-from ..pretraining import DEFAULT_TRAINING_ARGUMENTS, PretrainArguments, pretrain
+from ..pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, pretrain
+from ..starting_model import ModelArguments
 from .common import command, parse
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Pretrain and save."""
-    args, training_args = parse(
+    args, model_args, training_args = parse(
         "pretrain",
         "Pretrain an encoder on a corpus; takes every argument of transformers.TrainingArguments.",
-        [PretrainArguments, TrainingArguments],
+        [DataArguments, ModelArguments, TrainingArguments],
         argv,
         DEFAULT_TRAINING_ARGUMENTS,
     )
-    trainer = pretrain(args, training_args)
+    trainer = pretrain(args, model_args, training_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         print(f"Trained {trainer.state.global_step} steps; the checkpoint, decoder included, is in {folder}.")

@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Nothing is downloaded from the Hub by the demo or the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench support clean
 
 setup: .venv/ready
 
@@ -30,6 +30,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python examples/benchmark.py
+
+# Every objective with every family of encoders, tried out on tiny models.
+support: setup
+	$(OFFLINE) $(BIN)/python examples/support.py
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

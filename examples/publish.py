@@ -1,4 +1,4 @@
-"""Puts the latest results of `make demo` and `make bench` into model_cards/ and the README.
+"""Puts the latest results of `make demo`, `make bench` and `make support` into model_cards/ and the README.
 
 No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
 with the results files.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import benchmark
 import demo_report
+import support
 
 from retromae_hf.backbones import BACKBONES
 
@@ -22,6 +23,7 @@ PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
     ROOT / "runs/benchmark.json": ROOT / "model_cards/benchmark.json",
+    ROOT / "runs/support.json": ROOT / "model_cards/support.json",
 }
 
 
@@ -38,11 +40,14 @@ def main() -> None:
 def fill(readme: str) -> str:
     """The README with the published results between its markers."""
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
+    supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     benchmarked = json.loads((ROOT / "model_cards/benchmark.json").read_text(encoding="utf-8"))
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
+        "objectives": objectives(),
         "families": families(),
+        "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
         "benchmark": f"{benchmark.table(benchmarked)}\n\n{benchmark.conditions(benchmarked)}",
     }
     for name, block in blocks.items():
@@ -52,6 +57,17 @@ def fill(readme: str) -> str:
             raise SystemExit(f"README.md has no block {begin}")
         readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
     return readme
+
+
+def objectives() -> str:
+    """The recipes, and what each says of itself."""
+    return "\n".join(
+        [
+            "| recipe | what it trains |",
+            "|---|---|",
+            *(f"| `{name}` | {title} |" for name, title in support.titles().items()),
+        ]
+    )
 
 
 def families() -> str:

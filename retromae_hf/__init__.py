@@ -5,9 +5,11 @@ from .configuration_retromae import RetroMAEConfig
 from .corpus import load_documents, tokenize_passages
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError
-from .export import export_encoder
+from .export import export_encoder, export_sparse_encoder
 from .modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
+from .positions import extend_positions
 from .reference import load_reference_checkpoint
+from .words import chinese_segmenter
 
 __version__ = "0.1.0"
 
@@ -20,7 +22,10 @@ __all__ = [
     "RetroMAEForPreTraining",
     "RetroMAEModel",
     "RetroMAEPreTrainingOutput",
+    "chinese_segmenter",
     "export_encoder",
+    "export_sparse_encoder",
+    "extend_positions",
     "load_documents",
     "load_reference_checkpoint",
     "tokenize_passages",

@@ -241,8 +241,8 @@ class DebertaV2Backbone(Backbone):
 
     def set_max_positions(self, config: PreTrainedConfig, length: int) -> None:
         """See `Backbone`."""
-        if config.position_buckets < 1 and config.max_relative_positions < 1:
-            # Left at -1 it follows max_position_embeddings, and with it the size of a learned table.
+        if getattr(config, "position_buckets", -1) < 1 and config.max_relative_positions < 1:
+            # Left at -1 the second one follows max_position_embeddings, and with it the size of a learned table.
             config.max_relative_positions = config.max_position_embeddings
         super().set_max_positions(config, length)
 

@@ -36,32 +36,64 @@ def export_encoder(
     """
     if pooling not in POOLINGS:
         raise RetroMAEError(f"pooling={pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+    folder = Path(folder)
+    encoder = _save(model, tokenizer, folder)
+    pooled = {
+        "word_embedding_dimension": encoder.config.hidden_size,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    }
+    _write_modules(folder, "sentence_transformers.models", "Transformer", "Pooling", pooled)
+    _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    return folder
+
+
+def export_sparse_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
+    """Write the lexical half of a DupMAE encoder as a folder that sentence-transformers' `SparseEncoder` loads.
+
+    A text becomes one weight for each entry of the vocabulary: the masked-LM head's logits, max-pooled over the text's
+    tokens, as log(1 + max(0, logit)), which is SPLADE's scale. Only DupMAE's bag-of-words loss (arXiv 2211.08769,
+    section 3.2) teaches the head to do so. It is not taught to leave weights at 0; take the largest with
+    `SparseEncoder(folder, max_active_dims=128)`.
+
+    Args:
+        model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM`.
+        tokenizer: its tokenizer.
+        folder: where to write; made if need be.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    _save(model, tokenizer, folder)
+    pooled: dict[str, object] = {"pooling_strategy": "max", "activation_function": "relu"}
+    _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", "SpladePooling", pooled)
+    _write(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", "similarity_fn_name": "dot"})
+    return folder
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
+    """Save the encoder as a plain masked LM, and up to which length a text is read."""
     encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
     max_length = min(tokenizer.model_max_length, backbone_for(encoder.config).max_positions(encoder.config))
-    folder = Path(folder)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # The layout that every sentence-transformers since 2.0 reads.
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    _write(
-        folder / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": encoder.config.hidden_size,
-            "pooling_mode_cls_token": pooling == "cls",
-            "pooling_mode_mean_tokens": pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        },
-    )
+    return encoder
+
+
+def _write_modules(folder: Path, package: str, transformer: str, pooling: str, config: dict[str, object]) -> None:
+    """Write the list of modules in the layout that every sentence-transformers with these modules reads."""
+    _write(folder / f"1_{pooling}" / "config.json", config)
     _write(
         folder / "modules.json",
         [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 0, "name": "0", "path": "", "type": f"{package}.{transformer}"},
+            {"idx": 1, "name": "1", "path": f"1_{pooling}", "type": f"{package}.{pooling}"},
         ],
     )
-    _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
-    return folder
 
 
 def _write(file: Path, content: object) -> None:

@@ -17,6 +17,11 @@ from .modeling_retromae import RetroMAEForPreTraining
 
 ENCODER_PREFIX, DECODER_PREFIX = "lm.", "c_head."
 
+# What the layout holds besides the weights: the encoder's embeddings under a second name, and constants that old
+# versions of transformers stored.
+_ENCODERS_EMBEDDINGS = "decoder_embeddings."
+_CONSTANTS = (".position_ids", ".token_type_ids")
+
 # Modules of the released decoder, a `BertLayer`, and their names in `DecoderLayer`.
 DECODER_MODULES = {
     "attention.self.query": "query",
@@ -35,10 +40,15 @@ def load_reference_checkpoint(
 ) -> RetroMAEForPreTraining:
     """Read the released code's layout (`lm.*` the masked LM, `c_head.*` the decoder) into a `RetroMAEForPreTraining`.
 
+    Also that of its successor (FlagEmbedding), whose encoders are XLM-RoBERTa too (`lm.roberta.*`). To go on training,
+    decoder included, save the model and its tokenizer with `save_pretrained` and name that folder to
+    `retromae-hf pretrain --model_name_or_path`.
+
     Args:
         path_or_state_dict: a .safetensors file, a folder with a model.safetensors, or a state dict.
         encoder_config: the encoder's configuration, which that layout does not hold.
-        **config: fields of `RetroMAEConfig`, for example `decoder_query="embedded"` for DupMAE.
+        **config: fields of `RetroMAEConfig`, for example `decoder_query="embedded"` for DupMAE. For XLM-RoBERTa that is
+            the default, since the successor's decoder takes its queries so.
 
     Returns:
         The model, in the dtype of the weights.
@@ -47,8 +57,13 @@ def load_reference_checkpoint(
         RetroMAEError: the file is missing or no safetensors file, or its weights are not those of such a model.
     """
     weights = _read(path_or_state_dict)
-    # Old versions of transformers stored the positions 0, 1, 2 ... beside the weights.
-    renamed = {_rename(name): weight for name, weight in weights.items() if not name.endswith(".position_ids")}
+    renamed = {
+        _rename(name): weight
+        for name, weight in weights.items()
+        if not name.startswith(_ENCODERS_EMBEDDINGS) and not name.endswith(_CONSTANTS)
+    }
+    if encoder_config.model_type == "xlm-roberta":
+        config.setdefault("decoder_query", "embedded")
     model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **config))
     dtypes = {weight.dtype for weight in renamed.values() if weight.is_floating_point()}
     if len(dtypes) == 1:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import CHINESE_TEXTS
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from test_evaluation import write_beir
-from transformers import BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
+from retromae_hf import load_documents, tokenize_passages
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.pydocs import load_held_out_pydocs
 from retromae_hf.starting_model import MODEL_OPTIONS
@@ -98,6 +100,64 @@ def test_the_recipes(recipe, corpus, tmp_path):
     losses = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]
     assert ("decoder_loss" in losses) == (config["decoding"] != "none")
     assert ("bow_loss" in losses) == (config["bow_loss_weight"] > 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer_type", "lowercase"),
+    [("modernbert", "bpe", "false"), ("albert", "unigram", "true"), ("deberta-v2", "wordpiece", "false")],
+)
+def test_from_scratch_with_any_family_and_tokenizer(corpus, tmp_path, family, tokenizer_type, lowercase):
+    line = f"pretrain --dataset {corpus} --output_dir {tmp_path}/run --max_length 48 --max_steps 2 {FAST}"
+    line = line.replace("--vocab_size 200", "--vocab_size 300")
+    options = f"--config_name {family} --tokenizer_type {tokenizer_type} --lowercase {lowercase} --whole_word_mask true"
+    assert run(f"{line} {options} --eval_strategy no") == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder_config"]["model_type"] == family
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert (tokenizer("The Fox")["input_ids"] == tokenizer("the fox")["input_ids"]) == (lowercase == "true")
+    assert run(f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder") == 0
+    assert SentenceTransformer(str(tmp_path / "encoder")).encode("the fox").shape == (32,)
+
+
+def test_from_scratch_with_the_configuration_of_another_model(corpus, encoder_folder, tmp_path):
+    line = f"pretrain --dataset {corpus} --output_dir {tmp_path} --config_name {encoder_folder} --max_length 32"
+    line += " --max_steps 1 --num_hidden_layers 1 --vocab_size 150 --use_cpu --disable_tqdm true --eval_strategy no"
+    assert run(line) == 0
+    config = json.loads((tmp_path / "config.json").read_text())["encoder_config"]
+    assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (32, 1, 150)
+
+
+def test_chinese_end_to_end(tmp_path):
+    """A vocabulary of characters, sentences cut at full-width stops, words masked as a whole."""
+    (tmp_path / "corpus.txt").write_text("\n".join(CHINESE_TEXTS * 2), encoding="utf-8")
+    line = f"pretrain --dataset {tmp_path}/corpus.txt --output_dir {tmp_path}/run --max_length 24 --max_steps 4 {FAST}"
+    assert run(f"{line} --whole_word_mask true --segment_chinese true --eval_steps 2 --logging_steps 1") == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert any("eval_embedding_gap" in entry for entry in state["log_history"])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert tokenizer.tokenize("我们学习。") == ["我", "们", "学", "习", "。"]
+    passages = tokenize_passages(load_documents(tmp_path / "corpus.txt"), tokenizer, 24)
+    assert {tokenizer.decode(row["input_ids"][-2]) for row in passages} <= {"。", "！", "？"}
+    assert run(f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder") == 0
+    assert SentenceTransformer(str(tmp_path / "encoder")).encode("北京大学").shape == (32,)
+
+
+def test_longer_passages_than_the_encoder_was_made_for(corpus, encoder_folder, tmp_path):
+    line = f"pretrain --dataset {corpus} --model_name_or_path {encoder_folder} --output_dir {tmp_path}/run"
+    line += " --max_length 64 --extend_positions tile --max_steps 1 --use_cpu --disable_tqdm true --eval_strategy no"
+    assert run(line) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["encoder_config"]
+    assert config["position_extension"] == {"from": 32, "to": 64, "method": "tile"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 64
+
+
+def test_the_lexical_half_is_exported_too(corpus, tmp_path, capsys):
+    recipe = next(recipe for recipe in RECIPES if recipe.stem == "dupmae")
+    line = f"pretrain {recipe} --dataset {corpus} --output_dir {tmp_path}/run --max_length 32 --max_steps 1"
+    assert run(f"{line} --eval_strategy no {FAST}") == 0
+    capsys.readouterr()
+    assert run(f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/sparse --sparse true") == 0
+    assert "SparseEncoder" in capsys.readouterr().out
+    assert SparseEncoder(str(tmp_path / "sparse")).encode("the fox").shape == (200,)
 
 
 def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tmp_path):
@@ -193,6 +253,17 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --encoder_mask_ratio 1.0", "encoder_mask_ratio=1.0"),
         ("pretrain {train} --decoder_mask_ratio 0", "decoder_mask_ratio=0"),
         ("pretrain {train} --decoding fancy", "decoding='fancy'"),
+        ("pretrain {train} --config_name gpt2x", "holds no model"),
+        ("pretrain {train} --config_name mpnet", "mpnet takes the id 1 for padding"),
+        ("pretrain {train} --config_name bert {from_encoder}", "give one of them"),
+        ("pretrain {train} --tokenizer_type fancy", "tokenizer_type='fancy' is unknown"),
+        ("pretrain {train} --tokenizer_type bpe --vocab_size 200", "vocab_size=200 must be at least 261"),
+        ("pretrain {train} --tokenizer_type unigram --vocab_size 9", "vocab_size=9 cannot be trained"),
+        ("pretrain {train} --mask_replace_prob 0.95", "add up to 1.05"),
+        ("pretrain {train} --segment_chinese true", "segment_chinese is about whole words"),
+        ("pretrain {train} --pair_objective next", "pair_objective='next' is unknown"),
+        ("pretrain {train} --extend_positions stretch", "extend_positions='stretch' is unknown"),
+        ("pretrain {train} --model_name_or_path {run} --pair_objective sop", "was trained with pair_objective=None"),
         ("pretrain {train} --hidden_size 30 --num_attention_heads 4", "not a multiple"),
         ("pretrain {train} --model_name_or_path {run} --decoding none", "was trained with decoding='enhanced'"),
         ("pretrain {train} --model_name_or_path {here}/hollow --tokenizer_name {encoder}", "no checkpoint that can be"),

@@ -86,6 +86,40 @@ def test_draws_do_not_depend_on_workers_and_follow_the_epoch(tokenizer, features
     assert not torch.equal(*seen)
 
 
+def test_static_masks_are_the_same_in_every_epoch(tokenizer, features):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there is no epoch to be told
+        untold = DataCollatorForRetroMAE(tokenizer, seed=1, static_masking=True)(features)
+    for epoch in (0, 3):
+        batch = collate(tokenizer, features, epoch, static_masking=True)
+        for name, tensor in untold.items():
+            assert torch.equal(batch[name], tensor), name
+    assert not torch.equal(collate(tokenizer, features, 3)["labels"], untold["labels"])
+
+
+def test_static_masks_need_a_seed_and_ids(tokenizer, features):
+    with pytest.raises(RetroMAEError, match="needs a seed"):
+        DataCollatorForRetroMAE(tokenizer, static_masking=True)
+    with pytest.raises(RetroMAEError, match="needs a column passage_id"):
+        collate(tokenizer, [{"input_ids": [2, 9, 3]}], static_masking=True)
+
+
+@pytest.mark.parametrize(("masked", "random"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
+def test_what_becomes_of_the_chosen_tokens_can_be_set(tokenizer, features, masked, random):
+    batch = collate(tokenizer, features * 20, mask_replace_prob=masked, random_replace_prob=random)
+    chosen = batch["labels"] != IGNORE_INDEX
+    became = batch["input_ids"][chosen]
+    assert (became == tokenizer.mask_token_id).float().mean() == pytest.approx(masked, abs=0.05)
+    kept = (became == batch["labels"][chosen]).float().mean()
+    assert kept == pytest.approx(1 - masked - random, abs=0.05)
+
+
+@pytest.mark.parametrize("wrong", [(0.8, 0.3), (-0.1, 0.1), (0.8, "some")])
+def test_shares_that_do_not_add_up_are_refused(tokenizer, wrong):
+    with pytest.raises(RetroMAEError, match="replace_prob"):
+        DataCollatorForRetroMAE(tokenizer, mask_replace_prob=wrong[0], random_replace_prob=wrong[1])
+
+
 def test_an_epoch_that_nobody_tells_is_warned_of(tokenizer, features):
     with pytest.warns(UserWarning, match="not told the epoch"):
         DataCollatorForRetroMAE(tokenizer, seed=1)(features)

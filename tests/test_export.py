@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from retromae_hf import RetroMAEError, RetroMAEModel, export_encoder
+from retromae_hf import RetroMAEError, RetroMAEModel, export_encoder, export_sparse_encoder
 from retromae_hf.evaluation import embed
 
 
@@ -50,6 +50,21 @@ def test_mean_pooling_is_written_down_too(model, tokenizer, tmp_path, texts):
     mean = model.encode(batch["input_ids"]).mean(1)
     theirs = SentenceTransformer(str(folder)).encode(texts[:1], convert_to_tensor=True).cpu()
     assert torch.allclose(theirs, mean, atol=1e-6)
+
+
+def test_the_lexical_half_is_a_sparse_encoder(model, tokenizer, tmp_path, texts):
+    folder = export_sparse_encoder(model, tokenizer, tmp_path / "sparse")
+    encoder = SparseEncoder(str(folder))
+    assert encoder.max_seq_length == 32
+    batch = tokenizer(texts[:5], padding=True, truncation=True, max_length=32, return_tensors="pt")
+    with torch.no_grad():
+        logits = model.encoder(**batch).logits.masked_fill(batch["attention_mask"][..., None] == 0, float("-inf"))
+    pooled = logits.amax(1).clamp(min=0).log1p()
+    theirs = encoder.encode(texts[:5], convert_to_tensor=True).to_dense().cpu()
+    assert theirs.shape == (5, len(tokenizer))
+    assert torch.allclose(theirs, pooled, atol=1e-6)
+    few = SparseEncoder(str(folder), max_active_dims=7).encode(texts[:1], convert_to_tensor=True).to_dense().cpu()
+    assert torch.equal(few[0].nonzero().squeeze(1), pooled[0].topk(7).indices.sort().values)
 
 
 def test_a_baseline_and_the_encoder_alone_are_exported_alike(folder, model, tokenizer, tmp_path):

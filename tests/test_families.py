@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import features_of
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertTokenizer
 
-from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, export_encoder
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    export_encoder,
+    export_sparse_encoder,
+    extend_positions,
+)
 from retromae_hf.backbones import BACKBONES, backbone_for
 
 SIZES = {
@@ -94,22 +102,10 @@ def test_positions_are_those_of_the_tokens(encoder_config, batch):
     assert moved.any(dim=1).tolist() == [False, False, False, True, False]
 
 
-@pytest.mark.parametrize("decoding", ["enhanced", "basic"])
-def test_three_steps_and_back_from_disk(encoder_config, batch, decoding, tmp_path):
-    model = model_of(encoder_config, decoding=decoding)
+def test_a_checkpoint_stays_tied_and_opens_as_an_encoder(encoder_config, batch, tmp_path):
+    model = model_of(encoder_config).eval()
     inputs = batch(model.config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(3):
-        loss = model(**inputs).loss
-        loss.backward()
-        # Distributed training is told that there is nothing to look for.
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[0] > losses[1] > losses[2] > 0
-    model.eval().save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
     again = RetroMAEForPreTraining.from_pretrained(tmp_path).eval()
     assert torch.equal(again(**inputs).loss, model(**inputs).loss)
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
@@ -117,6 +113,57 @@ def test_three_steps_and_back_from_disk(encoder_config, batch, decoding, tmp_pat
     assert torch.equal(
         plain(inputs["input_ids"], inputs["attention_mask"]).pooler_output, model(**inputs).sentence_embedding
     )
+
+
+@pytest.mark.parametrize("method", ["tile", "interpolate"])
+def test_more_positions(encoder_config, batch, tmp_path, method):
+    model = model_of(encoder_config).eval()
+    backbone, config = model.backbone, model.config.encoder_config
+    before = backbone.max_positions(config)
+    inputs = batch(model.config)
+    positions = backbone.position_embeddings(model.encoder, before)
+    table = model.decoder_positions.weight if positions is None else positions
+    known = table.detach().clone()
+    loss = model(**inputs).loss
+    extend_positions(model, 3 * before, method)
+    table = (
+        model.decoder_positions.weight if positions is None else backbone.position_embeddings(model.encoder, 3 * before)
+    )
+    assert backbone.max_positions(config) == 3 * before
+    assert len(table) == 3 * before
+    if method == "tile":
+        assert torch.equal(table, known.repeat(3, 1))
+        assert torch.equal(model(**inputs).loss, loss)  # a passage of the old length notices nothing
+    else:
+        assert torch.allclose(table[[0, -1]], known[[0, -1]])
+        assert torch.allclose(table[1], known[0] + (known[1] - known[0]) * (before - 1) / (3 * before - 1), atol=1e-6)
+    ids = torch.randint(5, 90, (2, 3 * before))
+    longer = {"input_ids": ids, "labels": ids, "decoder_input_ids": ids, "decoder_labels": ids}
+    longer["visibility_seed"] = torch.arange(2)
+    model.save_pretrained(tmp_path)
+    again = RetroMAEForPreTraining.from_pretrained(tmp_path).eval()
+    assert again.config.encoder_config.position_extension == {"from": before, "to": 3 * before, "method": method}
+    assert torch.equal(again(**longer).loss, model(**longer).loss)
+    with pytest.raises(RetroMAEError, match="no fewer than"):
+        extend_positions(model, before, method)
+    with pytest.raises(RetroMAEError, match="extend_positions='stretch'"):
+        extend_positions(model, 9 * before, "stretch")
+
+
+def test_extended_positions_are_exported(encoder_config, family_tokenizer, texts, tmp_path):
+    model = model_of(encoder_config).eval()
+    extend_positions(model, 96)
+    family_tokenizer.model_max_length = 96
+    try:
+        export_encoder(model, family_tokenizer, tmp_path)
+    finally:
+        family_tokenizer.model_max_length = 32
+    encoder = SentenceTransformer(str(tmp_path), device="cpu")
+    assert encoder.max_seq_length == 96
+    inputs = family_tokenizer(" ".join(texts), truncation=True, max_length=96, return_tensors="pt")
+    ours = model.encode(inputs["input_ids"])[:, 0]
+    assert torch.allclose(encoder.encode([" ".join(texts)], convert_to_tensor=True), ours, atol=1e-6)
+    assert AutoConfig.from_pretrained(tmp_path).position_extension["to"] == 96
 
 
 def test_export_loads_everywhere(encoder_config, family_tokenizer, texts, tmp_path):
@@ -131,6 +178,10 @@ def test_export_loads_everywhere(encoder_config, family_tokenizer, texts, tmp_pa
     assert torch.allclose(sentences, ours, atol=1e-6)
     masked = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     assert torch.allclose(masked(**kept).logits, model.encoder(**kept).logits, atol=1e-6)
+    sparse = SparseEncoder(str(export_sparse_encoder(model, family_tokenizer, tmp_path / "sparse")), device="cpu")
+    logits = model.encoder(**kept).logits * kept["attention_mask"][..., None]
+    weights = sparse.encode(texts[:4], convert_to_tensor=True).to_dense()
+    assert torch.allclose(weights, logits.clamp(min=0).amax(1).log1p(), atol=1e-6)
 
 
 def test_starting_from_a_checkpoint_keeps_its_weights(encoder_config, family_tokenizer, batch, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import features_of
 from torch.nn.functional import cross_entropy, gelu
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertForMaskedLM
+from transformers.models.bert.modeling_bert import BertLayer
 
 from retromae_hf import (
     DataCollatorForRetroMAE,
@@ -18,6 +19,7 @@ from retromae_hf import (
     RetroMAEModel,
 )
 from retromae_hf.masking import IGNORE_INDEX, visibility_mask
+from retromae_hf.reference import DECODER_MODULES
 
 
 @pytest.fixture
@@ -65,6 +67,69 @@ def test_the_losses_are_the_papers(model, batch):
     theirs = torch.autograd.grad(plain.loss + expected, list(model.parameters()))
     for gradient, other in zip(ours, theirs, strict=True):
         assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-12)
+
+
+def test_basic_decoding_by_hand():
+    """A decoder small enough to follow with pencil and paper, for three passages of [CLS], two tokens and [SEP].
+
+    The embeddings' norm is set to zero, so every token is (0, 0). Scores are zero too, so every row takes the mean of
+    h, 0, 0 and 0: (1, 0) for h = (4, 0), and its norm is (1, -1); for h = (0, 4) it is (-1, 1). The feed-forward adds
+    nothing and the head leaves the signs alone. Token 2's weights are (log 3 / 2, -log 3 / 2), all others' zero, so
+    that its logit among four tokens is log 3 or -log 3, its probability 3 / 6 or (1/3) / (10/3).
+    """
+    config = BertConfig(vocab_size=4, hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=2)
+    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config, decoding="basic")).double().eval()
+    layer, head, identity = model.decoder[0], model.encoder.cls.predictions, torch.eye(2, dtype=torch.float64)
+    with torch.no_grad():
+        model.encoder.bert.embeddings.LayerNorm.weight.zero_()
+        for linear in (layer.query, layer.key, layer.intermediate, layer.output):
+            linear.weight.zero_()
+        for linear in (layer.value, layer.attention_output, head.transform.dense):
+            linear.weight.copy_(identity)
+        model.get_input_embeddings().weight.zero_()
+        model.get_input_embeddings().weight[2] = torch.tensor([math.log(3) / 2, -math.log(3) / 2])
+    h = torch.tensor([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([[-100, 2, -100, -100], [-100, -100, 2, -100], [-100, 1, 2, -100]])
+    states, targets = model.decode(h, torch.full((3, 4), 3), labels)
+    assert targets.tolist() == [2, 2, 1, 2]
+    assert torch.allclose(states, torch.tensor([[1.0, -1], [-1, 1], [1, -1], [1, -1]], dtype=torch.float64))
+    expected = (math.log(2) + math.log(10) + math.log(6) + math.log(2)) / 4
+    assert model.token_loss(states, targets).item() == pytest.approx(
+        expected, abs=1e-8
+    )  # a norm divides by the root of 1 + 1e-12
+
+
+def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_config, tokenizer, texts):
+    """Condenser (section 3.2), with transformers' own BERT layer and logits."""
+    config = RetroMAEConfig(encoder_config=encoder_config, decoding="condenser", num_decoder_layers=2)
+    model = RetroMAEForPreTraining(config).double().eval()
+    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
+    collator.set_epoch(0)
+    batch = collator(features_of(tokenizer, texts[:5]))
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    output = model(**batch)
+
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    hidden = model.encoder.bert(**inputs, output_hidden_states=True).hidden_states
+    state = torch.cat([hidden[-1][:, :1], hidden[1][:, 1:]], dim=1)  # of two layers the first is the early half
+    mask = (1.0 - batch["attention_mask"][:, None, None].double()) * torch.finfo(torch.float64).min
+    for ours in model.decoder:
+        theirs = BertLayer(BertConfig(**encoder_config.to_dict(), attn_implementation="eager")).double().eval()
+        theirs.load_state_dict(
+            {
+                f"{module}.{parameter}": tensor
+                for module, name in DECODER_MODULES.items()
+                for parameter, tensor in getattr(ours, name).state_dict().items()
+            }
+        )
+        state = theirs(state, mask)
+        state = state[0] if isinstance(state, tuple) else state
+    labels = batch["labels"].flatten()
+    head_loss = cross_entropy(model.encoder.cls(state).flatten(0, 1), labels)
+    late_loss = model.encoder(**inputs, labels=batch["labels"]).loss
+    assert torch.allclose(output.decoder_loss, head_loss, rtol=0, atol=1e-9)
+    assert torch.allclose(output.mlm_loss, late_loss, rtol=0, atol=1e-9)
+    assert torch.allclose(output.loss, head_loss + late_loss, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser"])

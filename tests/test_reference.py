@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig
+from transformers import BertConfig, XLMRobertaConfig, XLMRobertaForMaskedLM
+from transformers.models.bert.modeling_bert import BertLayer
 
 from retromae_hf import RetroMAEError, load_reference_checkpoint
 from retromae_hf.reference import DECODER_MODULES
@@ -88,6 +89,54 @@ def test_the_tied_projection_may_be_left_out(released_layout, model, encoder_con
     loaded = load_reference_checkpoint(released_layout, encoder_config)
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert torch.equal(loaded.get_output_embeddings().bias, model.get_output_embeddings().bias)
+
+
+def test_an_xlm_roberta_checkpoint_of_the_successor():
+    """Its decoder rebuilds what the successor's equations say, written here one query at a time with BERT's layer."""
+    config = XLMRobertaConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    encoder, layer = XLMRobertaForMaskedLM(config).double().eval(), BertLayer(config).double().eval()
+    with torch.no_grad():
+        for parameter in (*encoder.parameters(), *layer.parameters()):
+            parameter += 0.1 * torch.randn_like(parameter)  # norms and biases that are not those of a new model
+    embeddings = encoder.roberta.embeddings
+    weights = {f"lm.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    weights |= {f"c_head.{name}": tensor for name, tensor in layer.state_dict().items()}
+    weights |= {f"decoder_embeddings.{name}": tensor for name, tensor in embeddings.state_dict().items()}
+    weights["lm.roberta.embeddings.position_ids"] = torch.arange(34)[None]
+    model = load_reference_checkpoint(weights, config)
+
+    ids = torch.randint(5, 60, (2, 12))
+    ids[:, 0], ids[:, -1] = 0, 2
+    labels = ids.masked_fill(ids <= 2, -100)
+    visible = torch.rand(2, 12, 12) < 0.5
+    visible[:, :, 0] = True
+    output = model(ids, labels=labels, decoder_input_ids=ids, decoder_labels=labels, decoder_visibility=visible)
+
+    h = encoder.roberta(ids).last_hidden_state[:, :1]
+    context = torch.cat([h, embeddings(input_ids=ids)[:, 1:]], dim=1)
+    queries = embeddings(inputs_embeds=h.expand_as(context))
+    attention, losses = layer.attention.self, []
+    for b, i in (labels != -100).nonzero().tolist():
+        seen = context[b, visible[b, i]]
+        q = attention.query(queries[b, i]).view(4, 8)
+        k, v = (projection(seen).view(-1, 4, 8) for projection in (attention.key, attention.value))
+        shares = (torch.einsum("hd,khd->hk", q, k) / 8**0.5).softmax(1)
+        attended = torch.einsum("hk,khd->hd", shares, v).flatten()
+        state = layer.attention.output(attended[None], queries[b, i][None])
+        state = layer.output(layer.intermediate(state), state)
+        losses.append(torch.nn.functional.cross_entropy(encoder.lm_head(state), labels[b, i][None]))
+    assert torch.allclose(output.decoder_loss, torch.stack(losses).mean(), rtol=0, atol=1e-9)
+    assert torch.allclose(output.mlm_loss, encoder(ids, labels=labels).loss, rtol=0, atol=1e-9)
 
 
 def test_what_does_not_fit_is_refused(released_layout, encoder_config, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checkpoints import load_checkpoint, load_tokenizer
 from ..errors import RetroMAEError, in_one_sentence
-from ..export import export_encoder
+from ..export import export_encoder, export_sparse_encoder
 from ..modeling_retromae import RetroMAEForPreTraining
 from .common import command, parse
 
@@ -20,6 +20,10 @@ class ExportArguments:
     model_name_or_path: str = field(metadata={"help": "Training checkpoint: a folder or a Hub name."})
     output_dir: str = field(metadata={"help": "Folder to write; it must be empty or new."})
     pooling: str = field(default="cls", metadata={"help": "Sentence embedding: cls or mean."})
+    sparse: bool = field(
+        default=False,
+        metadata={"help": "Export the lexical half of a DupMAE encoder, for SparseEncoder, instead of the dense one."},
+    )
 
 
 @command
@@ -34,8 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
     tokenizer = load_tokenizer(args.model_name_or_path)
     with in_one_sentence(f"the encoder cannot be exported to {folder}"):
-        export_encoder(model, tokenizer, folder, args.pooling)
-    print(f"Exported the encoder to {folder}; SentenceTransformer({str(folder)!r}) loads it.")
+        if args.sparse:
+            export_sparse_encoder(model, tokenizer, folder)
+        else:
+            export_encoder(model, tokenizer, folder, args.pooling)
+    loader = "SparseEncoder" if args.sparse else "SentenceTransformer"
+    print(f"Exported the encoder to {folder}; {loader}({str(folder)!r}) loads it.")
 
 
 if __name__ == "__main__":

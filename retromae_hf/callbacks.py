@@ -26,6 +26,7 @@ DECODER_INPUTS = (
     "visibility_seed",
     "token_type_ids",
     "word_ids",
+    "decoder_label_slots",
 )
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
 

@@ -153,6 +153,7 @@ class DataCollatorForRetroMAE:
             `input_ids`, `attention_mask`, `labels` and, for basic and enhanced decoding, `decoder_input_ids` and
             `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`, int64 `[B]`, and, where
             words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`.
+            `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
         """
         rows = [_without_padding(feature) for feature in features]
         seeds = self._seeds(features)
@@ -188,6 +189,10 @@ class DataCollatorForRetroMAE:
                 word_ids,
                 (DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT),
             )
+        # A shape is known on the host, a count on a GPU only to those who wait for it.
+        for name, slots in (("labels", "label_slots"), ("decoder_labels", "decoder_label_slots")):
+            if name in batch:
+                batch[slots] = torch.empty(len(rows), int((batch[name] != IGNORE_INDEX).sum()), 0)
         return batch
 
     def _corrupt(

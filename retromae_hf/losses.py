@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from .masking import IGNORE_INDEX
 
 CHUNK_ROWS = 256
 """Rows of logits alive at once: few enough that they stay in a CPU's cache, many enough for full matrix products."""
@@ -25,29 +28,37 @@ def autocast_dtype(features: Tensor) -> torch.dtype:
 
 
 class GradientsInForward(torch.autograd.Function):
-    """A scalar function that saved the gradients of its first inputs in the forward pass, None where not wanted."""
+    """A scalar function that saved the gradients of its first inputs in the forward pass, None where not wanted.
+
+    It can be differentiated once: the backward pass scales what was saved in place.
+    """
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         """The saved gradients, scaled; the other inputs have none."""
-        gradients = [None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors]
+        # In place: the weight's gradient is as large as the embeddings, and new memory costs more than the product.
+        gradients = [None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors]
         return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
-class _LinearCrossEntropy(GradientsInForward):
+class _WeightedCrossEntropy(GradientsInForward):
     """Takes the gradients in the forward pass, a chunk of rows at a time, while that chunk's logits are at hand."""
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, compute_dtype: torch.dtype
-    ) -> Tensor:
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        row_weights: Tensor,
+        compute_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
         compute_bias = None if bias is None else bias.to(compute_dtype)
-        # Sums run in float32 at least: half precision would lose the small terms.
-        sum_dtype = torch.promote_types(compute_dtype, torch.float32)
-        count = max(len(labels), 1)
-        loss = features.new_zeros((), dtype=sum_dtype)
+        sum_dtype = row_weights.dtype
+        losses = row_weights.new_empty(row_weights.shape)
         wants_features, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_features = torch.empty_like(features) if wants_features else None
         grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_weight else None
@@ -56,36 +67,35 @@ class _LinearCrossEntropy(GradientsInForward):
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(labels), rows):
                 chunk = slice(start, start + rows)
-                target = labels[chunk, None]
+                target, row_weight = labels[chunk, None], row_weights[chunk, None]
                 logits = linear(compute_features[chunk], compute_weight, compute_bias).to(sum_dtype)
                 logits -= logits.amax(1, keepdim=True)
                 target_logits = logits.gather(1, target)
                 # In place from here on: passes over the chunk in memory cost as much as the matrix products.
                 exponentials = logits.exp_()
                 normaliser = exponentials.sum(1, keepdim=True)
-                loss += (normaliser.log() - target_logits).sum()
+                losses[chunk] = (normaliser.log() - target_logits).squeeze(1)
                 if not any(ctx.needs_input_grad[:3]):
                     continue
-                # d loss / d logits = softmax - one-hot. The 1 / count of the mean comes in only at the end, so that
-                # these values are of order one and survive half precision.
+                # d loss / d logits = (softmax - one-hot) x the row's weight. The weight, which is small, comes in on
+                # the other side of each product, so that these values are of order one and survive half precision.
                 grad_logits = exponentials.div_(normaliser)
                 grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
                 if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
+                    grad_bias.addmv_(grad_logits.T, row_weight.squeeze(1))
                 grad_logits = grad_logits.to(compute_dtype)
                 if grad_features is not None:
-                    torch.mul(grad_logits @ compute_weight, 1 / count, out=grad_features[chunk])
+                    torch.mul(grad_logits @ compute_weight, row_weight, out=grad_features[chunk])
                 if grad_weight is not None:
-                    add_product(grad_weight, grad_logits.T, compute_features[chunk])
-        for gradient in (grad_weight, grad_bias):
-            if gradient is not None:
-                gradient /= count
+                    weighted = (compute_features[chunk] * row_weight).to(compute_dtype)
+                    add_product(grad_weight, grad_logits.T, weighted)
         ctx.save_for_backward(
             grad_features,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
-        return loss / count
+        ctx.mark_non_differentiable(losses)
+        return (losses * row_weights).sum(), losses
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -96,22 +106,51 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of `features @ weight.T + bias` against `labels`, in memory that does not grow with rows x V.
+def grouped_cross_entropy(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    sizes: Sequence[int],
+    group_weights: Sequence[float],
+) -> tuple[Tensor, list[Tensor]]:
+    """Weighted sum of the mean cross-entropies of several groups of rows against one output projection.
 
-    Under autocast the matrix products run in the autocast dtype and everything that sums in float32. With no rows the
-    loss is 0. It cannot be differentiated twice.
+    The logits are `features @ weight.T + bias`; they live for a few hundred rows at a time on a CPU, a few thousand on
+    a GPU, and the gradient of the weight, which is as large as the embeddings, is made once for all groups. Under
+    autocast the matrix products run in the autocast dtype and everything that sums in float32. A group without labels
+    has the loss 0.
 
     Args:
-        features: `[T, H]`, the states of the labelled positions.
+        features: `[T, H]`, the states of the groups' positions, one group behind the other.
         weight: `[V, H]`, the output projection (usually tied to the word embeddings).
         bias: `[V]` or None.
-        labels: int64 `[T]`, every one a valid class.
+        labels: int64 `[T]`, -100 where a row is none.
+        sizes: rows of each group, T in all.
+        group_weights: weight of each group's mean in the sum.
 
     Returns:
-        A scalar, float32 or wider.
+        The sum, a scalar in float32 or wider that can be differentiated once, and the groups' means, which cannot.
     """
-    return _LinearCrossEntropy.apply(features, weight, bias, labels, autocast_dtype(features))
+    compute_dtype = autocast_dtype(features)
+    real = labels != IGNORE_INDEX
+    # Sums run in float32 at least: half precision would lose the small terms.
+    shares = [
+        group.to(torch.promote_types(compute_dtype, torch.float32)) / group.sum().clamp(min=1)
+        for group in real.split(list(sizes))
+    ]
+    row_weights = torch.cat([share * group for share, group in zip(shares, group_weights, strict=True)])
+    total, losses = _WeightedCrossEntropy.apply(
+        features, weight, bias, labels.masked_fill(~real, 0), row_weights, compute_dtype
+    )
+    means = [(share * part).sum() for share, part in zip(shares, losses.split(list(sizes)), strict=True)]
+    return total, means
+
+
+def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `features @ weight.T + bias` against `labels`, those of `grouped_cross_entropy`."""
+    total, _ = grouped_cross_entropy(features, weight, bias, labels, [len(labels)], [1.0])
+    return total
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
 from .decoder import DecoderLayer
 from .errors import RetroMAEError
-from .losses import linear_cross_entropy, token_accuracy
+from .losses import grouped_cross_entropy, linear_cross_entropy, token_accuracy
 from .masking import IGNORE_INDEX, visibility_mask
 from .pair_head import PairHead
 
@@ -27,9 +27,9 @@ class RetroMAEPreTrainingOutput(ModelOutput):
     """What `RetroMAEForPreTraining` returns. A loss is None where its labels or its part of the model are absent.
 
     Attributes:
-        loss: scalar, the weighted sum of the parts that are there.
-        mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens.
-        decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens.
+        loss: scalar, the weighted sum of the parts that are there; the one to differentiate.
+        mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens; for the logs, without gradient.
+        decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens; likewise.
         bow_loss: scalar, the bag-of-words loss (DupMAE), before its weight.
         pair_loss: scalar, the mean cross-entropy of the pair objective.
         sentence_embedding: `[B, H]`, the final hidden state of [CLS].
@@ -180,6 +180,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         pair_labels: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         word_ids: Tensor | None = None,
+        label_slots: Tensor | None = None,
+        decoder_label_slots: Tensor | None = None,
         passage_id: Tensor | None = None,
         document_id: Tensor | None = None,
     ) -> RetroMAEPreTrainingOutput:
@@ -199,6 +201,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             pair_labels: int64 `[B]`, of a pair objective: 0 where the second segment follows the first, else 1.
             token_type_ids: int64 `[B, L]`, segment ids of encoder and decoder, for encoders that tell segments apart.
             word_ids: int32 `[B, L]`, the number of each token's word, where the drawn mask hides words as a whole.
+            label_slots: of no content, `[B, T, 0]`: its shape says that there are T labels in the batch, or fewer. The
+                shape is known on the host, so that nobody waits for an accelerator to count them.
+            decoder_label_slots: likewise for `decoder_labels`.
             passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
                 derives the seeds from it.
             document_id: not used, likewise; the collator draws false successors from other documents.
@@ -211,44 +216,49 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         """
         states, middle_states = self.encode_for_decoder(input_ids, attention_mask, token_type_ids)
         if self.config.decoding == "condenser":
-            decoder_labels = labels  # its head predicts what the encoder has to
+            decoder_labels, decoder_label_slots = labels, label_slots  # its head predicts what the encoder has to
         sentence_embedding = states[:, 0]
-        mlm_loss = decoder_loss = bow_loss = pair_loss = None
+        to_predict: dict[str, tuple[Tensor, Tensor]] = {}
         if labels is not None:
-            mlm_loss = self.token_loss(*labelled_rows(states, labels))
+            to_predict["mlm_loss"] = labelled_rows(states, labels, label_slots)
         if decoder_labels is not None:
-            decoder_loss = self.token_loss(
-                *self.decode(
-                    sentence_embedding,
-                    decoder_input_ids,
-                    decoder_labels,
-                    attention_mask,
-                    visibility_seed,
-                    decoder_visibility,
-                    token_type_ids,
-                    word_ids,
-                    middle_states,
-                )
+            to_predict["decoder_loss"] = self.decode(
+                sentence_embedding,
+                decoder_input_ids,
+                decoder_labels,
+                attention_mask,
+                visibility_seed,
+                decoder_visibility,
+                token_type_ids,
+                word_ids,
+                middle_states,
+                decoder_label_slots,
             )
-            if self.config.bow_loss_weight > 0:
-                bow_loss = self.bow_loss(states, attention_mask, decoder_labels)
+        loss, parts = self._token_losses(to_predict)
+        if decoder_labels is not None and self.config.bow_loss_weight > 0:
+            parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels)
+            loss = loss + self.config.bow_loss_weight * parts["bow_loss"]
         if pair_labels is not None:
-            pair_loss = cross_entropy(self.pair_logits(sentence_embedding).float(), pair_labels)
-        weighted = (
-            (self.config.mlm_loss_weight, mlm_loss),
-            (1.0, decoder_loss),
-            (self.config.bow_loss_weight, bow_loss),
-            (1.0, pair_loss),
+            parts["pair_loss"] = cross_entropy(self.pair_logits(sentence_embedding).float(), pair_labels)
+            loss = parts["pair_loss"] + (0 if loss is None else loss)
+        return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding, **parts)
+
+    def _token_losses(self, to_predict: dict[str, tuple[Tensor, Tensor]]) -> tuple[Any, dict[str, Tensor]]:
+        """The weighted sum of the losses of the given states and labels, `[T, H]` and `[T]`, and each by itself.
+
+        All go through the head at once, so that the large gradient of its projection is made once.
+        """
+        if not to_predict:
+            return None, {}
+        states, labels = zip(*to_predict.values(), strict=True)
+        total, means = grouped_cross_entropy(
+            self.backbone.head_features(self.encoder, torch.cat(states)),
+            *self.backbone.output_projection(self.encoder),
+            torch.cat(labels),
+            sizes=[len(part) for part in labels],
+            group_weights=[self.config.mlm_loss_weight if name == "mlm_loss" else 1.0 for name in to_predict],
         )
-        parts = [weight * part for weight, part in weighted if part is not None]
-        return RetroMAEPreTrainingOutput(
-            loss=torch.stack(parts).sum() if parts else None,
-            mlm_loss=mlm_loss,
-            decoder_loss=decoder_loss,
-            bow_loss=bow_loss,
-            pair_loss=pair_loss,
-            sentence_embedding=sentence_embedding,
-        )
+        return total, dict(zip(to_predict, means, strict=True))
 
     def encode_for_decoder(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -270,6 +280,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         word_ids: Tensor | None = None,
         middle_states: Tensor | None = None,
+        decoder_label_slots: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Rebuild the labelled tokens from a sentence embedding `[B, H]`; most other arguments are `forward`'s.
 
@@ -303,7 +314,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             rows = layer.feed_forward(layer.attend(rows, context if two_streams else rows, visible))
         rows = last.attend(rows, context if two_streams else rows, visible)
         # Enhanced decoding computes no row 0, which carries no label.
-        rows, row_labels = labelled_rows(rows, decoder_labels[:, -rows.shape[1] :])
+        rows, row_labels = labelled_rows(rows, decoder_labels[:, -rows.shape[1] :], decoder_label_slots)
         return last.feed_forward(rows), row_labels
 
     def token_loss(self, states: Tensor, labels: Tensor) -> Tensor:
@@ -371,19 +382,31 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         return visibility_mask(seed, lengths, self.config.decoder_mask_ratio, length, word_ids)[:, 1:]
 
 
-def labelled_rows(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The states and labels at the positions that carry a label.
 
     Args:
         states: `[B, L, H]`.
         labels: int64 `[B, L]`, -100 where there is none.
+        slots: `[B, T, 0]`, see `RetroMAEForPreTraining.forward`. Slots that are left over are filled with rows whose
+            label is -100. None: the labels are counted, for which an accelerator has to be waited for.
 
     Returns:
         `[T, H]` and `[T]`.
     """
     labels = labels.flatten()
-    positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-    return states.flatten(0, 1).index_select(0, positions), labels.index_select(0, positions)
+    real = labels != IGNORE_INDEX
+    if slots is None:
+        positions = real.nonzero().squeeze(1)
+        return states.flatten(0, 1).index_select(0, positions), labels.index_select(0, positions)
+    # Every labelled position is written into its own slot, and the others into one behind the last.
+    count = slots.shape[1]
+    slot = torch.where(real, real.cumsum(0) - 1, count).clamp(max=count)
+    here = torch.arange(len(labels), device=labels.device)
+    positions = torch.zeros(count + 1, dtype=torch.int64, device=labels.device).scatter(0, slot, here)[:count]
+    filled = torch.arange(count, device=labels.device) < real.sum()
+    found = labels.index_select(0, positions).masked_fill(~filled, IGNORE_INDEX)
+    return states.flatten(0, 1).index_select(0, positions), found
 
 
 AutoConfig.register(RetroMAEConfig.model_type, RetroMAEConfig, exist_ok=True)

@@ -39,7 +39,11 @@ def test_an_enhanced_batch(tokenizer, features):
         "decoder_input_ids",
         "decoder_labels",
         "visibility_seed",
+        "label_slots",
+        "decoder_label_slots",
     }
+    for labels, slots in (("labels", "label_slots"), ("decoder_labels", "decoder_label_slots")):
+        assert batch[slots].shape == (len(features), (batch[labels] != IGNORE_INDEX).sum(), 0)
     assert torch.equal(batch["attention_mask"], (ids != tokenizer.pad_token_id).long())
     assert torch.equal(batch["decoder_labels"], ids.masked_fill(special, IGNORE_INDEX))
     assert ((batch["labels"] == IGNORE_INDEX) | (batch["labels"] == ids)).all()
@@ -58,7 +62,12 @@ def test_a_basic_batch_masks_the_decoder_apart_from_the_encoder(tokenizer, featu
 
 
 def test_mlm_alone_ships_nothing_for_a_decoder(tokenizer, features):
-    assert set(collate(tokenizer, features, decoding="none")) == {"input_ids", "attention_mask", "labels"}
+    assert set(collate(tokenizer, features, decoding="none")) == {
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "label_slots",
+    }
 
 
 def test_draws_depend_on_neither_the_batch_nor_the_padding(tokenizer, features):

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from retromae_hf import losses
-from retromae_hf.losses import linear_cross_entropy, token_accuracy
+from retromae_hf.losses import grouped_cross_entropy, linear_cross_entropy, token_accuracy
 
 
 @pytest.fixture
@@ -60,6 +60,29 @@ def test_no_rows_give_a_zero_loss_and_zero_gradients():
     loss.backward()
     assert loss == 0
     assert not weight.grad.any()
+
+
+def test_groups_have_their_own_means_and_weights(problem):
+    *inputs, labels = problem
+    labels[[3, 17, 40]] = -100
+    total, means = grouped_cross_entropy(*inputs, labels, [20, 0, 30], [0.25, 1.0, 1.0])
+    logits = linear(*inputs)
+    plain = [cross_entropy(logits[rows], labels[rows]) for rows in (slice(0, 20), slice(20, 50))]
+    assert torch.allclose(means[0], plain[0], rtol=0, atol=1e-14)
+    assert means[1] == 0
+    assert torch.allclose(means[2], plain[1], rtol=0, atol=1e-14)
+    expected = 0.25 * plain[0] + plain[1]
+    assert torch.allclose(total, expected, rtol=0, atol=1e-14)
+    for ours, theirs in zip(torch.autograd.grad(total, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-14)
+
+
+def test_a_second_backward_is_an_error_not_a_wrong_gradient(problem):
+    *inputs, labels = problem
+    loss = linear_cross_entropy(*inputs, labels)
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        (2 * loss).backward()
 
 
 def test_no_tensor_of_all_rows_by_vocabulary_is_made(problem, monkeypatch):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import support
 import torch
 from conftest import features_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, gelu
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
@@ -19,6 +22,7 @@ from retromae_hf import (
     RetroMAEModel,
 )
 from retromae_hf.masking import IGNORE_INDEX, visibility_mask
+from retromae_hf.modeling_retromae import labelled_rows
 from retromae_hf.reference import DECODER_MODULES
 
 
@@ -106,7 +110,7 @@ def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_con
     collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
     collator.set_epoch(0)
     batch = collator(features_of(tokenizer, texts[:5]))
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "label_slots"}
     output = model(**batch)
 
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -305,6 +309,62 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
 def test_a_bad_configuration_names_its_field(wrong):
     with pytest.raises(RetroMAEError, match=next(iter(wrong))):
         RetroMAEConfig(**wrong)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    chosen=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4),
+    left_over=st.integers(0, 5),
+)
+def test_slots_find_the_labels_that_counting_finds(chosen, left_over):
+    chosen = torch.tensor(chosen)
+    labels = torch.where(chosen, torch.arange(chosen.numel()).view(chosen.shape), IGNORE_INDEX)
+    states = torch.randn(*labels.shape, 3)
+    counted, targets = labelled_rows(states, labels)
+    slots = torch.empty(len(labels), len(targets) + left_over, 0)
+    filled, found = labelled_rows(states, labels, slots)
+    assert torch.equal(filled[: len(counted)], counted)
+    assert torch.equal(found[: len(targets)], targets)
+    assert (found[len(targets) :] == IGNORE_INDEX).all()
+    assert len(found) == len(targets) + left_over
+
+
+@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "nsp"])
+def test_slots_that_are_left_over_change_nothing(objective):
+    model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
+    model = model.double().eval()
+    ours = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
+    for name in ("label_slots", "decoder_label_slots"):
+        if name in batch:
+            batch[name] = torch.empty(len(batch["labels"]), batch[name].shape[1] + 37, 0)
+    more = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
+    counted = {name: tensor for name, tensor in batch.items() if not name.endswith("slots")}
+    theirs = torch.autograd.grad(model(**counted).loss, list(model.parameters()))
+    for gradient, other, third in zip(ours, more, theirs, strict=True):
+        assert torch.allclose(gradient, other, rtol=0, atol=1e-12)
+        assert torch.allclose(gradient, third, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp"])
+def test_a_compiled_step_is_one_graph(objective):
+    model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
+    explained = torch._dynamo.explain(model.train())(**batch)
+    torch._dynamo.reset()
+    assert explained.graph_break_count == 0, explained.break_reasons
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("objective", ["retromae", "basic", "mlm"])
+def test_nothing_waits_for_a_gpu_inside_a_step(objective):
+    model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
+    batch = {name: tensor.cuda() for name, tensor in batch.items() if name != "attention_mask"}
+    model = model.cuda().train()
+    model(**batch).loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(**batch).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import get_sampler
 from accelerate.utils import reduce
@@ -60,9 +61,12 @@ class RetroMAECallback(TrainerCallback):
         if self._collator is not None:
             self._collator.check_matches(model.config)
         sampler = get_sampler(train_dataloader)
-        if isinstance(sampler, LengthGroupedSampler) and sampler.generator is None:
-            # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
-            self._order = sampler.generator = torch.Generator()
+        if isinstance(sampler, LengthGroupedSampler):
+            # It sorts by single lengths, and a column of a dataset is slow to give them one by one.
+            sampler.lengths = np.asarray(sampler.lengths[:]).tolist()
+            if sampler.generator is None:
+                # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
+                self._order = sampler.generator = torch.Generator()
         self._epoch = int(state.epoch or 0)
         self._hook = model.register_forward_hook(self._add_components)
 

@@ -101,13 +101,13 @@ class PairMaker:
     def _segments(self, row: Mapping[str, Any]) -> tuple[Row, Row]:
         """Ids and, where there are any, word starts of both segments."""
         types = row.get("token_type_ids")
-        first_length = 0 if types is None else len(types) - int(sum(types))
+        first_length = 0 if types is None else len(types) - int(np.sum(types))
         if types is None or first_length == len(types):
             raise RetroMAEError(
                 f"pair_objective={self.objective!r} needs passages of two segments; "
                 "make them with tokenize_passages(..., pairs=True)"
             )
-        parts = [self.frame.segments(list(row["input_ids"]), first_length)]
+        parts = [self.frame.segments(np.asarray(row["input_ids"]).tolist(), first_length)]
         names = ["input_ids"]
         if "word_ids" in row:
             starts = np.diff(np.asarray(row["word_ids"]), prepend=-1) != 0

@@ -123,11 +123,12 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
         )
     # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
     training_args.label_names = ["labels"]
-    train_passages, eval_passages = split_passages(passages)
+    # Arrays, which the loader need not take apart into Python's numbers.
+    train_passages, eval_passages = split_passages(passages.with_format("numpy"))
     logger.info(
         "%d passages, %d tokens; the model has %.1f million parameters",
         len(train_passages),
-        train_passages.with_format("numpy")["length"][:].sum(),
+        train_passages["length"][:].sum(),
         model.num_parameters() / 1e6,
     )
     with in_one_sentence("the training arguments cannot be used"):

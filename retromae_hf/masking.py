@@ -126,6 +126,7 @@ def visibility_mask(
     ratio: float,
     padded_length: int | None = None,
     word_ids: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """The position-specific attention mask of enhanced decoding (RetroMAE, section 3.3, equation 7).
 
@@ -141,17 +142,19 @@ def visibility_mask(
             for the default waits for the device).
         word_ids: the number of each column's word, int32 `[B, L]` or `[L]`; a row then sees all tokens of a word or
             none, but for its own, which it never sees.
+        rows: the first row to make and the one behind the last; by default all.
 
     Returns:
-        bool `[B, L, L]`, True = visible; `[L, L]` where `seed` is an int.
+        bool `[B, L, L]`, True = visible; `[L, L]` where `seed` is an int. Fewer rows where `rows` says so.
     """
     seeds = seed if isinstance(seed, Tensor) else _seed_tensor(int(seed))
     lengths = torch.as_tensor(length, device=seeds.device).reshape(-1, 1, 1)
     if padded_length is None:
         padded_length = int(lengths.max())
-    positions = torch.arange(padded_length, dtype=torch.int32, device=seeds.device)
+    columns = torch.arange(padded_length, dtype=torch.int32, device=seeds.device)
+    row_positions = columns if rows is None else columns[rows[0] : rows[1]]
     words = None if word_ids is None else word_ids.reshape(-1, 1, padded_length).to(torch.int32)
-    visible = is_visible(seeds.reshape(-1, 1, 1), positions[:, None], positions[None, :], lengths, ratio, words)
+    visible = is_visible(seeds.reshape(-1, 1, 1), row_positions[:, None], columns[None, :], lengths, ratio, words)
     return visible if isinstance(seed, Tensor) else visible[0]
 
 

@@ -15,11 +15,14 @@ from transformers.utils import ModelOutput
 from .backbones import backbone_for
 from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
-from .decoder import DecoderLayer
+from .decoder import DecoderLayer, VisibleRows
 from .errors import RetroMAEError
 from .losses import grouped_cross_entropy, linear_cross_entropy, token_accuracy
 from .masking import IGNORE_INDEX, visibility_mask
 from .pair_head import PairHead
+
+LONG_PASSAGE = 1024
+"""Tokens up to which a passage's visibility mask is made as a whole."""
 
 
 @dataclass
@@ -294,7 +297,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             raise RetroMAEError("this model has no decoder (decoding='none'); leave decoder_labels out")
         h = sentence_embedding[:, None]
         rows: Tensor
-        visible: Tensor | None
+        visible: Tensor | VisibleRows | None
         if self.config.decoding == "condenser":
             tokens = cast(Tensor, middle_states)
         elif decoder_input_ids is None:
@@ -363,8 +366,11 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         given: Tensor | None,
         word_ids: Tensor | None,
         context: Tensor,
-    ) -> Tensor:
-        """The visibility mask of enhanced decoding without its row 0, bool `[B, L - 1, L]`."""
+    ) -> Tensor | VisibleRows:
+        """The visibility mask of enhanced decoding without its row 0, bool `[B, L - 1, L]`.
+
+        For long passages a function that makes it for some rows.
+        """
         batch, length = context.shape[:2]
         device = context.device
         if given is not None:
@@ -379,7 +385,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             # The full range of int64 but its last value, which randint cannot name.
             seed = torch.randint(-(2**63), 2**63 - 1, (batch,), device=device)
         lengths = torch.full((batch,), length, device=device) if attention_mask is None else attention_mask.sum(1)
-        return visibility_mask(seed, lengths, self.config.decoder_mask_ratio, length, word_ids)[:, 1:]
+        ratio = self.config.decoder_mask_ratio
+        if length <= LONG_PASSAGE:
+            return visibility_mask(seed, lengths, ratio, length, word_ids, (1, length))
+        return lambda start, stop: visibility_mask(seed, lengths, ratio, length, word_ids, (start + 1, stop + 1))
 
 
 def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -161,6 +161,36 @@ def test_basic_decoding_reads_the_passage_through_the_embedding_only(encoder_con
     assert torch.equal(before, model(**batch).decoder_loss)
 
 
+def loss_and_gradients(model, batch):
+    torch.manual_seed(0)
+    loss = model(**batch).loss
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("block", [7, 64])
+@pytest.mark.parametrize("objective", ["retromae", "whole-word", "dupmae"])
+def test_attention_by_blocks_is_attention(objective, block, monkeypatch):
+    model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
+    model = model.double()
+    plain = loss_and_gradients(model, batch)
+    monkeypatch.setattr("retromae_hf.modeling_retromae.LONG_PASSAGE", 1)
+    monkeypatch.setattr("retromae_hf.decoder.BLOCK_ROWS", block)
+    for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
+        assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+
+
+def test_a_block_computed_once_more_drops_out_the_same(monkeypatch):
+    model, batch, _ = support.prepare("retromae", "bert", support.new_tokenizer())
+    model = model.double().train()
+    model.decoder[0].attention_dropout = 0.3
+    monkeypatch.setattr("retromae_hf.modeling_retromae.LONG_PASSAGE", 1)
+    monkeypatch.setattr("retromae_hf.decoder.BLOCK_ROWS", 7)
+    twice = loss_and_gradients(model, batch)
+    monkeypatch.setattr("retromae_hf.decoder.checkpoint", lambda attend, *args, use_reentrant: attend(*args))
+    for tensor, expected in zip(twice, loss_and_gradients(model, batch), strict=True):
+        assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+
+
 def test_a_row_does_not_depend_on_its_own_token_nor_on_hidden_ones(model, batch):
     """Change a token: only the rows that may see its column change."""
     visible = visibility_mask(

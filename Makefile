@@ -29,7 +29,11 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python examples/benchmark.py
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --output runs/benchmark/small.json
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base.json \
+		--lengths 128 --parts collator step
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base-memory.json \
+		--lengths 128 --tokens_per_batch 4096 --parts memory
 
 # Every objective with every family of encoders, tried out on tiny models.
 support: setup

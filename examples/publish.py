@@ -11,18 +11,21 @@ import re
 import shutil
 from pathlib import Path
 
-import benchmark
 import demo_report
 import support
 
 from retromae_hf.backbones import BACKBONES
+from retromae_hf.commands import benchmark
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
-    ROOT / "runs/benchmark.json": ROOT / "model_cards/benchmark.json",
+    **{
+        ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
+        for name in ("small", "base", "base-memory")
+    },
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
 }
 
@@ -41,14 +44,17 @@ def fill(readme: str) -> str:
     """The README with the published results between its markers."""
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
-    benchmarked = json.loads((ROOT / "model_cards/benchmark.json").read_text(encoding="utf-8"))
+    benchmarks = [
+        json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8"))
+        for name in ("small", "base", "base-memory")
+    ]
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
         "objectives": objectives(),
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
-        "benchmark": f"{benchmark.table(benchmarked)}\n\n{benchmark.conditions(benchmarked)}",
+        "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }
     for name, block in blocks.items():
         begin, end = f"<!-- {name}: written by examples/publish.py -->", f"<!-- /{name} -->"

@@ -127,7 +127,12 @@ def prepare(
         Dataset.from_dict({"text": SENTENCES}), tokenizer, MAX_LENGTH, pairs=config.pair_objective is not None
     )
     collator = DataCollatorForRetroMAE.from_config(
-        tokenizer, config, seed=0, pair_partners=passages, **DataArguments(dataset="", **known).collator_options()
+        tokenizer,
+        config,
+        seed=0,
+        compact=True,
+        pair_partners=passages,
+        **DataArguments(dataset="", **known).collator_options(),
     )
     collator.set_epoch(0)
     return RetroMAEForPreTraining(config), collator(list(passages)), options

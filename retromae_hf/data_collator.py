@@ -68,6 +68,8 @@ class DataCollatorForRetroMAE:
         random_replace_prob: share of the chosen tokens that become a random token, BERT's 0.1; the others stay.
         static_masking: every epoch draws the same masks (BERT's masking); otherwise each draws its own (RoBERTa's).
             Needs `seed` and a dataset with ids.
+        compact: ship 32-bit integers, which this package's model takes and which are half the bytes; other models want
+            their labels in 64.
         pair_objective: None, "nsp" or "sop"; the model's own, likewise.
         pair_partners: for "nsp", the passages that false successors are drawn from, the training set as a rule.
 
@@ -85,6 +87,7 @@ class DataCollatorForRetroMAE:
     mask_replace_prob: float = 0.8
     random_replace_prob: float = 0.1
     static_masking: bool = False
+    compact: bool = False
     pair_objective: str | None = None
     pair_partners: Dataset | None = field(repr=False, default=None)
     _ordinary: Tensor = field(init=False, repr=False)
@@ -193,6 +196,10 @@ class DataCollatorForRetroMAE:
         for name, slots in (("labels", "label_slots"), ("decoder_labels", "decoder_label_slots")):
             if name in batch:
                 batch[slots] = torch.empty(len(rows), int((batch[name] != IGNORE_INDEX).sum()), 0)
+        if self.compact:
+            # A seed needs its 64 bits, and a pair has one label.
+            wide = [name for name, tensor in batch.items() if tensor.dtype == torch.int64 and tensor.dim() == 2]
+            batch |= {name: batch[name].to(torch.int32) for name in wide}
         return batch
 
     def _corrupt(

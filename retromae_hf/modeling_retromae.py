@@ -331,6 +331,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         As in the released code the max-pooling runs over every position but [CLS] and padding.
         """
         features = self.backbone.head_features(self.encoder, states[:, 1:])
+        labels = labels.to(torch.int64)
         real = torch.ones_like(labels[:, 1:]) if attention_mask is None else attention_mask[:, 1:]
         return bag_of_words_loss(features, *self.backbone.output_projection(self.encoder), real.bool(), labels)
 
@@ -403,7 +404,7 @@ def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -
     Returns:
         `[T, H]` and `[T]`.
     """
-    labels = labels.flatten()
+    labels = labels.flatten().to(torch.int64)
     real = labels != IGNORE_INDEX
     if slots is None:
         positions = real.nonzero().squeeze(1)

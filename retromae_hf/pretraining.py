@@ -141,6 +141,7 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
                 tokenizer,
                 model.config,
                 seed=training_args.seed,
+                compact=True,
                 pair_partners=train_passages if model.config.pair_objective == "nsp" else None,
                 **args.collator_options(),
             ),

@@ -12,7 +12,7 @@ from conftest import features_of
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer
 
-from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError
+from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining
 from retromae_hf.masking import IGNORE_INDEX
 
 
@@ -170,6 +170,16 @@ def test_it_ships_eight_bytes_of_visibility_a_passage(tokenizer, features):
     batch = collate(tokenizer, features)
     assert batch["visibility_seed"].nbytes == 8 * len(features)
     assert all(tensor.numel() <= batch["input_ids"].numel() for tensor in batch.values())
+
+
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "none"])
+def test_a_compact_batch_is_the_same_in_half_the_bytes(tokenizer, features, encoder_config, decoding):
+    wide, compact = (collate(tokenizer, features, decoding=decoding, compact=compact) for compact in (False, True))
+    for name, tensor in wide.items():
+        assert torch.equal(compact[name].to(tensor.dtype), tensor), name
+        assert compact[name].nbytes == tensor.nbytes / (2 if tensor.dim() == 2 else 1)
+    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, decoding=decoding)).eval()
+    assert torch.equal(model(**compact).loss, model(**wide).loss)
 
 
 def test_from_config_takes_over_the_models_choice(tokenizer, encoder_config):

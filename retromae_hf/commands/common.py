@@ -13,7 +13,7 @@ import yaml
 from datasets.utils.logging import set_verbosity as set_datasets_verbosity
 from transformers import HfArgumentParser
 
-from ..errors import RetroMAEError
+from ..errors import RetroMAEError, in_one_sentence
 
 
 def parse(
@@ -104,3 +104,12 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         return 0
 
     return main
+
+
+def writable(file: str) -> Path:
+    """The file, made sure that it can be written before anything is computed that it is to hold."""
+    with in_one_sentence(f"output {file!r} cannot be written"):
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    return path

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..errors import check_at_least, in_one_sentence
+from ..errors import check_at_least
 from ..evaluation import BM25, evaluate_bm25, evaluate_embedder, load_embedder, load_task
-from .common import command, parse
+from .common import command, parse, writable
 
 
 @dataclass
@@ -49,15 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     print(text)
-
-
-def writable(file: str) -> Path:
-    """The file, made sure that it can be written before anything is computed that it is to hold."""
-    with in_one_sentence(f"output {file!r} cannot be written"):
-        path = Path(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a", encoding="utf-8").close()
-    return path
 
 
 if __name__ == "__main__":

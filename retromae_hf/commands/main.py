@@ -9,6 +9,7 @@ COMMANDS = {
     "pretrain": "pretrain an encoder on a corpus",
     "export": "turn a training checkpoint into a folder that loads everywhere",
     "evaluate": "measure retrieval on a task",
+    "benchmark": "measure what RetroMAE costs beside plain masked language modelling",
     "search": "search the documentation in this Python environment",
 }
 

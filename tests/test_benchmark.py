@@ -1,0 +1,69 @@
+"""The benchmark measures both sides on the same rows and says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from retromae_hf import benchmark
+from retromae_hf.commands.benchmark import table
+from retromae_hf.commands.main import main
+
+
+@pytest.fixture
+def tiny(monkeypatch, texts):
+    monkeypatch.setattr(benchmark, "VOCAB_SIZE", 300)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    monkeypatch.setitem(benchmark.SHAPES, "small", shape)
+    documents = Dataset.from_dict({"text": texts})
+    monkeypatch.setattr("retromae_hf.commands.benchmark.load_pydocs", lambda: documents)
+
+
+def test_the_command(tiny, tmp_path, capsys):
+    output = tmp_path / "results" / "benchmark.json"
+    line = f"benchmark --lengths 16 32 --tokens_per_batch 64 --rounds 1 --parts collator step trainer --output {output}"
+    assert main([*line.split(), "--device", "cpu"]) == 0
+    report = json.loads(output.read_text())
+    assert table(report) in capsys.readouterr().out
+    assert [row["batch_size"] for row in report["step"]] == [4, 2]
+    for row in report["step"]:
+        assert row["flops"]["retromae"] > 0
+        assert row["seconds"].keys() == row["utilisation"].keys() == {"retromae", "mlm"}
+    for row in report["collator"]:
+        # Ids, labels and the mask of encoder and decoder, and an integer a passage.
+        assert row["bytes_per_passage"]["retromae"] == 5 * 4 * row["length"] + 8
+    for row in report["trainer"]:
+        assert 0 <= row["padding_share"] < 0.5
+        assert row["tokens_per_second"] > 0
+
+
+def test_flops_by_hand():
+    weight = torch.zeros(5, 7)
+    assert benchmark.count_flops(lambda: torch.ones(3, 5) @ weight) == 2 * 3 * 5 * 7
+    assert benchmark.count_flops(lambda: torch.zeros(3, 7).addmm_(torch.ones(3, 5), weight)) == 2 * 3 * 5 * 7
+
+
+def test_both_sides_take_turns():
+    order: list[str] = []
+    benchmark.take_turns({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2, what="", repeat=2)
+    assert "".join(order) == "ab" + "aabb" * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--shape huge", "shape='huge' is unknown"),
+        ("--parts stepp", "unknown entries, stepp"),
+        ("--against fancy", "against='fancy' is unknown"),
+        ("--device tpu", "device='tpu' is not to be had"),
+        ("--dtype float8", "dtype='float8' is unknown"),
+        ("--rounds 0", "rounds=0 must be at least 1"),
+        ("--lengths 4", "the least of lengths=4 must be at least 8"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, message, capsys, tmp_path):
+    assert main(["benchmark", *options.split(), "--output", str(tmp_path / "out.json")]) == 2
+    assert message in capsys.readouterr().err

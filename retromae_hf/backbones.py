@@ -94,7 +94,7 @@ class Backbone:
             return None
         offset = self.position_offset(encoder.config)
         table = encoder.base_model.embeddings.position_embeddings.weight[offset : offset + length]
-        projection = self._embedding_projection(encoder)
+        projection = self._position_projection(encoder)
         # Without the projection's bias, which the sentence embedding beside it does not have either.
         return table if projection is None else linear(table, projection.weight)
 
@@ -135,6 +135,10 @@ class Backbone:
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
         return None
+
+    def _position_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
+        """What takes position embeddings to the hidden size, inside the embedding module or behind it."""
+        return self._embedding_projection(encoder)
 
     def _segments(self, encoder: PreTrainedModel, token_type_ids: Tensor | None) -> dict[str, Any]:
         # RoBERTa has the argument but a single type, so that a second segment's would be out of range.
@@ -249,6 +253,9 @@ class DebertaV2Backbone(Backbone):
     def has_position_table(self, config: PreTrainedConfig) -> bool:
         """See `Backbone`."""
         return config.position_biased_input
+
+    def _position_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
+        return getattr(encoder.base_model.embeddings, "embed_proj", None)
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """See `Backbone`."""

@@ -211,7 +211,11 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
             note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
         if model.config.decoding == "none":
             continue
-        inputs: dict[str, Any] = {"decoder_labels": batch["labels"], "middle_states": middle_states}
+        inputs: dict[str, Any] = {
+            "decoder_input_ids": None,  # a Condenser has none
+            "decoder_labels": batch["labels"],
+            "middle_states": middle_states,
+        }
         inputs |= {name: batch[name] for name in DECODER_INPUTS if name in batch}
         rebuilt = model.decode(embedding, **inputs)
         note("decoder_accuracy", model.token_accuracy(*rebuilt))

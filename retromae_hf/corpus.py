@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ def tokenize_passages(
 
     For the pair objectives (NSP and SOP) a passage is two consecutive segments of its document, each of whole sentences
     and at most half a passage long. Every token is in one pair: of an odd number of segments the longest is cut in two.
+    Documents of a single token make none and are dropped.
 
     Args:
         documents: must have the column `text`.
@@ -178,12 +179,14 @@ def tokenize_passages(
         RetroMAEError: no document holds a token, or an argument is out of range.
     """
     frame = Frame.of(tokenizer, pairs)
-    if max_length < len(frame.tokens([], [])) + 1 + pairs:
-        raise RetroMAEError(f"max_length={max_length} leaves no room for a token between the special ones")
+    room = (max_length - len(frame.tokens([], []))) // (2 if pairs else 1)
+    if room < 1 + pairs:
+        least = "two segments of two tokens" if pairs else "a token"
+        raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
     if not 0 <= short_seq_prob <= 1:
         raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
-    if word_segmenter is not None and not tokenizer.is_fast:
-        raise RetroMAEError("a word_segmenter needs a tokenizer that tells where its tokens stand; use a fast one")
+    if not tokenizer.is_fast:
+        raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
     features = {"input_ids": Sequence(Value("int32")), "length": Value("int32"), "passage_id": Value("int64")}
     if pairs:
         features |= {"token_type_ids": Sequence(Value("int8")), "document_id": Value("int64")}
@@ -199,7 +202,7 @@ def tokenize_passages(
         fn_kwargs={
             "tokenizer": tokenizer,
             "frame": frame,
-            "room": (max_length - len(frame.tokens([], []))) // (2 if pairs else 1),
+            "room": room,
             "short_seq_prob": short_seq_prob,
             "seed": seed,
             "words": None if word_segmenter is None else (word_table(tokenizer), word_segmenter),
@@ -208,7 +211,8 @@ def tokenize_passages(
         desc="Tokenizing passages",
     )
     if len(passages) == 0:
-        raise RetroMAEError("the corpus holds no passage with a token in it; give a source with text")
+        what = "document with two tokens to make a pair of" if pairs else "passage with a token in it"
+        raise RetroMAEError(f"the corpus holds no {what}; give a source with text")
     with_passages = len(np.unique(passages.with_format("numpy")["passage_id"][:] // _MAX_PASSAGES))
     if dropped := len(documents) - with_passages:
         logger.warning(
@@ -275,24 +279,30 @@ def _tokenize_batch(
     seed: int,
     words: tuple[torch.Tensor, WordSegmenter] | None,
 ) -> dict[str, list[Any]]:
-    documents = [cut_sentences(text) for text in texts]
-    flat = [sentence for document in documents for sentence in document]
-    options = {"return_attention_mask": False, "return_token_type_ids": False, "return_offsets_mapping": bool(words)}
-    encoded = tokenizer(flat, add_special_tokens=False, verbose=False, **options) if flat else {"input_ids": []}
-    ids = iter(encoded["input_ids"])
-    offsets = iter(encoded.get("offset_mapping", []))
+    texts = [text.strip() for text in texts]
+    # Documents as a whole, since a tokenizer may see a sentence's beginning otherwise when it stands alone.
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     pairs = bool(frame.middle)
     rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
     rows |= {"token_type_ids": [], "document_id": []} if pairs else {}
     rows |= {"word_ids": []} if words else {}
-    for index, document in zip(indices, documents, strict=True):
-        sentences = [next(ids) for _ in document]
-        tokens = list(chain.from_iterable(sentences))
-        ends = list(accumulate(map(len, sentences)))
-        starts = _starts(document, sentences, [next(offsets) for _ in document], *words) if words else []
+    for index, text, tokens, offsets in zip(
+        indices, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        lengths = _tokens_of_sentences(text, offsets)
+        starts = _word_starts(text, tokens, offsets, *words) if words else []
         targets = _targets(room, short_seq_prob, random.Random(f"{seed} {index}"))
-        segments = list(_pack(map(len, sentences), room, targets))
-        spans = _pair_up(segments, ends) if pairs else [(start, end, end) for start, end in segments]
+        segments = list(_pack(lengths, room, targets))
+        spans = (
+            _pair_up(segments, list(accumulate(lengths))) if pairs else [(start, end, end) for start, end in segments]
+        )
         for place, (start, middle, end) in enumerate(spans):
             first, second = tokens[start:middle], tokens[middle:end]
             rows["input_ids"].append(frame.tokens(first, second))
@@ -302,9 +312,17 @@ def _tokenize_batch(
                 rows["token_type_ids"].append(frame.token_types(first, second))
                 rows["document_id"].append(index)
             if words:
-                word_starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
-                rows["word_ids"].append(number_words(torch.tensor(word_starts_here)).tolist())
+                starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
+                rows["word_ids"].append(number_words(torch.tensor(starts_here)).tolist())
     return rows
+
+
+def _tokens_of_sentences(text: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """How many tokens each sentence of a text has; a token belongs to the sentence of its last character."""
+    ends = list(accumulate(map(len, cut_sentences(text))))
+    lasts = [max(end - 1, start) for start, end in offsets]
+    sentences = np.maximum.accumulate(np.searchsorted(ends, lasts, side="right"))
+    return np.bincount(sentences, minlength=len(ends)).tolist()
 
 
 def _targets(room: int, short_seq_prob: float, generator: random.Random) -> Iterator[int]:
@@ -343,24 +361,16 @@ def _pair_up(segments: list[tuple[int, int]], sentence_ends: list[int]) -> list[
     return [(start, middle, end) for (start, _), (middle, end) in zip(segments[::2], segments[1::2], strict=False)]
 
 
-def _starts(
-    document: list[str],
-    sentences: list[list[int]],
-    offsets: list[list[tuple[int, int]]],
-    table: torch.Tensor,
-    segmenter: WordSegmenter,
+def _word_starts(
+    text: str, tokens: list[int], offsets: list[tuple[int, int]], table: torch.Tensor, segmenter: WordSegmenter
 ) -> list[bool]:
     """Which of a document's tokens begin a word: what the vocabulary tells, less what goes on a Chinese word."""
-    starts: list[bool] = []
-    for text, tokens, spans in zip(document, sentences, offsets, strict=True):
-        if not tokens:
-            continue
-        boundaries = {0, *accumulate(map(len, segmenter(text)))}
-        found = word_starts(table, torch.tensor(tokens)).tolist()
-        for place in range(1, len(tokens)):
-            before, here = spans[place - 1][1], spans[place][0]
-            # Neighbours, both Chinese, and the segmenter sees no boundary between them.
-            if before == here not in boundaries and all(map(is_han, text[here - 1 : here + 1])):
-                found[place] = False
-        starts += found
+    if not tokens:
+        return []
+    starts = word_starts(table, torch.tensor(tokens)).tolist()
+    boundaries = {0, *accumulate(map(len, segmenter(text)))}
+    for place, ((_, before), (here, _)) in enumerate(pairwise(offsets), start=1):
+        # Neighbours, both Chinese, and the segmenter sees no boundary between them.
+        if before == here and here not in boundaries and all(map(is_han, text[here - 1 : here + 1])):
+            starts[place] = False
     return starts

@@ -141,7 +141,7 @@ def visibility_mask(
         padded_length: L, the number of rows and columns; by default the longest `length` (on an accelerator, asking
             for the default waits for the device).
         word_ids: the number of each column's word, int32 `[B, L]` or `[L]`; a row then sees all tokens of a word or
-            none, but for its own, which it never sees.
+            none of them, except that it never sees its own token.
         rows: the first row to make and the one behind the last; by default all.
 
     Returns:

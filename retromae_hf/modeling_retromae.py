@@ -52,7 +52,6 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
     config_class = RetroMAEConfig
     base_model_prefix = "retromae"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -61,6 +60,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = backbone_for(config.encoder_config)
         self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config)
+        self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's word embeddings."""
@@ -242,7 +242,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels)
             loss = loss + self.config.bow_loss_weight * parts["bow_loss"]
         if pair_labels is not None:
-            parts["pair_loss"] = cross_entropy(self.pair_logits(sentence_embedding).float(), pair_labels)
+            logits = self.pair_logits(sentence_embedding)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            parts["pair_loss"] = cross_entropy(logits, pair_labels)
             loss = parts["pair_loss"] + (0 if loss is None else loss)
         return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding, **parts)
 

@@ -45,9 +45,10 @@ def extend_positions(model: RetroMAEPreTrainedModel, max_length: int, method: st
     if hasattr(model, "decoder_positions"):
         _extend(model.decoder_positions, max_length, method)
     # The model's and its parts' configurations may be copies of one another.
+    first = getattr(config, "position_extension", {}).get("from", before)
     for each in {id(c): c for c in (config, model.encoder.config, model.encoder.base_model.config)}.values():
         backbone.set_max_positions(each, max_length)
-        each.position_extension = {"from": before, "to": max_length, "method": method}
+        each.position_extension = {"from": first, "to": max_length, "method": method}
 
 
 def check_method(method: str) -> None:

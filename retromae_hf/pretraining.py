@@ -121,6 +121,11 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
             pairs=model.config.pair_objective is not None,
             word_segmenter=segmenter,
         )
+    if training_args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise RetroMAEError(
+            f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
+            "leave gradient_checkpointing out"
+        )
     # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
     training_args.label_names = ["labels"]
     # Arrays, which the loader need not take apart into Python's numbers.

@@ -92,7 +92,7 @@ class ModelArguments:
     )
     pair_objective: str | None = field(
         default=None,
-        metadata={"help": "nsp or sop, beside the other losses; default: the checkpoint's or none."},
+        metadata={"help": "nsp, sop or none, beside the other losses; default: the checkpoint's or none."},
     )
 
     def __post_init__(self) -> None:
@@ -108,7 +108,10 @@ class ModelArguments:
 
     def model_options(self) -> dict[str, Any]:
         """The fields of `RetroMAEConfig` that were given."""
-        return {name: value for name in MODEL_OPTIONS if (value := getattr(self, name)) is not None}
+        given = {name: value for name in MODEL_OPTIONS if (value := getattr(self, name)) is not None}
+        if given.get("pair_objective") == "none":
+            given["pair_objective"] = None
+        return given
 
 
 def load_model_and_tokenizer(
@@ -172,6 +175,11 @@ def _new_model(
     if config.hidden_size % config.num_attention_heads:
         raise RetroMAEError(
             f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}"
+        )
+    if backbone_for(config).positions == "rotary" and config.hidden_size // config.num_attention_heads % 2:
+        raise RetroMAEError(
+            f"rotary positions need attention heads of an even size, and hidden_size={config.hidden_size} makes "
+            f"num_attention_heads={config.num_attention_heads} of an odd one; change one of them"
         )
     with in_one_sentence(f"no {config.model_type} encoder can be made of this configuration"):
         return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config, **args.model_options()))

@@ -21,7 +21,7 @@ from tokenizers import (
 )
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .errors import RetroMAEError, check_at_least, in_one_sentence
+from .errors import RetroMAEError, check_at_least
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -75,6 +75,10 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowe
         show_progress=True,
     )
     trained = trainer.get_vocab()
+    if len(trained) > vocab_size:
+        raise RetroMAEError(
+            f"vocab_size={vocab_size} is below the {len(trained)} that the characters of this corpus take; raise it"
+        )
     vocabulary = {token: index for index, token in enumerate(sorted(trained, key=trained.__getitem__))}
     return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
 
@@ -122,7 +126,7 @@ def train_unigram(
     )
     lines = (normalizer.normalize_str(line) for text in texts for line in text.splitlines())
     trained = io.BytesIO()
-    with in_one_sentence(f"a unigram vocabulary of vocab_size={vocab_size} cannot be trained on this corpus"):
+    try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line for line in lines if line),
             model_writer=trained,
@@ -136,6 +140,11 @@ def train_unigram(
             pad_id=-1,
             minloglevel=2,
         )
+    except RuntimeError as error:  # with a line of C++ for a message
+        raise RetroMAEError(
+            f"vocab_size={vocab_size} is too small for a unigram tokenizer on this corpus, whose characters alone take "
+            "more, or the corpus is empty; raise it"
+        ) from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
     vocabulary = [(token, 0.0) for token in ROBERTA_SPECIAL_TOKENS]
     vocabulary += [(pieces.id_to_piece(index), pieces.get_score(index)) for index in range(1, len(pieces))]

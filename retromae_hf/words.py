@@ -2,14 +2,16 @@
 
 `transformers` takes a word for what stands between two gaps in the offsets, so that to it a Chinese sentence is one
 word and punctuation belongs to its neighbour. Here a word is what BERT's own tokenizer takes for one: a run of letters
-and digits, a single punctuation mark, a single character of a script that is written without spaces. Chinese words of
-several characters take a segmenter, which sees the text: `tokenize_passages` writes down what it finds.
+and digits, a single punctuation mark, a single character of a script that is written without spaces (a run of them,
+where a WordPiece vocabulary has them as one). Chinese words of several characters take a segmenter, which sees the
+text: `tokenize_passages` writes down what it finds.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from tokenizers.models import WordPiece
@@ -22,7 +24,12 @@ WordSegmenter = Callable[[str], list[str]]
 """A text into its words, in order; joined they are the text."""
 
 # What the vocabulary tells of a token. Bits, so that one lookup a token answers all questions.
-STARTS, FIRST_ALONE, LAST_ALONE, BARE = 1, 2, 4, 8
+STARTS = 1  # has the vocabulary's sign of a word's beginning
+FIRST_ALONE, LAST_ALONE = 2, 4  # its first, its last character is a word of its own
+BARE = 8  # is that sign alone
+REST = 16  # begins with what belongs to the character before: an accent, the rest of its bytes
+THROUGH = 32  # is nothing else
+SPECIAL = 64
 
 # Thai and Lao, Myanmar, Khmer, kana, CJK ideographs and their extensions: scripts without spaces between words.
 _WITHOUT_SPACES = (
@@ -37,6 +44,7 @@ _WITHOUT_SPACES = (
     (0x20000, 0x323AF),
 )
 _HAN = _WITHOUT_SPACES[-4:]
+_INNER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several bytes in UTF-8, all but the first
 
 
 def chinese_segmenter() -> WordSegmenter:
@@ -45,11 +53,16 @@ def chinese_segmenter() -> WordSegmenter:
     Raises:
         RetroMAEError: rjieba is not installed.
     """
-    try:
-        import rjieba
-    except ImportError as error:
-        raise RetroMAEError("Chinese words need the package rjieba; pip install 'retromae-hf[chinese]'") from error
-    return rjieba.cut
+    if find_spec("rjieba") is None:
+        raise RetroMAEError("Chinese words need the package rjieba; pip install 'retromae-hf[chinese]'")
+    return _cut_chinese
+
+
+def _cut_chinese(text: str) -> list[str]:
+    # A function of a module can be pickled, for other processes and for the cache of `datasets`; rjieba's cannot.
+    import rjieba
+
+    return rjieba.cut(text)
 
 
 def is_han(character: str) -> bool:
@@ -71,7 +84,7 @@ def word_table(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     bits = [flags(token) for token in vocabulary]
     table[torch.tensor(list(vocabulary.values()))] = torch.tensor(bits, dtype=torch.uint8)
     # Special and added tokens are words of their own, however they are spelt.
-    table[[*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]] = STARTS | LAST_ALONE
+    table[[*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]] = STARTS | SPECIAL
     return table
 
 
@@ -80,10 +93,17 @@ def word_starts(table: Tensor, input_ids: Tensor) -> Tensor:
     bits = table[input_ids]
     starts = (bits & STARTS).bool()
     starts[..., 0] = True
+    through = (bits & THROUGH).bool()
+    lasts = bits
+    if through.any():
+        # The rest of a character ends as that character does, so look at the token that began it.
+        places = torch.arange(bits.shape[-1]).masked_fill(through, 0).cummax(-1).values
+        lasts = bits.gather(-1, places)
     before, here = bits[..., :-1], bits[..., 1:]
-    # A lone space marker belongs to what follows it.
-    parted = ((here & FIRST_ALONE) | (before & LAST_ALONE)).bool() & ~(before & BARE).bool()
-    starts[..., 1:] |= parted
+    parted = ((here & FIRST_ALONE) | (lasts[..., :-1] & LAST_ALONE)).bool()
+    # A lone sign of a beginning belongs to what follows it, and an accent to what stands before it.
+    parted &= ~(before & BARE).bool() & ~(here & REST).bool()
+    starts[..., 1:] |= parted | (before & SPECIAL).bool()
     return starts
 
 
@@ -110,36 +130,50 @@ def _flags_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
     return lambda token: _flags(marker, token, ends_of)
 
 
-def _flags(marker: str, token: str, ends_of: Callable[[str], tuple[bool, bool]]) -> int:
+def _flags(marker: str, token: str, ends_of: Callable[[str], int]) -> int:
     if token in (marker, ""):
         return STARTS | BARE
-    first_alone, last_alone = ends_of(token.removeprefix(marker))
-    return token.startswith(marker) * STARTS | first_alone * FIRST_ALONE | last_alone * LAST_ALONE
+    return token.startswith(marker) * STARTS | ends_of(token.removeprefix(marker))
 
 
-def _ends(text: str) -> tuple[bool, bool]:
-    """Whether a text's first and last characters are words of their own."""
-    return _alone(text[0]), _alone(text[-1])
+def _ends(text: str) -> int:
+    """The bits that a token's first and last characters decide."""
+    rest = len(text) - len(text.lstrip("".join(filter(_goes_on, text))))
+    if rest == len(text):
+        return REST | THROUGH
+    last = next(character for character in reversed(text) if not _goes_on(character))
+    return bool(rest) * REST | _alone(text[0]) * FIRST_ALONE | _alone(last) * LAST_ALONE
 
 
-def _ends_of_bytes(token: str, byte_of: dict[str, int]) -> tuple[bool, bool]:
+def _ends_of_bytes(token: str, byte_of: dict[str, int]) -> int:
     """The same for a token of byte-level BPE, which may begin or end inside a character."""
     if any(character not in byte_of for character in token):
         return _ends(token)  # an added token, which is spelt as it is
     content = bytes(byte_of[character] for character in token)
-    text = content.decode("utf-8", "ignore")
-    if text and content.startswith(text[0].encode()):
-        first = _alone(text[0])
-    else:
-        # A character cut in two: three bytes from E3 to E9 on are kana, CJK punctuation and ideographs, four bytes
-        # emoji and more ideographs; from 80 to BF on it is the rest of what another token began.
-        first = 0xE3 <= content[0] <= 0xE9 or content[0] >= 0xF0
-    return first, bool(text) and content.endswith(text[-1].encode()) and _alone(text[-1])
+    whole = content.lstrip(_INNER_BYTES)
+    if not whole:
+        return REST | THROUGH
+    # A character that is cut at the end is told by its first byte, in place of which a character of its kind stands.
+    text = whole.decode("utf-8", "replace").rstrip("\ufffd")
+    cut = whole[len(text.encode()) :]
+    if cut:
+        # Three bytes from E2 to E9 or EF on are punctuation, symbols, kana and ideographs, four bytes emoji and more
+        # ideographs; what else begins with them, or with other bytes, is taken for a letter.
+        text += "。" if 0xE2 <= cut[0] <= 0xE9 or cut[0] >= 0xEF else "a"
+    bits = _ends(text)
+    return bits if len(whole) == len(content) else (bits | REST) & ~(FIRST_ALONE | THROUGH)
+
+
+def _goes_on(character: str) -> bool:
+    """Whether a character belongs to the one before it: accents, vowel signs, and what joins emoji."""
+    return unicodedata.category(character)[0] == "M" or character == "\u200d"
 
 
 def _alone(character: str) -> bool:
-    kind = unicodedata.category(character)[0]
-    return kind not in "LNM" or (kind != "M" and _within(ord(character), _WITHOUT_SPACES))
+    """Whether a character is a word of its own."""
+    if _goes_on(character):
+        return False
+    return unicodedata.category(character)[0] not in "LN" or _within(ord(character), _WITHOUT_SPACES)
 
 
 def _within(code: int, ranges: tuple[tuple[int, int], ...]) -> bool:

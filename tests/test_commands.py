@@ -92,14 +92,19 @@ def test_a_recipe_and_flags_that_go_before_it(corpus, tmp_path):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_the_recipes(recipe, corpus, tmp_path):
     line = f"pretrain {recipe} --dataset {corpus} --output_dir {tmp_path} --max_length 32 --max_steps 2"
-    assert run(f"{line} --logging_steps 1 --eval_strategy no {FAST}") == 0
+    assert run(f"{line} --logging_steps 1 --eval_steps 2 {FAST}") == 0
     config = json.loads((tmp_path / "config.json").read_text())
     for name, value in yaml.safe_load(recipe.read_text()).items():
         if name in MODEL_OPTIONS:
             assert config[name] == value
-    losses = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    losses, measured = log[0], {name for entry in log for name in entry}
     assert ("decoder_loss" in losses) == (config["decoding"] != "none")
     assert ("bow_loss" in losses) == (config["bow_loss_weight"] > 0)
+    assert ("pair_loss" in losses) == (config["pair_objective"] is not None)
+    assert ("eval_embedding_gap" in measured) == (config["decoding"] != "none")
+    assert ("eval_pair_accuracy" in measured) == (config["pair_objective"] is not None)
+    assert {"eval_loss", "eval_ndcg@10"} <= measured
 
 
 @pytest.mark.parametrize(
@@ -130,6 +135,7 @@ def test_chinese_end_to_end(tmp_path):
     """A vocabulary of characters, sentences cut at full-width stops, words masked as a whole."""
     (tmp_path / "corpus.txt").write_text("\n".join(CHINESE_TEXTS * 2), encoding="utf-8")
     line = f"pretrain --dataset {tmp_path}/corpus.txt --output_dir {tmp_path}/run --max_length 24 --max_steps 4 {FAST}"
+    line += " --preprocessing_num_workers 2"
     assert run(f"{line} --whole_word_mask true --segment_chinese true --eval_steps 2 --logging_steps 1") == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert any("eval_embedding_gap" in entry for entry in state["log_history"])
@@ -253,12 +259,16 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --encoder_mask_ratio 1.0", "encoder_mask_ratio=1.0"),
         ("pretrain {train} --decoder_mask_ratio 0", "decoder_mask_ratio=0"),
         ("pretrain {train} --decoding fancy", "decoding='fancy'"),
+        ("pretrain {train} --config_name modernbert --hidden_size 33 --num_attention_heads 3", "of an even size"),
+        ("pretrain {train} --config_name albert --gradient_checkpointing true", "albert has no gradient checkpointing"),
+        ("pretrain {train} --vocab_size 3", "vocab_size=3 is below the"),
+        ("pretrain {train} --model_name_or_path {run} --pair_objective nsp", "was trained with pair_objective=None"),
         ("pretrain {train} --config_name gpt2x", "holds no model"),
         ("pretrain {train} --config_name mpnet", "mpnet takes the id 1 for padding"),
         ("pretrain {train} --config_name bert {from_encoder}", "give one of them"),
         ("pretrain {train} --tokenizer_type fancy", "tokenizer_type='fancy' is unknown"),
         ("pretrain {train} --tokenizer_type bpe --vocab_size 200", "vocab_size=200 must be at least 261"),
-        ("pretrain {train} --tokenizer_type unigram --vocab_size 9", "vocab_size=9 cannot be trained"),
+        ("pretrain {train} --tokenizer_type unigram --vocab_size 9", "vocab_size=9 is too small"),
         ("pretrain {train} --mask_replace_prob 0.95", "add up to 1.05"),
         ("pretrain {train} --segment_chinese true", "segment_chinese is about whole words"),
         ("pretrain {train} --pair_objective next", "pair_objective='next' is unknown"),

@@ -6,13 +6,15 @@ import json
 import logging
 
 import pytest
+from conftest import CHINESE_TEXTS
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
 from retromae_hf.corpus import _pack
-from retromae_hf.text import split_sentences
+from retromae_hf.text import cut_sentences, split_sentences
+from retromae_hf.vocabulary import train_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -23,11 +25,34 @@ from retromae_hf.text import split_sentences
         ("It is about 3.5 or so, approx. four.", ["It is about 3.5 or so, approx. four."]),
         ("A title\n\nA paragraph\nover two lines.", ["A title", "A paragraph\nover two lines."]),
         ("今天很好。真的吗？是！", ["今天很好。", "真的吗？", "是！"]),
+        ("他说：（「是的！」）然后走了。", ["他说：（「是的！」）", "然后走了。"]),
+        ("“好吗？！”他问。\n\n没有", ["“好吗？！”", "他问。", "没有"]),
+        ("一。 \n\n 二", ["一。", "二"]),
         (" \n ", []),
     ],
 )
 def test_sentences(text, sentences):
     assert split_sentences(text) == sentences
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(alphabet="ab A.!?。！”）\n ", max_size=40))
+def test_sentences_are_the_text(text):
+    sentences = cut_sentences(text)
+    assert "".join(sentences) == text.strip()
+    assert all(sentence.strip() for sentence in sentences)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_passages_have_the_very_tokens_of_their_document(kind, texts):
+    """Also where a tokenizer sees the beginning of a text otherwise than its inside."""
+    texts = [*CHINESE_TEXTS, *texts[:20], "Title\n\nTwo  spaces. And 'quotes'!  End"]
+    tokenizer = train_tokenizer(kind, texts, 600, 64, lowercase=False)
+    passages = tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, 20)
+    found: dict[int, list[int]] = {}
+    for row in passages:
+        found.setdefault(row["passage_id"] >> 24, []).extend(row["input_ids"][1:-1])
+    assert list(found.values()) == tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 @settings(max_examples=200, deadline=None)

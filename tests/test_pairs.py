@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining
 from retromae_hf.corpus import Frame, _pair_up, tokenize_passages
 from retromae_hf.masking import IGNORE_INDEX
+from retromae_hf.pairs import PairMaker
 from retromae_hf.vocabulary import train_tokenizer
 
 MANY = [" ".join(TEXTS[start : start + 4]) for start in range(0, len(TEXTS), 4)]
@@ -124,6 +125,35 @@ def test_sop_swaps_half_of_the_pairs(pairs, tokenizer):
     assert abs(swapped / total - 0.5) < 3 * math.sqrt(0.25 / total)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    documents=st.lists(st.integers(0, 5), min_size=2, max_size=20).filter(lambda found: len(set(found)) > 1),
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_a_false_successor_is_never_of_the_same_document(tokenizer, documents, seeds, data):
+    """Whatever the order of the passages, and for passages that are not among the partners."""
+    frame = Frame.of(tokenizer, pairs=True)
+    rows = [
+        {
+            "input_ids": frame.tokens([9], [50 + document]),
+            "token_type_ids": frame.token_types([9], [50 + document]),
+            "document_id": document,
+        }
+        for document in documents
+    ]
+    make = PairMaker("nsp", tokenizer, Dataset.from_list(rows))
+    asked = [
+        {**rows[0], "document_id": document, "input_ids": frame.tokens([9], [50 + document])}
+        for document in data.draw(st.lists(st.integers(0, 9), min_size=len(seeds), max_size=len(seeds)))
+    ]
+    made, labels = make(asked, torch.tensor(seeds))
+    for row, before, label in zip(made, asked, labels.tolist(), strict=True):
+        second = row["input_ids"][3]
+        assert (second != 50 + before["document_id"]) == (label == 1)
+        assert label == 0 or second - 50 in documents
+
+
 @pytest.mark.parametrize("objective", ["nsp", "sop"])
 def test_a_pair_depends_on_its_own_seed_alone(pairs, tokenizer, objective):
     rows = list(pairs)
@@ -172,6 +202,8 @@ def test_the_pair_loss_by_hand(encoder_config, tokenizer, pairs):
     expected = (math.log(4) + 2 * math.log(4 / 3)) / 3
     assert output.pair_loss.item() == pytest.approx(expected, abs=1e-6)
     assert output.loss.item() == pytest.approx(expected, abs=1e-6)
+    output = model.double()(ids, labels=ids, pair_labels=torch.tensor([0, 1, 1]))
+    assert output.pair_loss.dtype == torch.float64
 
 
 def test_the_pair_head_reads_the_sentence_embedding_and_trains_it(encoder_config):
@@ -227,4 +259,6 @@ def test_what_a_pair_objective_needs(pairs, tokenizer):
     with pytest.raises(RetroMAEError, match="pair_objective='next'"):
         DataCollatorForRetroMAE(tokenizer, pair_objective="next")
     with pytest.raises(RetroMAEError, match="no room"):
-        tokenize_passages(Dataset.from_dict({"text": MANY}), tokenizer, 4, pairs=True)
+        tokenize_passages(Dataset.from_dict({"text": MANY}), tokenizer, 6, pairs=True)
+    with pytest.raises(RetroMAEError, match="no document with two tokens"):
+        tokenize_passages(Dataset.from_dict({"text": ["fox", "river"]}), tokenizer, 16, pairs=True)

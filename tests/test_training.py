@@ -116,7 +116,7 @@ def test_a_collator_that_differs_from_the_model_stops_the_start(make_trainer, to
         trainer.train()
 
 
-@pytest.mark.parametrize("decoding", ["enhanced", "none"])
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser", "none"])
 def test_retrieval_and_the_gap_are_logged_at_every_evaluation(make_trainer, texts, decoding):
     trainer = make_trainer(config={"decoding": decoding}, eval_strategy="steps", eval_steps=10, num_train_epochs=2)
     task = RetrievalTask(
@@ -130,7 +130,7 @@ def test_retrieval_and_the_gap_are_logged_at_every_evaluation(make_trainer, text
     logged = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
     assert len(logged) == trainer.state.max_steps // 10
     assert logged[-1]["eval_encoder_accuracy"] > 0
-    assert ("eval_embedding_gap" in logged[-1]) == (decoding == "enhanced")
+    assert ("eval_embedding_gap" in logged[-1]) == (decoding != "none")
     assert any("eval_loss" in entry for entry in trainer.state.log_history)
     assert "eval_mrr@10" in trainer.evaluate()
 

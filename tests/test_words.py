@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from conftest import CHINESE_TEXTS, TEXTS
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer, PreTrainedTokenizerFast
@@ -61,6 +64,18 @@ def test_a_newline_parts_words_in_bytes():
 def test_characters_cut_into_bytes_stay_whole():
     tokenizer = train_tokenizer("bpe", ["abc"], 262, 64, lowercase=False)  # bytes alone
     assert words_of(tokenizer, "né 今天好 🎉") == ["né", "今", "天", "好", "🎉"]
+    assert words_of(tokenizer, "ok🎉hello你好abc") == ["ok", "🎉", "hello", "你", "好", "abc"]
+    assert words_of(tokenizer, "“abc”，née") == ["“", "abc", "”", "，", "née"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_accents_and_vowel_signs_stay_with_their_letter(kind):
+    text = "ที่นี่ มี ❤️ok cafe\u0301s"
+    tokenizer = train_tokenizer(kind, [" ".join(text), text], 320 if kind == "bpe" else 60, 64, lowercase=False)
+    words = words_of(tokenizer, text)
+    assert words[:3] == ["ที่", "นี่", "มี"]
+    assert words[3:5] == ["❤️", "ok"]
+    assert len(words) == 6
 
 
 def test_special_and_added_tokens_are_words_of_their_own(any_tokenizer):
@@ -145,6 +160,8 @@ def test_a_batch_of_whole_words(any_tokenizer, decoding):
     # 80/10/10: most chosen tokens are [MASK], and some are not.
     masked = batch["input_ids"][batch["labels"] != IGNORE_INDEX] == any_tokenizer.mask_token_id
     assert 0.7 < masked.float().mean() < 0.9
+    kept = batch["input_ids"] == batch["labels"]
+    assert 0.05 < kept.sum() / masked.numel() < 0.15
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,6 +178,13 @@ def test_chinese_words_are_those_of_the_segmenter(kind):
         seen |= {tokenizer.decode(tokens).replace(" ", "") for tokens in words.values()}
     assert {"北京大学", "自然语言", "学习", "。"} <= seen
     assert "学" not in seen
+    again = tokenize_passages(documents, tokenizer, 200, word_segmenter=chinese_segmenter(), num_proc=2)
+    assert again[:] == passages[:]
+
+
+def test_the_segmenter_can_be_cached_and_sent_to_other_processes():
+    assert pickle.loads(pickle.dumps(chinese_segmenter()))("我们学习") == ["我们", "学习"]
+    assert Hasher.hash(chinese_segmenter()) == Hasher.hash(chinese_segmenter())
 
 
 def test_a_word_of_the_segmenter_is_masked_as_a_whole():

@@ -2,11 +2,12 @@
 
 from .callbacks import RetrievalCallback, RetroMAECallback
 from .configuration_retromae import RetroMAEConfig
-from .corpus import load_documents, tokenize_passages
+from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError
 from .export import export_encoder, export_sparse_encoder
 from .modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
+from .passages import tokenize_passages
 from .positions import extend_positions
 from .reference import load_reference_checkpoint
 from .words import chinese_segmenter

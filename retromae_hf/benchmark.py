@@ -33,10 +33,10 @@ from transformers import (
 
 from .callbacks import RetroMAECallback
 from .configuration_retromae import RetroMAEConfig
-from .corpus import tokenize_passages
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError
 from .modeling_retromae import RetroMAEForPreTraining
+from .passages import tokenize_passages
 from .vocabulary import SPECIAL_TOKENS
 
 SHAPES = {

@@ -14,9 +14,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .data_collator import DataCollatorForRetroMAE
+from .decoder import BLOCK_ROWS
 from .evaluation import RetrievalTask, embed, evaluate_embedder
+from .losses import chunk_rows, labelled_rows
 from .masking import passage_seeds
-from .modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput, labelled_rows
+from .modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,13 @@ class RetroMAECallback(TrainerCallback):
             if sampler.generator is None:
                 # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
                 self._order = sampler.generator = torch.Generator()
+        logger.info(
+            "losses: our own, gradients taken in the forward pass, %d rows of logits at a time on this device; "
+            "visibility masks: whole up to %d tokens, %d rows at a time beyond",
+            chunk_rows(next(model.parameters())),
+            LONG_PASSAGE,
+            BLOCK_ROWS,
+        )
         self._epoch = int(state.epoch or 0)
         self._hook = model.register_forward_hook(self._add_components)
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary without ever holding `[tokens, vocabulary]`."""
+"""Cross-entropy over a vocabulary, of the labelled positions alone, without ever holding `[tokens, vocabulary]`."""
 
 from __future__ import annotations
 
@@ -151,6 +151,33 @@ def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, 
     """Mean cross-entropy of `features @ weight.T + bias` against `labels`, those of `grouped_cross_entropy`."""
     total, _ = grouped_cross_entropy(features, weight, bias, labels, [len(labels)], [1.0])
     return total
+
+
+def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The states and labels at the positions that carry a label.
+
+    Args:
+        states: `[B, L, H]`.
+        labels: int64 `[B, L]`, -100 where there is none.
+        slots: `[B, T, 0]`, see `RetroMAEForPreTraining.forward`. Slots that are left over are filled with rows whose
+            label is -100. None: the labels are counted, for which an accelerator has to be waited for.
+
+    Returns:
+        `[T, H]` and `[T]`.
+    """
+    labels = labels.flatten().to(torch.int64)
+    real = labels != IGNORE_INDEX
+    if slots is None:
+        positions = real.nonzero().squeeze(1)
+        return states.flatten(0, 1).index_select(0, positions), labels.index_select(0, positions)
+    # Every labelled position is written into its own slot, and the others into one behind the last.
+    count = slots.shape[1]
+    slot = torch.where(real, real.cumsum(0) - 1, count).clamp(max=count)
+    here = torch.arange(len(labels), device=labels.device)
+    positions = torch.zeros(count + 1, dtype=torch.int64, device=labels.device).scatter(0, slot, here)[:count]
+    filled = torch.arange(count, device=labels.device) < real.sum()
+    found = labels.index_select(0, positions).masked_fill(~filled, IGNORE_INDEX)
+    return states.flatten(0, 1).index_select(0, positions), found
 
 
 @torch.no_grad()

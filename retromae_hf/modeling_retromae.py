@@ -17,8 +17,8 @@ from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
 from .decoder import DecoderLayer, VisibleRows
 from .errors import RetroMAEError
-from .losses import grouped_cross_entropy, linear_cross_entropy, token_accuracy
-from .masking import IGNORE_INDEX, visibility_mask
+from .losses import grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
+from .masking import visibility_mask
 from .pair_head import PairHead
 
 LONG_PASSAGE = 1024
@@ -392,33 +392,6 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if length <= LONG_PASSAGE:
             return visibility_mask(seed, lengths, ratio, length, word_ids, (1, length))
         return lambda start, stop: visibility_mask(seed, lengths, ratio, length, word_ids, (start + 1, stop + 1))
-
-
-def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The states and labels at the positions that carry a label.
-
-    Args:
-        states: `[B, L, H]`.
-        labels: int64 `[B, L]`, -100 where there is none.
-        slots: `[B, T, 0]`, see `RetroMAEForPreTraining.forward`. Slots that are left over are filled with rows whose
-            label is -100. None: the labels are counted, for which an accelerator has to be waited for.
-
-    Returns:
-        `[T, H]` and `[T]`.
-    """
-    labels = labels.flatten().to(torch.int64)
-    real = labels != IGNORE_INDEX
-    if slots is None:
-        positions = real.nonzero().squeeze(1)
-        return states.flatten(0, 1).index_select(0, positions), labels.index_select(0, positions)
-    # Every labelled position is written into its own slot, and the others into one behind the last.
-    count = slots.shape[1]
-    slot = torch.where(real, real.cumsum(0) - 1, count).clamp(max=count)
-    here = torch.arange(len(labels), device=labels.device)
-    positions = torch.zeros(count + 1, dtype=torch.int64, device=labels.device).scatter(0, slot, here)[:count]
-    filled = torch.arange(count, device=labels.device) < real.sum()
-    found = labels.index_select(0, positions).masked_fill(~filled, IGNORE_INDEX)
-    return states.flatten(0, 1).index_select(0, positions), found
 
 
 AutoConfig.register(RetroMAEConfig.model_type, RetroMAEConfig, exist_ok=True)

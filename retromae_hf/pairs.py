@@ -11,9 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .corpus import Frame
 from .errors import RetroMAEError
 from .masking import draw_coins, draw_indices
+from .passages import Frame
 
 Row = dict[str, Any]
 SEGMENT_COLUMNS = ("input_ids", "token_type_ids", "word_ids")

@@ -20,10 +20,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .callbacks import RetrievalCallback, RetroMAECallback
 from .configuration_retromae import check_ratio, check_replacement
-from .corpus import load_documents, tokenize_passages
+from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .evaluation import RetrievalTask, dev_task
+from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .starting_model import ModelArguments, load_model_and_tokenizer
 from .words import chinese_segmenter
@@ -74,6 +75,9 @@ class DataArguments:
         default=False,
         metadata={"help": "Take Chinese words, not characters, for the words of whole_word_mask (needs rjieba)."},
     )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Pad batches to a multiple of this; 8 suits half precision on a GPU."}
+    )
     dev_queries: int = field(
         default=DEV_QUERIES,
         metadata={"help": "First sentences held out to watch retrieval while training; 0 for none."},
@@ -85,7 +89,11 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        check_at_least(1, preprocessing_num_workers=self.preprocessing_num_workers)
+        check_at_least(
+            1,
+            preprocessing_num_workers=self.preprocessing_num_workers,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
         check_at_least(0, dev_queries=self.dev_queries)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
@@ -94,7 +102,14 @@ class DataArguments:
 
     def collator_options(self) -> dict[str, Any]:
         """The arguments of `DataCollatorForRetroMAE` among these."""
-        names = ("encoder_mask_ratio", "mask_replace_prob", "random_replace_prob", "static_masking", "whole_word_mask")
+        names = (
+            "encoder_mask_ratio",
+            "mask_replace_prob",
+            "random_replace_prob",
+            "static_masking",
+            "whole_word_mask",
+            "pad_to_multiple_of",
+        )
         return {name: getattr(self, name) for name in names}
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
-from retromae_hf.corpus import _pack
+from retromae_hf.passages import _pack
 from retromae_hf.text import cut_sentences, split_sentences
 from retromae_hf.vocabulary import train_tokenizer
 

@@ -21,8 +21,8 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     RetroMAEModel,
 )
+from retromae_hf.losses import labelled_rows
 from retromae_hf.masking import IGNORE_INDEX, visibility_mask
-from retromae_hf.modeling_retromae import labelled_rows
 from retromae_hf.reference import DECODER_MODULES
 
 

@@ -12,10 +12,16 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining
-from retromae_hf.corpus import Frame, _pair_up, tokenize_passages
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    tokenize_passages,
+)
 from retromae_hf.masking import IGNORE_INDEX
 from retromae_hf.pairs import PairMaker
+from retromae_hf.passages import Frame, _pair_up
 from retromae_hf.vocabulary import train_tokenizer
 
 MANY = [" ".join(TEXTS[start : start + 4]) for start in range(0, len(TEXTS), 4)]

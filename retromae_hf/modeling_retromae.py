@@ -187,6 +187,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         decoder_label_slots: Tensor | None = None,
         passage_id: Tensor | None = None,
         document_id: Tensor | None = None,
+        length: Tensor | None = None,
     ) -> RetroMAEPreTrainingOutput:
         """Encode, and rebuild what carries a label.
 
@@ -210,6 +211,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
                 derives the seeds from it.
             document_id: not used, likewise; the collator draws false successors from other documents.
+            length: not used, likewise; `Trainer` groups passages by it, and without it reads them all to know.
 
         Returns:
             `RetroMAEPreTrainingOutput`.

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Column, Dataset
 from transformers import Trainer, TrainingArguments
 
 from retromae_hf import (
@@ -143,6 +143,13 @@ def test_the_gap_is_zero_when_all_embeddings_are_one(make_trainer, passages, mon
     monkeypatch.setattr(model, "encode", lambda *inputs: encode(*inputs)[:1].expand(len(inputs[0]), -1, -1))
     assert measure_decoder(model, batches)["embedding_gap"] == pytest.approx(0, abs=1e-6)
     assert model.training
+
+
+def test_passages_are_not_read_to_know_their_lengths(make_trainer, passages):
+    trainer = make_trainer(train_sampling_strategy="group_by_length")
+    sampler = trainer._get_train_sampler(trainer._remove_unused_columns(trainer.train_dataset, description="training"))
+    assert sampler.lengths[:] == passages["length"][:]
+    assert isinstance(sampler.lengths, Column)
 
 
 def test_a_missing_evaluation_loss_is_explained(make_trainer, caplog):

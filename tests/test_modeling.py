@@ -21,7 +21,7 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     RetroMAEModel,
 )
-from retromae_hf.losses import labelled_rows
+from retromae_hf.losses import labels_in_slots
 from retromae_hf.masking import IGNORE_INDEX, visibility_mask
 from retromae_hf.reference import DECODER_MODULES
 
@@ -347,32 +347,37 @@ def test_a_bad_configuration_names_its_field(wrong):
     left_over=st.integers(0, 5),
 )
 def test_slots_find_the_labels_that_counting_finds(chosen, left_over):
-    chosen = torch.tensor(chosen)
-    labels = torch.where(chosen, torch.arange(chosen.numel()).view(chosen.shape), IGNORE_INDEX)
-    states = torch.randn(*labels.shape, 3)
-    counted, targets = labelled_rows(states, labels)
-    slots = torch.empty(len(labels), len(targets) + left_over, 0)
-    filled, found = labelled_rows(states, labels, slots)
-    assert torch.equal(filled[: len(counted)], counted)
-    assert torch.equal(found[: len(targets)], targets)
-    assert (found[len(targets) :] == IGNORE_INDEX).all()
-    assert len(found) == len(targets) + left_over
+    chosen = torch.tensor(chosen).flatten()
+    labels = torch.where(chosen, torch.arange(len(chosen)) + 5, IGNORE_INDEX)
+    expected = chosen.nonzero().squeeze(1)
+    positions, found = labels_in_slots(labels, len(expected) + left_over)
+    assert torch.equal(positions[: len(expected)], expected)
+    assert torch.equal(found[: len(expected)], labels[expected])
+    assert (found[len(expected) :] == IGNORE_INDEX).all()
+    assert len(found) == len(positions) == len(expected) + left_over
+
+
+def test_too_few_slots_are_an_error_not_a_wrong_loss(model, batch):
+    with pytest.raises(RuntimeError, match="more labels than slots"):
+        labels_in_slots(torch.tensor([7, 8, -100]), 1)
+    # Where counting is free it is done, so that labels may be changed behind the collator.
+    batch["labels"] = batch["decoder_labels"]
+    counted = {name: tensor for name, tensor in batch.items() if not name.endswith("slots")}
+    assert torch.equal(model(**batch).loss, model(**counted).loss)
 
 
 @pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "nsp"])
-def test_slots_that_are_left_over_change_nothing(objective):
+def test_slots_that_are_left_over_change_nothing(objective, monkeypatch):
     model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
     model = model.double().eval()
-    ours = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
-    for name in ("label_slots", "decoder_label_slots"):
-        if name in batch:
-            batch[name] = torch.empty(len(batch["labels"]), batch[name].shape[1] + 37, 0)
-    more = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
-    counted = {name: tensor for name, tensor in batch.items() if not name.endswith("slots")}
-    theirs = torch.autograd.grad(model(**counted).loss, list(model.parameters()))
-    for gradient, other, third in zip(ours, more, theirs, strict=True):
-        assert torch.allclose(gradient, other, rtol=0, atol=1e-12)
-        assert torch.allclose(gradient, third, rtol=0, atol=1e-12)
+    plain = loss_and_gradients(model, batch)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # where slots are used on a CPU
+    for left_over in (0, 37):
+        for name in ("label_slots", "decoder_label_slots"):
+            if name in batch:
+                batch[name] = torch.empty(len(batch["labels"]), batch[name].shape[1] + left_over, 0)
+        for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
+            assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp"])

@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Nothing is downloaded from the Hub by the demo or the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-.PHONY: setup demo test lint bench support clean
+.PHONY: setup demo test lint bench bench-growth support clean
 
 setup: .venv/ready
 
@@ -34,6 +34,11 @@ bench: setup
 		--lengths 128 --parts collator step
 	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base-memory.json \
 		--lengths 128 --tokens_per_batch 4096 --parts memory
+
+# The same number of tokens a batch in ever longer passages.
+bench-growth: setup
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --lengths 128 512 2048 8192 --tokens_per_batch 8192 --dropout 0 \
+		--rounds 2 --parts step memory --output runs/benchmark/growth.json
 
 # Every objective with every family of encoders, tried out on tiny models.
 support: setup

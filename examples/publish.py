@@ -19,13 +19,11 @@ from retromae_hf.commands import benchmark
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+BENCHMARKS = ("small", "base", "base-memory")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
-    **{
-        ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
-        for name in ("small", "base", "base-memory")
-    },
+    **{ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json" for name in BENCHMARKS},
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
 }
 
@@ -45,8 +43,7 @@ def fill(readme: str) -> str:
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     benchmarks = [
-        json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8"))
-        for name in ("small", "base", "base-memory")
+        json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
     ]
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",

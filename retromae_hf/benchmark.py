@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm.auto import tqdm
 from transformers import (
     BertConfig,
@@ -198,7 +198,18 @@ def count_flops(step: Callable[[], None]) -> int:
     def addmm_flops(total: Any, a: Any, b: Any, *unused: Any, **kwargs: Any) -> int:
         return 2 * a[0] * a[1] * b[1]
 
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}) as counter:
+    def attention_flops(query: Any, key: Any, value: Any, *unused: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *unused: Any, **kwargs: Any) -> int:
+        return sdpa_backward_flop_count(gradient, query, key, value)
+
+    uncounted = {  # which torch's counter does not know
+        torch.ops.aten.addmm_: addmm_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
         step()
     return counter.get_total_flops()
 

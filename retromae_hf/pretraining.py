@@ -136,7 +136,8 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
             pairs=model.config.pair_objective is not None,
             word_segmenter=segmenter,
         )
-    if training_args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+    names = ("gradient_checkpointing", "activation_checkpointing")  # of old versions of transformers and of new ones
+    if any(getattr(training_args, name, False) for name in names) and not model.supports_gradient_checkpointing:
         raise RetroMAEError(
             f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
             "leave gradient_checkpointing out"

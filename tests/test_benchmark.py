@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from torch.nn.functional import scaled_dot_product_attention
 
 from retromae_hf import benchmark
 from retromae_hf.commands.benchmark import table
@@ -44,6 +45,12 @@ def test_flops_by_hand():
     weight = torch.zeros(5, 7)
     assert benchmark.count_flops(lambda: torch.ones(3, 5) @ weight) == 2 * 3 * 5 * 7
     assert benchmark.count_flops(lambda: torch.zeros(3, 7).addmm_(torch.ones(3, 5), weight)) == 2 * 3 * 5 * 7
+    states = [torch.randn(2, 3, 64, 16, requires_grad=True) for _ in range(3)]
+    product = 2 * 2 * 3 * 64 * 64 * 16  # of queries and keys, or of weights and values
+    assert benchmark.count_flops(lambda: scaled_dot_product_attention(*states)) == 2 * product
+    # Scores once more, and the gradients of weights, values, queries and keys.
+    step = lambda: scaled_dot_product_attention(*states).sum().backward()  # noqa: E731
+    assert benchmark.count_flops(step) == (2 + 5) * product
 
 
 def test_both_sides_take_turns():

@@ -213,3 +213,17 @@ def test_dupmae_where_the_embedding_has_the_hidden_size(encoder_config, batch):
     output.loss.backward()
     assert output.loss.isfinite()
     assert output.bow_loss > 0
+
+
+def test_deberta_with_a_position_table_and_smaller_embeddings(family_tokenizer, batch):
+    """Its embedding module projects by itself, so the decoder's positions must go the same way, once."""
+    options = {**SIZES, **OTHERWISE["deberta-v2"], "position_biased_input": True, "embedding_size": 16}
+    config = AutoConfig.for_model("deberta-v2", vocab_size=len(family_tokenizer), pad_token_id=1, **options)
+    model = model_of(config)
+    positions = model.backbone.position_embeddings(model.encoder, 5)
+    embeddings = model.encoder.base_model.embeddings
+    assert torch.allclose(positions, embeddings.embed_proj(embeddings.position_embeddings.weight[:5]))
+    inputs = batch(model.config)
+    assert model.backbone.embed(model.encoder, inputs["input_ids"]).shape == (*inputs["input_ids"].shape, 32)
+    model(**inputs).loss.backward()
+    assert embeddings.position_embeddings.weight.grad.abs().sum() > 0

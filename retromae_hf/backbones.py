@@ -56,19 +56,13 @@ class Backbone:
         self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
         """The last layer's states `[B, L, H]`."""
-        segments = self._segments(encoder, token_type_ids)
-        return encoder.base_model(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
+        return self._outputs(encoder, input_ids, attention_mask, token_type_ids).last_hidden_state
 
     def last_and_middle_states(
         self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The last layer's states and those in the middle (of 12 layers behind the 6th), both `[B, L, H]`."""
-        outputs = encoder.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            output_hidden_states=True,
-            **self._segments(encoder, token_type_ids),
-        )
+        outputs = self._outputs(encoder, input_ids, attention_mask, token_type_ids, output_hidden_states=True)
         return outputs.last_hidden_state, outputs.hidden_states[encoder.config.num_hidden_layers // 2]
 
     def embed(
@@ -131,6 +125,18 @@ class Backbone:
         """Sizes of a decoder layer beside this encoder."""
         names = {field.name: self.config_names.get(field.name, field.name) for field in fields(DecoderShape)}
         return DecoderShape(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
+
+    def _outputs(
+        self,
+        encoder: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        **options: Any,
+    ) -> Any:
+        """What the encoder without its head returns."""
+        segments = self._segments(encoder, token_type_ids)
+        return encoder.base_model(input_ids=input_ids, attention_mask=attention_mask, **segments, **options)
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
@@ -358,6 +364,11 @@ def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = config.cls_token_id = tokenizer.cls_token_id
     config.eos_token_id = config.sep_token_id = tokenizer.sep_token_id
+
+
+def max_text_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """The most tokens of a text that both a tokenizer and the positions of an encoder's configuration allow."""
+    return min(tokenizer.model_max_length, backbone_for(config).max_positions(config))
 
 
 def backbone_for(config: PreTrainedConfig) -> Backbone:

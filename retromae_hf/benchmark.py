@@ -233,7 +233,6 @@ def measure_memory(setting: Setting, length: int) -> dict:
 
 
 def _peak_of_process(setting: Setting, length: int, side: str) -> int:
-    torch.set_num_threads(2)
     before = _peak_rss()
     _two_steps(setting, length, side)
     return _peak_rss() - before

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from .backbones import max_text_length
 from .checkpoints import load_checkpoint, load_config, load_tokenizer
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
@@ -152,7 +153,7 @@ def embed(
         batch = tokenizer(
             [texts[index] for index in indices],
             truncation=True,
-            max_length=max_length or max_text_length(tokenizer, model),
+            max_length=max_length or max_text_length(tokenizer, model.config.encoder_config),
             padding=True,
             return_tensors="pt",
         ).to(model.device)
@@ -160,11 +161,6 @@ def embed(
         embeddings[indices] = states[:, 0].float().cpu()
     model.train(was_training)
     return embeddings
-
-
-def max_text_length(tokenizer: PreTrainedTokenizerBase, model: RetroMAEPreTrainedModel) -> int:
-    """The most tokens of a text that both the tokenizer and the encoder's positions allow."""
-    return min(tokenizer.model_max_length, model.backbone.max_positions(model.config.encoder_config))
 
 
 def load_embedder(name_or_path: str, batch_size: int = 64) -> Embedder:

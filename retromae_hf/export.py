@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbones import backbone_for
+from .backbones import max_text_length
 from .errors import RetroMAEError
 from .modeling_retromae import RetroMAEPreTrainedModel
 
@@ -77,7 +77,7 @@ def export_sparse_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
     """Save the encoder as a plain masked LM, and up to which length a text is read."""
     encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
-    max_length = min(tokenizer.model_max_length, backbone_for(encoder.config).max_positions(encoder.config))
+    max_length = max_text_length(tokenizer, encoder.config)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})

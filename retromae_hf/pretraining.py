@@ -24,6 +24,7 @@ from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .evaluation import RetrievalTask, dev_task
+from .modeling_retromae import RetroMAEForPreTraining
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .starting_model import ModelArguments, load_model_and_tokenizer
@@ -126,6 +127,7 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     with training_args.main_process_first(desc="preparing the data"):
         documents, task = load_text(args)
         model, tokenizer = load_model_and_tokenizer(model_args, documents["text"], args.max_length, checkpoint)
+        check_gradient_checkpointing(training_args, model)
         passages = tokenize_passages(
             documents,
             tokenizer,
@@ -135,12 +137,6 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
             args.preprocessing_num_workers,
             pairs=model.config.pair_objective is not None,
             word_segmenter=segmenter,
-        )
-    names = ("gradient_checkpointing", "activation_checkpointing")  # of old versions of transformers and of new ones
-    if any(getattr(training_args, name, False) for name in names) and not model.supports_gradient_checkpointing:
-        raise RetroMAEError(
-            f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
-            "leave gradient_checkpointing out"
         )
     # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
     training_args.label_names = ["labels"]
@@ -193,6 +189,16 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
     if args.label_smoothing_factor:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
+
+
+def check_gradient_checkpointing(args: TrainingArguments, model: RetroMAEForPreTraining) -> None:
+    """Raise `RetroMAEError` where it is asked for and the encoder's family has none."""
+    names = ("gradient_checkpointing", "activation_checkpointing")  # of old versions of transformers and of new ones
+    if any(getattr(args, name, False) for name in names) and not model.supports_gradient_checkpointing:
+        raise RetroMAEError(
+            f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
+            "leave gradient_checkpointing out"
+        )
 
 
 def prepare_output_dir(args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> str | None:

@@ -28,6 +28,12 @@ def run(line: str) -> int:
     return main(line.split())
 
 
+def exported(folder: Path) -> SentenceTransformer:
+    """The encoder of a run, through the command."""
+    assert run(f"export --model_name_or_path {folder} --output_dir {folder}/encoder") == 0
+    return SentenceTransformer(str(folder / "encoder"))
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, texts):
     file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
@@ -119,8 +125,7 @@ def test_from_scratch_with_any_family_and_tokenizer(corpus, tmp_path, family, to
     assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder_config"]["model_type"] == family
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert (tokenizer("The Fox")["input_ids"] == tokenizer("the fox")["input_ids"]) == (lowercase == "true")
-    assert run(f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder") == 0
-    assert SentenceTransformer(str(tmp_path / "encoder")).encode("the fox").shape == (32,)
+    assert exported(tmp_path / "run").encode("the fox").shape == (32,)
 
 
 def test_from_scratch_with_the_configuration_of_another_model(corpus, encoder_folder, tmp_path):
@@ -143,8 +148,7 @@ def test_chinese_end_to_end(tmp_path):
     assert tokenizer.tokenize("我们学习。") == ["我", "们", "学", "习", "。"]
     passages = tokenize_passages(load_documents(tmp_path / "corpus.txt"), tokenizer, 24)
     assert {tokenizer.decode(row["input_ids"][-2]) for row in passages} <= {"。", "！", "？"}
-    assert run(f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder") == 0
-    assert SentenceTransformer(str(tmp_path / "encoder")).encode("北京大学").shape == (32,)
+    assert exported(tmp_path / "run").encode("北京大学").shape == (32,)
 
 
 def test_longer_passages_than_the_encoder_was_made_for(corpus, encoder_folder, tmp_path):

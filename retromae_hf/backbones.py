@@ -53,32 +53,24 @@ class Backbone:
     padding_id: int | None = None
 
     def token_states(
-        self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+        self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
-        """The last layer's states `[B, L, H]`."""
-        return self._outputs(encoder, input_ids, attention_mask, token_type_ids).last_hidden_state
+        """The last layer's states `[B, L, H]`, for ids `[B, L]` or their word embeddings `[B, L, E]`."""
+        return self._outputs(encoder, tokens, attention_mask, token_type_ids).last_hidden_state
 
     def last_and_middle_states(
-        self, encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+        self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The last layer's states and those in the middle (of 12 layers behind the 6th), both `[B, L, H]`."""
-        outputs = self._outputs(encoder, input_ids, attention_mask, token_type_ids, output_hidden_states=True)
+        outputs = self._outputs(encoder, tokens, attention_mask, token_type_ids, output_hidden_states=True)
         return outputs.last_hidden_state, outputs.hidden_states[encoder.config.num_hidden_layers // 2]
 
-    def embed(
-        self,
-        encoder: PreTrainedModel,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """What the first layer is given, `[B, L, H]`: the embeddings of ids or of given word embeddings.
+    def embed(self, encoder: PreTrainedModel, tokens: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """What the first layer is given, `[B, L, H]`, for ids `[B, L]` or word embeddings `[B, L, E]`.
 
         Position embeddings are in it where the family has a table of them.
         """
-        embedded = encoder.base_model.embeddings(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, **self._segments(encoder, token_type_ids)
-        )
+        embedded = encoder.base_model.embeddings(**_named(tokens), **self._segments(encoder, token_type_ids))
         projection = self._embedding_projection(encoder)
         return embedded if projection is None else projection(embedded)
 
@@ -129,14 +121,14 @@ class Backbone:
     def _outputs(
         self,
         encoder: PreTrainedModel,
-        input_ids: Tensor,
+        tokens: Tensor,
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None,
         **options: Any,
     ) -> Any:
         """What the encoder without its head returns."""
         segments = self._segments(encoder, token_type_ids)
-        return encoder.base_model(input_ids=input_ids, attention_mask=attention_mask, **segments, **options)
+        return encoder.base_model(**_named(tokens), attention_mask=attention_mask, **segments, **options)
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
@@ -150,6 +142,13 @@ class Backbone:
         # RoBERTa has the argument but a single type, so that a second segment's would be out of range.
         known = self.token_types and encoder.config.type_vocab_size > 1
         return {"token_type_ids": token_type_ids} if known and token_type_ids is not None else {}
+
+
+def _named(tokens: Tensor) -> dict[str, Tensor | None]:
+    """Ids or word embeddings under the name that encoders have for them."""
+    embedded = tokens.is_floating_point()
+    # Both, because DistilBERT's embedding module wants to be told that there are no ids.
+    return {"input_ids": None if embedded else tokens, "inputs_embeds": tokens if embedded else None}
 
 
 class BertBackbone(Backbone):

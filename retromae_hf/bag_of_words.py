@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from .losses import GradientsInForward, add_product, autocast_dtype, chunk_rows
+from .losses import GradientsInForward, add_product, autocast_dtype, chunk_rows, linear_into
 from .masking import IGNORE_INDEX
 
 
@@ -74,11 +73,15 @@ class _BagOfWordsLoss(GradientsInForward):
         grad_features = torch.empty_like(features) if wants_gradients else None
         grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_gradients else None
         grad_bias = weight.new_zeros(len(weight), dtype=sum_dtype) if wants_gradients and bias is not None else None
-        step = max(chunk_rows(features) // features.shape[1], 1)
+        passages, length = features.shape[:2]
+        step = min(max(chunk_rows(features) // length, 1), passages)
+        products = compute_features.new_empty(step * length, len(weight))  # which every chunk reuses
         with torch.autocast(features.device.type, enabled=False):
-            for start in range(0, len(features), step):
+            for start in range(0, passages, step):
                 chunk = slice(start, start + step)
-                logits = linear(compute_features[chunk], compute_weight, compute_bias)
+                rows = compute_features[chunk].flatten(0, 1)
+                logits = linear_into(products[: len(rows)], rows, compute_weight, compute_bias)
+                logits = logits.unflatten(0, (-1, length))
                 pooled, places = logits.masked_fill_(hidden[chunk, :, None], float("-inf")).max(dim=1)
                 log_probabilities = pooled.to(sum_dtype).log_softmax(1)
                 loss -= (bags[chunk] * log_probabilities).sum()
@@ -87,13 +90,13 @@ class _BagOfWordsLoss(GradientsInForward):
                 grad_pooled = log_probabilities.exp_() * bags[chunk].sum(1, keepdim=True) - bags[chunk]
                 # Only the place that a maximum came from gets its gradient.
                 grad_logits = logits.zero_().scatter_(1, places[:, None], grad_pooled[:, None].to(compute_dtype))
-                torch.div(grad_logits @ compute_weight, len(features), out=grad_features[chunk])
-                add_product(grad_weight, grad_logits.flatten(0, 1).T, compute_features[chunk].flatten(0, 1))
+                torch.div(grad_logits @ compute_weight, passages, out=grad_features[chunk])
+                add_product(grad_weight, grad_logits.flatten(0, 1).T, rows)
                 if grad_bias is not None:
                     grad_bias += grad_pooled.sum(0)
         ctx.save_for_backward(
             grad_features,
-            None if grad_weight is None else (grad_weight / len(features)).to(weight.dtype),
-            None if grad_bias is None or bias is None else (grad_bias / len(features)).to(bias.dtype),
+            None if grad_weight is None else (grad_weight / passages).to(weight.dtype),
+            None if grad_bias is None or bias is None else (grad_bias / passages).to(bias.dtype),
         )
-        return loss / len(features)
+        return loss / passages

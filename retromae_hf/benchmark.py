@@ -177,7 +177,7 @@ def batches_of(
 def step_of(setting: Setting, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
     """A function that takes one training step and waits for it."""
     model.to(setting.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as Trainer does
     forward = torch.compile(model) if setting.compile else model
     dtype = getattr(torch, setting.dtype)
 

@@ -63,12 +63,17 @@ class _WeightedCrossEntropy(GradientsInForward):
         grad_features = torch.empty_like(features) if wants_features else None
         grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_weight else None
         grad_bias = bias.new_zeros(bias.shape, dtype=sum_dtype) if bias is not None and wants_bias else None
-        rows = chunk_rows(features)
+        rows = min(chunk_rows(features), len(labels))
+        # Every chunk reuses this memory: fresh pages cost about as much as what is written into them.
+        products = compute_features.new_empty(rows, len(weight))
+        sums = products if compute_dtype == sum_dtype else products.new_empty(products.shape, dtype=sum_dtype)
         with torch.autocast(features.device.type, enabled=False):
-            for start in range(0, len(labels), rows):
+            for start in range(0, len(labels), rows or 1):
                 chunk = slice(start, start + rows)
                 target, row_weight = labels[chunk, None], row_weights[chunk, None]
-                logits = linear(compute_features[chunk], compute_weight, compute_bias).to(sum_dtype)
+                logits = linear_into(products[: len(target)], compute_features[chunk], compute_weight, compute_bias)
+                if sums is not products:
+                    logits = sums[: len(target)].copy_(logits)
                 logits -= logits.amax(1, keepdim=True)
                 target_logits = logits.gather(1, target)
                 # In place from here on: passes over the chunk in memory cost as much as the matrix products.
@@ -83,7 +88,8 @@ class _WeightedCrossEntropy(GradientsInForward):
                 grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
                 if grad_bias is not None:
                     grad_bias.addmv_(grad_logits.T, row_weight.squeeze(1))
-                grad_logits = grad_logits.to(compute_dtype)
+                if sums is not products:
+                    grad_logits = products[: len(target)].copy_(grad_logits)
                 if grad_features is not None:
                     torch.mul(grad_logits @ compute_weight, row_weight, out=grad_features[chunk])
                 if grad_weight is not None:
@@ -96,6 +102,13 @@ class _WeightedCrossEntropy(GradientsInForward):
         )
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
+
+
+def linear_into(out: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`out`, with `features @ weight.T + bias` written into it."""
+    if bias is None:
+        return torch.mm(features, weight.T, out=out)
+    return torch.addmm(bias, features, weight.T, out=out)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -87,17 +87,19 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
     ) -> Tensor:
         """The encoder's last hidden states `[B, L, H]`; the sentence embedding is position 0.
 
+        `input_ids` may be word embeddings `[B, L, E]` as well.
+
         Raises:
             RetroMAEError: the batch is longer than the encoder's positions.
         """
         self._check_length(input_ids)
         return self.backbone.token_states(self.encoder, input_ids, attention_mask, token_type_ids)
 
-    def _check_length(self, input_ids: Tensor) -> None:
+    def _check_length(self, tokens: Tensor) -> None:
         limit = self.backbone.max_positions(self.encoder.config)
-        if input_ids.shape[1] > limit:
+        if tokens.shape[1] > limit:
             raise RetroMAEError(
-                f"passages of {input_ids.shape[1]} tokens do not fit the encoder's {limit} positions; "
+                f"passages of {tokens.shape[1]} tokens do not fit the encoder's {limit} positions; "
                 f"prepare them with max_length={limit} or less"
             )
 
@@ -219,6 +221,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         Raises:
             RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
         """
+        if decoder_labels is not None and decoder_input_ids is not None:
+            # In one lookup, because the gradient of each is as large as the whole table.
+            words = self.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
+            input_ids, decoder_input_ids = words.split(len(input_ids))
         states, middle_states = self.encode_for_decoder(input_ids, attention_mask, token_type_ids)
         if self.config.decoding == "condenser":
             decoder_labels, decoder_label_slots = labels, label_slots  # its head predicts what the encoder has to
@@ -291,8 +297,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Rebuild the labelled tokens from a sentence embedding `[B, H]`; most other arguments are `forward`'s.
 
-        A Condenser takes `middle_states` `[B, L, H]`, those of the encoder's middle layer, instead of
-        `decoder_input_ids`.
+        `decoder_input_ids` may be word embeddings `[B, L, E]` as well. A Condenser takes `middle_states` `[B, L, H]`,
+        those of the encoder's middle layer, instead.
 
         Returns:
             States `[T, H]` and labels `[T]` of the T labelled positions, row by row.
@@ -353,7 +359,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     def _queries(self, h: Tensor, length: int) -> Tensor:
         """The query stream H1 of enhanced decoding without its row 0, `[B, L - 1, H]` (section 3.3, equation 4)."""
         if self.config.decoder_query == "embedded":
-            embedded = self.backbone.embed(self.encoder, inputs_embeds=h.expand(-1, length, -1))
+            embedded = self.backbone.embed(self.encoder, h.expand(-1, length, -1))
             return self._with_own_positions(embedded)[:, 1:]
         positions = self.backbone.position_embeddings(self.encoder, length)
         return h + (self.decoder_positions.weight[:length] if positions is None else positions)[1:]

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from retromae_hf import losses
-from retromae_hf.losses import grouped_cross_entropy, linear_cross_entropy, token_accuracy
+from retromae_hf.losses import grouped_cross_entropy, linear_cross_entropy, linear_into, token_accuracy
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def test_no_tensor_of_all_rows_by_vocabulary_is_made(problem, monkeypatch):
     largest = []
 
     def watched(*args):
-        largest.append(linear(*args).numel())
-        return linear(*args)
+        largest.append(linear_into(*args).numel())
+        return linear_into(*args)
 
-    monkeypatch.setattr(losses, "linear", watched)
+    monkeypatch.setattr(losses, "linear_into", watched)
     linear_cross_entropy(*inputs, labels)
     assert max(largest) == 16 * 37
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .losses import GradientsInForward, add_product, autocast_dtype, chunk_rows, linear_into
+from .losses import (
+    GradientsInForward,
+    add_product,
+    autocast_dtype,
+    chunk_rows,
+    linear_into,
+    zero_gradients,
+)
 from .masking import IGNORE_INDEX
 
 
@@ -50,7 +58,7 @@ def bag_of_words_loss(features: Tensor, weight: Tensor, bias: Tensor | None, rea
 
 
 class _BagOfWordsLoss(GradientsInForward):
-    """Takes the gradients in the forward pass, some passages at a time, while their logits are at hand."""
+    """Saves the gradients that `pooled_cross_entropy` has made."""
 
     @staticmethod
     def forward(
@@ -62,41 +70,72 @@ class _BagOfWordsLoss(GradientsInForward):
         labels: Tensor,
         compute_dtype: torch.dtype,
     ) -> Tensor:
-        compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
-        compute_bias = None if bias is None else bias.to(compute_dtype)
-        sum_dtype = torch.promote_types(compute_dtype, torch.float32)
-        bags = bag_of_words(labels, len(weight), sum_dtype)
-        # A passage of nothing but padding has an empty bag, so that its pooled logits only need to be finite.
-        hidden = ~(real | ~real.any(1, keepdim=True))
-        loss = features.new_zeros((), dtype=sum_dtype)
-        wants_gradients = any(ctx.needs_input_grad[:3])
-        grad_features = torch.empty_like(features) if wants_gradients else None
-        grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_gradients else None
-        grad_bias = weight.new_zeros(len(weight), dtype=sum_dtype) if wants_gradients and bias is not None else None
-        passages, length = features.shape[:2]
-        step = min(max(chunk_rows(features) // length, 1), passages)
-        products = compute_features.new_empty(step * length, len(weight))  # which every chunk reuses
-        with torch.autocast(features.device.type, enabled=False):
-            for start in range(0, passages, step):
-                chunk = slice(start, start + step)
-                rows = compute_features[chunk].flatten(0, 1)
-                logits = linear_into(products[: len(rows)], rows, compute_weight, compute_bias)
-                logits = logits.unflatten(0, (-1, length))
-                pooled, places = logits.masked_fill_(hidden[chunk, :, None], float("-inf")).max(dim=1)
-                log_probabilities = pooled.to(sum_dtype).log_softmax(1)
-                loss -= (bags[chunk] * log_probabilities).sum()
-                if grad_features is None or grad_weight is None:
-                    continue
-                grad_pooled = log_probabilities.exp_() * bags[chunk].sum(1, keepdim=True) - bags[chunk]
-                # Only the place that a maximum came from gets its gradient.
-                grad_logits = logits.zero_().scatter_(1, places[:, None], grad_pooled[:, None].to(compute_dtype))
+        wanted = list(ctx.needs_input_grad[:3])
+        loss, *gradients = pooled_cross_entropy(features, weight, bias, real, labels, compute_dtype, wanted)
+        _BagOfWordsLoss.save(ctx, gradients)
+        return loss
+
+
+# An operator of its own for the reason that `losses.cross_entropies` is one.
+@torch.library.custom_op("retromae_hf::pooled_cross_entropy", mutates_args=())
+def pooled_cross_entropy(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    real: Tensor,
+    labels: Tensor,
+    compute_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and its gradients, some passages at a time, while their logits are at hand.
+
+    Arguments are those of `bag_of_words_loss`, and as in `losses.cross_entropies`.
+    """
+    compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
+    compute_bias = None if bias is None else bias.to(compute_dtype)
+    sum_dtype = torch.promote_types(compute_dtype, torch.float32)
+    wants_features, wants_weight, wants_bias = wanted
+    bags = bag_of_words(labels, len(weight), sum_dtype)
+    # A passage of nothing but padding has an empty bag, so that its pooled logits only need to be finite.
+    hidden = ~(real | ~real.any(1, keepdim=True))
+    loss = features.new_zeros((), dtype=sum_dtype)
+    grad_features, grad_weight, grad_bias = zero_gradients(features, weight, wanted, sum_dtype)
+    passages, length = features.shape[:2]
+    step = min(max(chunk_rows(features) // length, 1), passages)
+    products = compute_features.new_empty(step * length, len(weight))  # which every chunk reuses
+    with torch.autocast(features.device.type, enabled=False):
+        for start in range(0, passages, step):
+            chunk = slice(start, start + step)
+            rows = compute_features[chunk].flatten(0, 1)
+            logits = linear_into(products[: len(rows)], rows, compute_weight, compute_bias)
+            logits = logits.unflatten(0, (-1, length))
+            pooled, places = logits.masked_fill_(hidden[chunk, :, None], float("-inf")).max(dim=1)
+            log_probabilities = pooled.to(sum_dtype).log_softmax(1)
+            loss -= (bags[chunk] * log_probabilities).sum()
+            if not any(wanted):
+                continue
+            grad_pooled = log_probabilities.exp_() * bags[chunk].sum(1, keepdim=True) - bags[chunk]
+            # Only the place that a maximum came from gets its gradient.
+            grad_logits = logits.zero_().scatter_(1, places[:, None], grad_pooled[:, None].to(compute_dtype))
+            if wants_features:
                 torch.div(grad_logits @ compute_weight, passages, out=grad_features[chunk])
+            if wants_weight:
                 add_product(grad_weight, grad_logits.flatten(0, 1).T, rows)
-                if grad_bias is not None:
-                    grad_bias += grad_pooled.sum(0)
-        ctx.save_for_backward(
-            grad_features,
-            None if grad_weight is None else (grad_weight / passages).to(weight.dtype),
-            None if grad_bias is None or bias is None else (grad_bias / passages).to(bias.dtype),
-        )
-        return loss / passages
+            if wants_bias:
+                grad_bias += grad_pooled.sum(0)
+    grad_weight, grad_bias = ((gradient / passages).to(weight.dtype) for gradient in (grad_weight, grad_bias))
+    return loss / passages, grad_features, grad_weight, grad_bias
+
+
+@pooled_cross_entropy.register_fake
+def _pooled_cross_entropy_of_nothing(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    real: Tensor,
+    labels: Tensor,
+    compute_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    loss = features.new_empty((), dtype=torch.promote_types(compute_dtype, torch.float32))
+    return loss, *zero_gradients(features, weight, wanted, weight.dtype)

@@ -6,6 +6,7 @@ machines are noisy. The plain side is `BertForMaskedLM` with `DataCollatorForLan
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import resource
 import statistics
@@ -195,8 +196,9 @@ def step_of(setting: Setting, model: nn.Module, batch: dict[str, Tensor]) -> Cal
 def count_flops(step: Callable[[], None]) -> int:
     """Floating-point operations of the matrix products of one step."""
 
-    def addmm_flops(total: Any, a: Any, b: Any, *unused: Any, **kwargs: Any) -> int:
-        return 2 * a[0] * a[1] * b[1]
+    def projection_flops(features: Any, weight: Any, *others: Any, **kwargs: Any) -> int:
+        wants_features, wants_weight, _ = others[-1]
+        return 2 * math.prod(features) * weight[0] * (1 + wants_features + wants_weight)
 
     def attention_flops(query: Any, key: Any, value: Any, *unused: Any, **kwargs: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -205,7 +207,8 @@ def count_flops(step: Callable[[], None]) -> int:
         return sdpa_backward_flop_count(gradient, query, key, value)
 
     uncounted = {  # which torch's counter does not know
-        torch.ops.aten.addmm_: addmm_flops,
+        torch.ops.retromae_hf.cross_entropies: projection_flops,
+        torch.ops.retromae_hf.pooled_cross_entropy: projection_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
     }

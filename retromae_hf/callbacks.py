@@ -124,6 +124,7 @@ class RetroMAECallback(TrainerCallback):
         """Stop summing."""
         self._hook.remove()
 
+    @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
     def _add_components(self, module: nn.Module, inputs: Any, outputs: RetroMAEPreTrainingOutput) -> None:
         if not module.training:
             return

@@ -82,10 +82,8 @@ def _attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, visible: Visibl
         mask = visible(start, start + rows.shape[2])[:, None]
         return scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=dropout)
 
-    blocks = []
-    for start in range(0, query.shape[2], BLOCK_ROWS):
-        rows = query[:, :, start : start + BLOCK_ROWS]
-        # With dropout the kernels keep every attention weight for the backward pass, so that computing the block once
-        # more is the better trade; without it they keep a number a row.
-        blocks.append(checkpoint(attend, rows, start, use_reentrant=False) if dropout else attend(rows, start))
+    # Each block is computed once more in the backward pass, because what the kernels keep until then, the masks and
+    # with dropout the attention weights, would be the [Q, K] tensor again.
+    starts = range(0, query.shape[2], BLOCK_ROWS)
+    blocks = [checkpoint(attend, query[:, :, at : at + BLOCK_ROWS], at, use_reentrant=False) for at in starts]
     return torch.cat(blocks, dim=2)

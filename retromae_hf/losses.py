@@ -34,6 +34,12 @@ class GradientsInForward(torch.autograd.Function):
     """
 
     @staticmethod
+    def save(ctx: Any, gradients: Sequence[Tensor]) -> None:
+        """Keep the gradients of the first inputs for the backward pass."""
+        wanted = ctx.needs_input_grad[: len(gradients)]
+        ctx.save_for_backward(*[g if wants else None for g, wants in zip(gradients, wanted, strict=True)])
+
+    @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         """The saved gradients, scaled; the other inputs have none."""
@@ -43,7 +49,7 @@ class GradientsInForward(torch.autograd.Function):
 
 
 class _WeightedCrossEntropy(GradientsInForward):
-    """Takes the gradients in the forward pass, a chunk of rows at a time, while that chunk's logits are at hand."""
+    """Saves the gradients that `cross_entropies` has made."""
 
     @staticmethod
     def forward(
@@ -55,53 +61,101 @@ class _WeightedCrossEntropy(GradientsInForward):
         row_weights: Tensor,
         compute_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
-        compute_bias = None if bias is None else bias.to(compute_dtype)
-        sum_dtype = row_weights.dtype
-        losses = row_weights.new_empty(row_weights.shape)
-        wants_features, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_features = torch.empty_like(features) if wants_features else None
-        grad_weight = weight.new_zeros(weight.shape, dtype=sum_dtype) if wants_weight else None
-        grad_bias = bias.new_zeros(bias.shape, dtype=sum_dtype) if bias is not None and wants_bias else None
-        rows = min(chunk_rows(features), len(labels))
-        # Every chunk reuses this memory: fresh pages cost about as much as what is written into them.
-        products = compute_features.new_empty(rows, len(weight))
-        sums = products if compute_dtype == sum_dtype else products.new_empty(products.shape, dtype=sum_dtype)
-        with torch.autocast(features.device.type, enabled=False):
-            for start in range(0, len(labels), rows or 1):
-                chunk = slice(start, start + rows)
-                target, row_weight = labels[chunk, None], row_weights[chunk, None]
-                logits = linear_into(products[: len(target)], compute_features[chunk], compute_weight, compute_bias)
-                if sums is not products:
-                    logits = sums[: len(target)].copy_(logits)
-                logits -= logits.amax(1, keepdim=True)
-                target_logits = logits.gather(1, target)
-                # In place from here on: passes over the chunk in memory cost as much as the matrix products.
-                exponentials = logits.exp_()
-                normaliser = exponentials.sum(1, keepdim=True)
-                losses[chunk] = (normaliser.log() - target_logits).squeeze(1)
-                if not any(ctx.needs_input_grad[:3]):
-                    continue
-                # d loss / d logits = (softmax - one-hot) x the row's weight. The weight, which is small, comes in on
-                # the other side of each product, so that these values are of order one and survive half precision.
-                grad_logits = exponentials.div_(normaliser)
-                grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
-                if grad_bias is not None:
-                    grad_bias.addmv_(grad_logits.T, row_weight.squeeze(1))
-                if sums is not products:
-                    grad_logits = products[: len(target)].copy_(grad_logits)
-                if grad_features is not None:
-                    torch.mul(grad_logits @ compute_weight, row_weight, out=grad_features[chunk])
-                if grad_weight is not None:
-                    weighted = (compute_features[chunk] * row_weight).to(compute_dtype)
-                    add_product(grad_weight, grad_logits.T, weighted)
-        ctx.save_for_backward(
-            grad_features,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-        )
+        wanted = list(ctx.needs_input_grad[:3])
+        losses, *gradients = cross_entropies(features, weight, bias, labels, row_weights, compute_dtype, wanted)
+        _WeightedCrossEntropy.save(ctx, gradients)
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
+
+
+# An operator of its own, so that torch.compile neither unrolls the chunks nor compiles anew for every number of rows.
+@torch.library.custom_op("retromae_hf::cross_entropies", mutates_args=())
+def cross_entropies(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    row_weights: Tensor,
+    compute_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cross-entropy of each row, and the gradients of their weighted sum while each chunk's logits are at hand.
+
+    Args:
+        features: `[T, H]`.
+        weight: `[V, H]`.
+        bias: `[V]` or None.
+        labels: int64 `[T]`.
+        row_weights: `[T]`, in the dtype of the sums.
+        compute_dtype: that of the matrix products.
+        wanted: whether the gradients of features, weight and bias are wanted; those that are not come back empty.
+
+    Returns:
+        `[T]` and the three gradients.
+    """
+    compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
+    compute_bias = None if bias is None else bias.to(compute_dtype)
+    sum_dtype = row_weights.dtype
+    wants_features, wants_weight, wants_bias = wanted
+    losses = torch.empty_like(row_weights)
+    grad_features, grad_weight, grad_bias = zero_gradients(features, weight, wanted, sum_dtype)
+    rows = min(chunk_rows(features), len(labels))
+    # Every chunk reuses this memory: fresh pages cost about as much as what is written into them.
+    products = compute_features.new_empty(rows, len(weight))
+    sums = products if compute_dtype == sum_dtype else products.new_empty(products.shape, dtype=sum_dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        for start in range(0, len(labels), rows or 1):
+            chunk = slice(start, start + rows)
+            target, row_weight = labels[chunk, None], row_weights[chunk, None]
+            logits = linear_into(products[: len(target)], compute_features[chunk], compute_weight, compute_bias)
+            if sums is not products:
+                logits = sums[: len(target)].copy_(logits)
+            logits -= logits.amax(1, keepdim=True)
+            target_logits = logits.gather(1, target)
+            # In place from here on: passes over the chunk in memory cost as much as the matrix products.
+            exponentials = logits.exp_()
+            normaliser = exponentials.sum(1, keepdim=True)
+            losses[chunk] = (normaliser.log() - target_logits).squeeze(1)
+            if not any(wanted):
+                continue
+            # d loss / d logits = (softmax - one-hot) x the row's weight. The weight, which is small, comes in on
+            # the other side of each product, so that these values are of order one and survive half precision.
+            grad_logits = exponentials.div_(normaliser)
+            grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
+            if wants_bias:
+                grad_bias.addmv_(grad_logits.T, row_weight.squeeze(1))
+            if sums is not products:
+                grad_logits = products[: len(target)].copy_(grad_logits)
+            if wants_features:
+                torch.mul(grad_logits @ compute_weight, row_weight, out=grad_features[chunk])
+            if wants_weight:
+                add_product(grad_weight, grad_logits.T, (compute_features[chunk] * row_weight).to(compute_dtype))
+    return losses, grad_features, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
+@cross_entropies.register_fake
+def _cross_entropies_of_nothing(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    row_weights: Tensor,
+    compute_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(row_weights), *zero_gradients(features, weight, wanted, weight.dtype)
+
+
+def zero_gradients(
+    features: Tensor, weight: Tensor, wanted: Sequence[bool], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the gradients of features, weight and bias go, the latter two in `dtype`; empty where not wanted."""
+    wants_features, wants_weight, wants_bias = wanted
+    return (
+        features.new_zeros(features.shape if wants_features else [0]),
+        weight.new_zeros(weight.shape if wants_weight else [0], dtype=dtype),
+        weight.new_zeros(weight.shape[:1] if wants_bias else [0], dtype=dtype),
+    )
 
 
 def linear_into(out: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

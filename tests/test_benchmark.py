@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from retromae_hf import benchmark
 from retromae_hf.commands.benchmark import table
 from retromae_hf.commands.main import main
+from retromae_hf.losses import linear_cross_entropy
 
 
 @pytest.fixture
@@ -44,7 +45,11 @@ def test_the_command(tiny, tmp_path, capsys):
 def test_flops_by_hand():
     weight = torch.zeros(5, 7)
     assert benchmark.count_flops(lambda: torch.ones(3, 5) @ weight) == 2 * 3 * 5 * 7
-    assert benchmark.count_flops(lambda: torch.zeros(3, 7).addmm_(torch.ones(3, 5), weight)) == 2 * 3 * 5 * 7
+    features, projection = torch.ones(3, 5, requires_grad=True), torch.zeros(7, 5, requires_grad=True)
+    labels = torch.tensor([0, 1, 6])
+    # The logits, and the gradients of both factors; where one is fixed, its gradient is not made.
+    assert benchmark.count_flops(lambda: linear_cross_entropy(features, projection, None, labels)) == 3 * 2 * 3 * 5 * 7
+    assert benchmark.count_flops(lambda: linear_cross_entropy(features, weight.T, None, labels)) == 2 * 2 * 3 * 5 * 7
     states = [torch.randn(2, 3, 64, 16, requires_grad=True) for _ in range(3)]
     product = 2 * 2 * 3 * 64 * 64 * 16  # of queries and keys, or of weights and values
     assert benchmark.count_flops(lambda: scaled_dot_product_attention(*states)) == 2 * product

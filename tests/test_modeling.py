@@ -21,6 +21,8 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     RetroMAEModel,
 )
+from retromae_hf.backbones import DecoderShape
+from retromae_hf.decoder import DecoderLayer
 from retromae_hf.losses import labels_in_slots
 from retromae_hf.masking import IGNORE_INDEX, visibility_mask
 from retromae_hf.reference import DECODER_MODULES
@@ -177,6 +179,17 @@ def test_attention_by_blocks_is_attention(objective, block, monkeypatch):
     monkeypatch.setattr("retromae_hf.decoder.BLOCK_ROWS", block)
     for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
         assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+
+
+def test_attention_by_blocks_keeps_no_mask_of_all_rows(monkeypatch):
+    layer = DecoderLayer(DecoderShape(32, 4, 64, "gelu", 0.0, 0.0))
+    queries, context = torch.randn(1, 40, 32, requires_grad=True), torch.randn(1, 50, 32)
+    monkeypatch.setattr("retromae_hf.decoder.BLOCK_ROWS", 8)
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda kind: kept.append(kind.shape) or kind, lambda kind: kind):
+        layer.attend(queries, context, lambda start, stop: torch.ones(1, stop - start, 50, dtype=torch.bool))
+    assert kept
+    assert not [shape for shape in kept if shape[-1:] == (50,)]
 
 
 def test_a_block_computed_once_more_drops_out_the_same(monkeypatch):
@@ -386,6 +399,33 @@ def test_a_compiled_step_is_one_graph(objective):
     explained = torch._dynamo.explain(model.train())(**batch)
     torch._dynamo.reset()
     assert explained.graph_break_count == 0, explained.break_reasons
+
+
+@pytest.mark.parametrize("objective", ["retromae", "dupmae"])
+def test_a_compiled_step_is_the_plain_one_and_compiles_twice_at_most(objective):
+    """Once for the first shapes and once for all others, whatever the lengths and the number of labels."""
+    model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
+    model = model.double()
+    compiled = torch.compile(model, backend="aot_eager")
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    length = batch["input_ids"].shape[1]
+    for cut in (0, 6, 9):
+        shorter = {
+            name: part[:, : length - cut].contiguous() if part.dim() == 2 else part for name, part in batch.items()
+        }
+        for labels, slots in (("labels", "label_slots"), ("decoder_labels", "decoder_label_slots")):
+            count = int((shorter[labels] != IGNORE_INDEX).sum())
+            shorter[slots] = torch.empty(len(shorter[labels]), count, 0)
+        plain = loss_and_gradients(model, shorter)
+        model.zero_grad()
+        loss = compiled(**shorter).loss
+        loss.backward()
+        for tensor, expected in zip([loss, *(p.grad for p in model.parameters())], plain, strict=True):
+            assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+    assert graphs["unique_graphs"] - before <= 2
+    torch._dynamo.reset()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -29,7 +29,8 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --output runs/benchmark/small.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --against pretense --output runs/benchmark/small.json
 	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base.json \
 		--lengths 128 --parts collator step
 	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base-memory.json \
@@ -38,7 +39,7 @@ bench: setup
 # The same number of tokens a batch in ever longer passages.
 bench-growth: setup
 	$(OFFLINE) $(BIN)/retromae-hf benchmark --lengths 128 512 2048 8192 --tokens_per_batch 8192 --dropout 0 \
-		--rounds 2 --parts step memory --output runs/benchmark/growth.json
+		--rounds 3 --parts step memory --output runs/benchmark/growth.json
 
 # Every objective with every family of encoders, tried out on tiny models.
 support: setup

@@ -19,7 +19,7 @@ from retromae_hf.commands import benchmark
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-BENCHMARKS = ("small", "base", "base-memory")
+BENCHMARKS = ("small", "base", "base-memory", "growth")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",

@@ -29,6 +29,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -47,6 +48,7 @@ SHAPES = {
 SIDES = ("retromae", "mlm")
 PRETENSE = "pretense"
 VOCAB_SIZE = 30_522
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def collators(
     sides: dict[str, Any] = {"retromae": ours, "mlm": lambda rows: plain([{"input_ids": r["input_ids"]} for r in rows])}
     if against == PRETENSE:
         # Its collator takes texts, so that its rate includes the tokenizer.
-        sides[PRETENSE] = _pretense().MAECollator(tokenizer, 8192, encoder_mlm_probability=setting.encoder_mask_ratio)
+        sides[PRETENSE] = import_pretense().MAECollator(
+            tokenizer, 8192, encoder_mlm_probability=setting.encoder_mask_ratio
+        )
     return sides
 
 
@@ -117,10 +121,11 @@ def new_model(setting: Setting, length: int, side: str) -> nn.Module:
     if side == "retromae":
         return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config))
     plain = BertForMaskedLM(config)
-    return plain if side == "mlm" else _pretense().create_pretraining_model("retromae", plain)
+    return plain if side == "mlm" else import_pretense().create_pretraining_model("retromae", plain)
 
 
-def _pretense() -> Any:
+def import_pretense() -> Any:
+    """The one other package with this objective on today's libraries."""
     try:
         import pretense
     except ImportError as error:
@@ -266,8 +271,37 @@ def _two_steps(setting: Setting, length: int, side: str) -> None:
     step()
 
 
-def measure_trainer(setting: Setting, texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> dict:
-    """Tokens a second of `Trainer` on ragged passages of real text, loading included, and the share lost to padding."""
+class _Stopwatch(TrainerCallback):
+    """Time and tokens of a training run from its third step on, when everything has been set up."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.real: Tensor | int = 0
+        self.all = 0
+        self.seconds = 0.0
+
+    def count(self, module: nn.Module, args: Any, batch: dict[str, Tensor]) -> None:
+        """A forward pre-hook."""
+        self.all += batch["input_ids"].numel()
+        self.real += batch["attention_mask"].sum()  # on a GPU still to be computed, so that nobody waits
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start and stop."""
+        if state.global_step in (WARM_UP_STEPS, state.max_steps):
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+            self.seconds = time.perf_counter() - self.seconds
+        if state.global_step == WARM_UP_STEPS:
+            self.real, self.all = 0, 0
+
+
+def measure_trainer(
+    setting: Setting, texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, matmul_rate: float
+) -> dict:
+    """Tokens a second of `Trainer` on ragged passages of real text, loading included, and the share lost to padding.
+
+    The utilisation counts the operations of real tokens, as those of a passage of full length cost them.
+    """
     passages = tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, length).with_format("numpy")
     config = setting.encoder_config(length)
     config.vocab_size = len(tokenizer)
@@ -275,14 +309,11 @@ def measure_trainer(setting: Setting, texts: list[str], tokenizer: PreTrainedTok
     collator = DataCollatorForRetroMAE.from_config(
         tokenizer, model.config, encoder_mask_ratio=setting.encoder_mask_ratio, seed=0, compact=True
     )
-    counted = {"real": 0, "all": 0}
-
-    def count(module: nn.Module, args: Any, batch: dict[str, Tensor]) -> None:
-        counted["all"] += batch["input_ids"].numel()
-        counted["real"] += int(batch["attention_mask"].sum())
-
-    model.register_forward_pre_hook(count, with_kwargs=True)
-    steps = 4 * setting.rounds
+    batch = batches_of(setting, new_tokenizer(), random_passages(length, setting.batch_size(length)), None)["retromae"]
+    flops = count_flops(step_of(setting, new_model(setting, length, "retromae"), batch)) / batch["input_ids"].numel()
+    stopwatch = _Stopwatch(setting.device)
+    model.register_forward_pre_hook(stopwatch.count, with_kwargs=True)
+    steps = WARM_UP_STEPS + 4 * setting.rounds
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -295,16 +326,17 @@ def measure_trainer(setting: Setting, texts: list[str], tokenizer: PreTrainedTok
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            dataloader_num_workers=0 if setting.device == "cpu" else 4,  # on a CPU they would take what the step needs
         )
-        trainer = Trainer(
-            model=model, args=args, data_collator=collator, train_dataset=passages, callbacks=[RetroMAECallback()]
-        )
-        seconds = trainer.train().metrics["train_runtime"]
+        callbacks = [RetroMAECallback(), stopwatch]
+        Trainer(model=model, args=args, data_collator=collator, train_dataset=passages, callbacks=callbacks).train()
+    rate = float(stopwatch.real) / stopwatch.seconds
     return {
         "length": length,
         "steps": steps,
-        "tokens_per_second": counted["real"] / seconds,
-        "padding_share": 1 - counted["real"] / counted["all"],
+        "tokens_per_second": rate,
+        "padding_share": 1 - float(stopwatch.real) / stopwatch.all,
+        "utilisation": rate * flops / matmul_rate,
     }
 
 

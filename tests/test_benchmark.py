@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def test_the_command(tiny, tmp_path, capsys):
     for row in report["trainer"]:
         assert 0 <= row["padding_share"] < 0.5
         assert row["tokens_per_second"] > 0
+        assert row["utilisation"] > 0
 
 
 def test_flops_by_hand():
@@ -70,12 +72,14 @@ def test_both_sides_take_turns():
         ("--shape huge", "shape='huge' is unknown"),
         ("--parts stepp", "unknown entries, stepp"),
         ("--against fancy", "against='fancy' is unknown"),
+        ("--against pretense", "--against pretense needs that package"),
         ("--device tpu", "device='tpu' is not to be had"),
         ("--dtype float8", "dtype='float8' is unknown"),
         ("--rounds 0", "rounds=0 must be at least 1"),
         ("--lengths 4", "the least of lengths=4 must be at least 8"),
     ],
 )
-def test_bad_options_are_one_sentence(options, message, capsys, tmp_path):
+def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pretense", None)  # as where it is not installed
     assert main(["benchmark", *options.split(), "--output", str(tmp_path / "out.json")]) == 2
     assert message in capsys.readouterr().err

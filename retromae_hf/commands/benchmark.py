@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..benchmark import (
     SHAPES,
     SIDES,
     Setting,
+    import_pretense,
     measure_collators,
     measure_matmul,
     measure_memory,
@@ -68,6 +70,8 @@ class BenchmarkArguments:
             )
         if self.against not in (None, PRETENSE):
             raise RetroMAEError(f"against={self.against!r} is unknown; it can be {PRETENSE}")
+        if self.against == PRETENSE:
+            import_pretense()
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
             raise RetroMAEError(f"device={self.device!r} is not to be had here; use cpu, or cuda where there is one")
@@ -96,16 +100,18 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: BenchmarkArguments) -> dict[str, Any]:
     """All that was asked for."""
     setting, tokenizer = args.setting(), new_tokenizer()
-    matmul_rate = measure_matmul(setting)
+    # Steps are set against it.
+    matmul_rate = measure_matmul(setting) if {"step", "trainer"} & set(args.parts) else 0.0
     report: dict[str, Any] = {
-        "setting": dataclasses.asdict(setting) | SHAPES[args.shape],
+        "setting": dataclasses.asdict(setting) | SHAPES[args.shape] | {"against": args.against},
         "environment": {
             "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            **({PRETENSE: version(PRETENSE)} if args.against else {}),
         },
-        "matmul_flops_per_second": matmul_rate,
+        "matmul_flops_per_second": matmul_rate or None,
         **{part: [] for part in args.parts},
     }
     if "trainer" in args.parts:
@@ -119,13 +125,14 @@ def run(args: BenchmarkArguments) -> dict[str, Any]:
         if "memory" in args.parts:
             report["memory"].append(measure_memory(setting, length))
         if "trainer" in args.parts:
-            report["trainer"].append(measure_trainer(setting, texts, words, length))
+            report["trainer"].append(measure_trainer(setting, texts, words, length, matmul_rate))
     return report
 
 
 def table(report: dict[str, Any]) -> str:
     """The results as a Markdown table."""
-    sides = [*SIDES, *([PRETENSE] if PRETENSE in str(report) else [])]
+    against = report["setting"]["against"]
+    sides = [*SIDES, *([against] if against else [])]
     titles = {"retromae": "RetroMAE", "mlm": "plain MLM", PRETENSE: "pretense"}
     lines = [
         f"| what | tokens a passage | {' | '.join(titles[side] for side in sides)} | RetroMAE / plain |",
@@ -149,7 +156,10 @@ def table(report: dict[str, Any]) -> str:
     for row in report.get("trainer", []):
         blank = " |" * (len(sides) - 1)
         lines.append(f"| `Trainer`, tokens a second | {row['length']} | {row['tokens_per_second']:,.0f} |{blank} |")
-        lines.append(f"| of that lost to padding | {row['length']} | {row['padding_share']:.1%} |{blank} |")
+        lines.append(
+            f"| `Trainer`, share of the matrix product's rate | {row['length']} | {row['utilisation']:.2f} |{blank} |"
+        )
+        lines.append(f"| `Trainer`, tokens lost to padding | {row['length']} | {row['padding_share']:.1%} |{blank} |")
     return "\n".join(lines)
 
 
@@ -162,6 +172,7 @@ def conditions(report: dict[str, Any]) -> str:
         f"{setting['num_hidden_layers']} layers x {setting['hidden_size']}, {setting['tokens_per_batch']:,} tokens a "
         f"batch, {setting['encoder_mask_ratio']:.0%} masked, dropout {setting['dropout']:g}. Plain MLM is "
         "`BertForMaskedLM` with `DataCollatorForLanguageModeling`."
+        + (f" pretense is version {environment['pretense']}." if setting["against"] else "")
     )
 
 

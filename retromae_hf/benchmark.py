@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -300,7 +301,7 @@ def measure_trainer(
 ) -> dict:
     """Tokens a second of `Trainer` on ragged passages of real text, loading included, and the share lost to padding.
 
-    The utilisation counts the operations of real tokens, as those of a passage of full length cost them.
+    The utilisation counts the operations of real tokens, at what they cost in the longest passages.
     """
     passages = tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, length).with_format("numpy")
     config = setting.encoder_config(length)
@@ -309,8 +310,10 @@ def measure_trainer(
     collator = DataCollatorForRetroMAE.from_config(
         tokenizer, model.config, encoder_mask_ratio=setting.encoder_mask_ratio, seed=0, compact=True
     )
-    batch = batches_of(setting, new_tokenizer(), random_passages(length, setting.batch_size(length)), None)["retromae"]
-    flops = count_flops(step_of(setting, new_model(setting, length, "retromae"), batch)) / batch["input_ids"].numel()
+    collator.set_epoch(0)
+    longest = np.argsort(passages["length"][:])[-setting.batch_size(length) :]
+    batch = {name: part.to(setting.device) for name, part in collator([passages[int(row)] for row in longest]).items()}
+    flops = count_flops(step_of(setting, RetroMAEForPreTraining(model.config), batch)) / batch["input_ids"].numel()
     stopwatch = _Stopwatch(setting.device)
     model.register_forward_pre_hook(stopwatch.count, with_kwargs=True)
     steps = WARM_UP_STEPS + 4 * setting.rounds

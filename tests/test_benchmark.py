@@ -30,6 +30,7 @@ def test_the_command(tiny, tmp_path, capsys):
     line = f"benchmark --lengths 16 32 --tokens_per_batch 64 --rounds 1 --parts collator step trainer --output {output}"
     assert main([*line.split(), "--device", "cpu"]) == 0
     report = json.loads(output.read_text())
+    assert report["command"] == f"retromae-hf {line} --device cpu"
     assert table(report) in capsys.readouterr().out
     assert [row["batch_size"] for row in report["step"]] == [4, 2]
     for row in report["step"]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shlex
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print a table and write the results."""
     (args,) = parse("benchmark", "Measure RetroMAE beside plain masked language modelling.", [BenchmarkArguments], argv)
     output = writable(args.output)
-    report = run(args)
+    arguments = sys.argv[1:] if argv is None else argv
+    report = {"command": shlex.join(["retromae-hf", "benchmark", *arguments]), **run(args)}
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"{table(report)}\n\n{conditions(report)} The figures are in {output}.")
 
@@ -105,7 +108,7 @@ def run(args: BenchmarkArguments) -> dict[str, Any]:
     report: dict[str, Any] = {
         "setting": dataclasses.asdict(setting) | SHAPES[args.shape] | {"against": args.against},
         "environment": {
-            "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
+            "machine": torch.cuda.get_device_name() if args.device == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -127,6 +130,16 @@ def run(args: BenchmarkArguments) -> dict[str, Any]:
         if "trainer" in args.parts:
             report["trainer"].append(measure_trainer(setting, texts, words, length, matmul_rate))
     return report
+
+
+def _processor() -> str:
+    """The CPU's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or "cpu")
 
 
 def table(report: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def load_documents(
     elif str(source) == "pydocs":
         documents = load_pydocs(num_proc)
     else:
-        documents = _load_files_or_hub(str(source), config_name, split, num_proc)
+        documents = load_rows(str(source), config_name, split, num_proc)
     if text_column not in documents.column_names:
         raise RetroMAEError(
             f"{_describe(source)} has no column {text_column!r}; its columns are {', '.join(documents.column_names)}"
@@ -80,7 +80,12 @@ def _from_iterable(source: Iterable[str | Mapping[str, Any]], text_column: str) 
     return Dataset.from_list(rows) if rows else Dataset.from_dict({text_column: []})
 
 
-def _load_files_or_hub(source: str, config_name: str | None, split: str, num_proc: int | None) -> Dataset:
+def load_rows(source: str, config_name: str | None, split: str, num_proc: int | None = None) -> Dataset:
+    """The rows of a file, a folder of files or a Hub data set as they are; `split` is one of a Hub data set.
+
+    Raises:
+        RetroMAEError: there is no such source, or it cannot be read.
+    """
     path = Path(source).expanduser()
     if not path.exists():
         if path.suffix in FILE_BUILDERS or path.is_absolute() or source.startswith((".", "~")):

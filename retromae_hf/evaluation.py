@@ -75,13 +75,14 @@ def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, d
     )
 
 
-def load_beir(folder: str | Path) -> RetrievalTask:
-    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/test.tsv (query-id, corpus-id, score).
+def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (query-id, corpus-id, score).
 
     Queries without judgments are left out, and judgments of queries that are not there.
     """
     folder = Path(folder)
-    for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+    qrels_file = folder / "qrels" / f"{split}.tsv"
+    for file in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
         if not (folder / file).is_file():
             raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
     queries = {row["_id"]: row["text"] for row in _jsonl(folder / "queries.jsonl")}
@@ -89,7 +90,7 @@ def load_beir(folder: str | Path) -> RetrievalTask:
         row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")
     }
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in _lines(folder / "qrels" / "test.tsv"):
+    for number, line in _lines(qrels_file):
         if number == 1 and not line.rpartition("\t")[2].isdecimal():
             continue  # the header
         try:
@@ -97,14 +98,14 @@ def load_beir(folder: str | Path) -> RetrievalTask:
             grades = {document: int(grade)}
         except ValueError as error:
             raise RetroMAEError(
-                f"{folder}/qrels/test.tsv line {number} is not 'query-id<TAB>corpus-id<TAB>score': {line!r}"
+                f"{qrels_file} line {number} is not 'query-id<TAB>corpus-id<TAB>score': {line!r}"
             ) from error
         if query in queries:
             qrels.setdefault(query, {}).update(grades)
     if not documents:
         raise RetroMAEError(f"{folder}/corpus.jsonl holds no documents; give a folder with some")
     if not any(document in documents for judged in qrels.values() for document in judged):
-        raise RetroMAEError(f"{folder}/qrels/test.tsv judges no query of queries.jsonl for a document of corpus.jsonl")
+        raise RetroMAEError(f"{qrels_file} judges no query of queries.jsonl for a document of corpus.jsonl")
     return RetrievalTask(folder.name, {query: queries[query] for query in qrels}, documents, qrels)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from .callbacks import RetrievalCallback, RetroMAECallback
 from .configuration_retromae import check_ratio, check_replacement
@@ -28,6 +24,7 @@ from .modeling_retromae import RetroMAEForPreTraining
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .starting_model import ModelArguments, load_model_and_tokenizer
+from .training_run import check_training_arguments, prepare_output_dir, run_and_save
 from .words import chinese_segmenter
 
 logger = logging.getLogger(__name__)
@@ -121,7 +118,10 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
         RetroMAEError: bad input, found before anything is trained.
     """
     check_training_arguments(training_args)
-    checkpoint = prepare_output_dir(args, model_args, training_args)
+    if training_args.label_smoothing_factor:
+        raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
+    started_from = (model_args.model_name_or_path, model_args.config_name, model_args.tokenizer_name)
+    checkpoint = prepare_output_dir(training_args, args.overwrite_output_dir, started_from)
     segmenter = chinese_segmenter() if args.segment_chinese else None
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
@@ -167,28 +167,8 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
-    if checkpoint is None and trainer.is_world_process_zero():
-        # Of an earlier run; not before everything has been checked that may be wrong with this one.
-        for old in Path(training_args.output_dir).glob("checkpoint-*"):
-            shutil.rmtree(old)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    run_and_save(trainer, checkpoint)
     return trainer
-
-
-def check_training_arguments(args: TrainingArguments) -> None:
-    """Raise `RetroMAEError` for values that `TrainingArguments` lets pass and that fail only after the preparation."""
-    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    check_at_least(1, **{name: getattr(args, name) for name in positive})
-    check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})
-    if args.max_steps == 0 or args.max_steps < -1 or (args.max_steps == -1 and args.num_train_epochs <= 0):
-        raise RetroMAEError(
-            f"max_steps={args.max_steps} and num_train_epochs={args.num_train_epochs} leave nothing to train; "
-            "one of them must be above 0"
-        )
-    if args.label_smoothing_factor:
-        raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
 
 
 def check_gradient_checkpointing(args: TrainingArguments, model: RetroMAEForPreTraining) -> None:
@@ -199,36 +179,6 @@ def check_gradient_checkpointing(args: TrainingArguments, model: RetroMAEForPreT
             f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
             "leave gradient_checkpointing out"
         )
-
-
-def prepare_output_dir(args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> str | None:
-    """The checkpoint to resume from, or None to start; an output folder that holds a run is refused otherwise."""
-    folder = Path(training_args.output_dir)
-    resume = training_args.resume_from_checkpoint
-    if resume is not None and str(resume).lower() != "false":
-        last = str(resume).lower() == "true"
-        checkpoint = get_last_checkpoint(folder) if last and folder.is_dir() else str(resume)
-        if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
-            raise RetroMAEError(f"there is no checkpoint to resume from in {folder if last else resume}")
-        return checkpoint
-    if folder.exists() and not folder.is_dir():
-        raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
-    runs = [*folder.glob("checkpoint-*"), *folder.glob("config.json"), *folder.glob("*.safetensors")]
-    if runs and not args.overwrite_output_dir:
-        raise RetroMAEError(
-            f"{folder} already holds a run; go on with --resume_from_checkpoint true, "
-            "start anew with --overwrite_output_dir, or name another folder"
-        )
-    with in_one_sentence(f"output_dir={training_args.output_dir!r} cannot be written"):
-        os.makedirs(training_args.output_dir, exist_ok=True)
-    for name in (model_args.model_name_or_path, model_args.config_name, model_args.tokenizer_name):
-        inside = [] if name is None else [Path(name).resolve(), *Path(name).resolve().parents]
-        if any(old.resolve() in inside for old in folder.glob("checkpoint-*")):
-            raise RetroMAEError(
-                f"{name}, which is to start from, lies in a checkpoint of {folder} that is to be overwritten; "
-                "name another output folder"
-            )
-    return None
 
 
 def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:

@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "pretrain": "pretrain an encoder on a corpus",
+    "finetune": "fine-tune an encoder for retrieval",
     "export": "turn a training checkpoint into a folder that loads everywhere",
     "evaluate": "measure retrieval on a task",
     "benchmark": "measure what RetroMAE costs beside plain masked language modelling",

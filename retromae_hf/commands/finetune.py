@@ -1,0 +1,34 @@
+"""`retromae-hf finetune`: fine-tune an encoder for retrieval on sentence-transformers' trainer."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import RetroMAEError
+from ..finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
+from .common import command, parse
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Fine-tune and save."""
+    try:
+        from sentence_transformers import SentenceTransformerTrainingArguments
+    except ImportError as error:
+        raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
+    args, training_args = parse(
+        "finetune",
+        "Fine-tune an encoder for retrieval; takes every argument of SentenceTransformerTrainingArguments.",
+        [FinetuneArguments, SentenceTransformerTrainingArguments],
+        argv,
+        DEFAULT_FINETUNING_ARGUMENTS,
+    )
+    trainer = finetune(args, training_args)
+    if trainer.is_world_process_zero():
+        folder = training_args.output_dir
+        print(f"Trained {trainer.state.global_step} steps; the model is in {folder}.")
+        print(f"Next: retromae-hf evaluate --model_name_or_path {folder} --dataset {args.dataset}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""Fine-tuning an encoder for retrieval on sentence-transformers' trainer, with its losses and its samplers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import TrainingArguments, set_seed
+
+from .checkpoints import load_config
+from .configuration_retromae import RetroMAEConfig
+from .errors import RetroMAEError, check_at_least, in_one_sentence
+from .finetuning_data import (
+    JudgedCorpus,
+    load_training_data,
+    read_hard_negatives,
+    read_scored_negatives,
+    shorten,
+)
+from .negatives import mine_with_bm25, mine_with_model
+from .training_run import check_training_arguments, prepare_output_dir, run_and_save
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FINETUNING_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "warmup_steps": 0.1,  # below 1 it is a share of the steps
+    "per_device_train_batch_size": 128,
+    "logging_steps": 50,
+    "batch_sampler": "no_duplicates",  # a text that stands in a batch twice would be its own negative
+    "dataloader_drop_last": True,  # all processes must bring batches of one size to share their negatives
+}
+"""What `retromae-hf finetune` sets otherwise than sentence-transformers; flags and recipes go before it."""
+
+OBJECTIVES = ("contrastive", "kl", "margin_mse")
+SIMILARITIES = ("cosine", "dot")
+
+
+@dataclass
+class FinetuneArguments:
+    """What to fine-tune, on what, and how."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Exported encoder, or any encoder or sentence-transformers model."}
+    )
+    dataset: str = field(
+        metadata={
+            "help": "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, another file or "
+            "a Hub dataset of query, positive and negatives."
+        }
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    hard_negatives: str | None = field(
+        default=None,
+        metadata={"help": "'bm25' or 'model' to mine them so, or a file of JSON lines with query_id and negative_ids."},
+    )
+    num_negatives: int = field(default=4, metadata={"help": "Hard negatives a row."})
+    negative_depth: int = field(default=100, metadata={"help": "Mined negatives are drawn from that many documents."})
+    objective: str = field(
+        default="contrastive",
+        metadata={"help": "contrastive, or with a teacher's scores: kl (over lists) or margin_mse."},
+    )
+    teacher_scores: str | None = field(
+        default=None, metadata={"help": "JSON lines of a cross-encoder's scores, one list for each line of negatives."}
+    )
+    similarity: str = field(default="cosine", metadata={"help": "cosine or dot."})
+    temperature: float = field(default=0.05, metadata={"help": "What similarities are divided by; 1 goes with dot."})
+    query_length: int = field(default=32, metadata={"help": "Tokens of a query, special tokens included."})
+    passage_length: int = field(default=140, metadata={"help": "Tokens of a passage, special tokens included."})
+    query_prompt: str | None = field(default=None, metadata={"help": "Text in front of every query."})
+    passage_prompt: str | None = field(default=None, metadata={"help": "Text in front of every passage."})
+    mini_batch_size: int = field(
+        default=32,
+        metadata={"help": "Texts encoded at a time; the batch may be far larger than the memory (GradCache)."},
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew where a run is already."})
+
+    def __post_init__(self) -> None:
+        for name, values in (("objective", OBJECTIVES), ("similarity", SIMILARITIES)):
+            if getattr(self, name) not in values:
+                raise RetroMAEError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(values)}")
+        check_at_least(
+            1,
+            num_negatives=self.num_negatives,
+            negative_depth=self.negative_depth,
+            mini_batch_size=self.mini_batch_size,
+        )
+        check_at_least(8, query_length=self.query_length, passage_length=self.passage_length)
+        if self.temperature <= 0:
+            raise RetroMAEError(f"temperature={self.temperature} must be above 0")
+        if self.negative_depth < self.num_negatives:
+            raise RetroMAEError(
+                f"negative_depth={self.negative_depth} leaves less than num_negatives={self.num_negatives} to draw from"
+            )
+        if self.teacher_scores is not None and self.hard_negatives in (None, "bm25", "model"):
+            raise RetroMAEError("teacher_scores belong to a file of hard_negatives; name that too")
+        if self.teacher_scores is not None and self.objective == "contrastive":
+            raise RetroMAEError("teacher_scores are for the objectives kl and margin_mse; choose one")
+
+
+def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> SentenceTransformerTrainer:
+    """Prepare the data, train, and save a sentence-transformers model in the output folder.
+
+    Args:
+        args: what to do.
+        training_args: `SentenceTransformerTrainingArguments`.
+
+    Raises:
+        RetroMAEError: bad input, found before anything is trained.
+    """
+    from sentence_transformers import SentenceTransformerTrainer
+
+    check_training_arguments(training_args)
+    checkpoint = prepare_output_dir(training_args, args.overwrite_output_dir, [args.model_name_or_path])
+    set_seed(training_args.seed)
+    model = load_sentence_transformer(args.model_name_or_path)
+    model.similarity_fn_name = args.similarity  # type: ignore[assignment]
+    model.max_seq_length = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
+    prompts = {"query": args.query_prompt, "document": args.passage_prompt}
+    model.prompts |= {name: prompt for name, prompt in prompts.items() if prompt is not None}
+    with training_args.main_process_first(desc="preparing the data"):
+        rows = training_rows(args, model, training_args.seed)
+    passages = [name for name in rows.column_names if name not in ("query", "label")]
+    training_args.prompts = {
+        **({"query": args.query_prompt} if args.query_prompt else {}),
+        **(dict.fromkeys(passages, args.passage_prompt) if args.passage_prompt else {}),
+    } or None
+    logger.info("%d rows with %d negatives each", len(rows), len(passages) - 1)
+    model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
+    with in_one_sentence("the training arguments cannot be used"):
+        trainer = SentenceTransformerTrainer(
+            model=model, args=training_args, train_dataset=rows, loss=loss_of(args, model, training_args.world_size > 1)
+        )
+    run_and_save(trainer, checkpoint)
+    return trainer
+
+
+def load_sentence_transformer(name_or_path: str) -> SentenceTransformer:
+    """A sentence-transformers model, or an encoder of `transformers` with [CLS] pooling.
+
+    Raises:
+        RetroMAEError: there is no such model, it is a training checkpoint, or sentence-transformers is missing.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        from sentence_transformers.util import is_sentence_transformer_model
+    except ImportError as error:
+        raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
+    if isinstance(load_config(name_or_path), RetroMAEConfig):
+        raise RetroMAEError(
+            f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "
+            f"--model_name_or_path {name_or_path} --output_dir FOLDER"
+        )
+    options = {"use_safetensors": True}
+    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+        if is_sentence_transformer_model(name_or_path):
+            return SentenceTransformer(name_or_path, model_kwargs=options)
+        # Left to itself sentence-transformers takes the mean over the tokens, which none of these models was taught.
+        transformer = Transformer(name_or_path, model_kwargs=options)
+        return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "cls")])
+
+
+def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int) -> Dataset:
+    """Rows as the loss takes them: query, positive, negatives, label."""
+    data = load_training_data(args.dataset, args.dataset_config_name, args.dataset_split)
+    if args.hard_negatives in ("bm25", "model"):
+        pairs = data.pairs() if isinstance(data, JudgedCorpus) else data.select_columns(["query", "positive"])
+        documents = list(data.documents.values()) if isinstance(data, JudgedCorpus) else pairs["positive"][:]
+        if args.hard_negatives == "bm25":
+            rows = mine_with_bm25(pairs, documents, args.num_negatives, args.negative_depth, seed)
+        else:
+            rows = mine_with_model(
+                pairs, documents, model, args.num_negatives, args.negative_depth, args.mini_batch_size
+            )
+    elif args.hard_negatives is not None:
+        if not isinstance(data, JudgedCorpus):
+            raise RetroMAEError("a file of hard_negatives names ids; it goes with a folder in BEIR's layout")
+        if args.teacher_scores is None:
+            rows = read_hard_negatives(args.hard_negatives, data, args.num_negatives, seed)
+        else:
+            rows = read_scored_negatives(args.hard_negatives, args.teacher_scores, data, args.num_negatives)
+    else:
+        rows = data.pairs() if isinstance(data, JudgedCorpus) else data
+    if args.objective == "contrastive" and "label" in rows.column_names:
+        rows = rows.remove_columns("label")
+    if args.objective != "contrastive" and "label" not in rows.column_names:
+        raise RetroMAEError(
+            f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
+        )
+    if args.objective == "margin_mse" and isinstance(rows[0]["label"], list):
+        rows = rows.map(lambda label: {"label": [label[0] - other for other in label[1:]]}, input_columns="label")
+    blank = rows.filter(lambda query: not query.strip(), input_columns="query")
+    if len(blank):
+        logger.warning("%d rows have an empty query and were dropped", len(blank))
+        rows = rows.filter(lambda query: bool(query.strip()), input_columns="query")
+    if len(rows) == 0:
+        raise RetroMAEError(f"{args.dataset} holds no rows to train on")
+    lengths = {
+        name: args.query_length if name == "query" else args.passage_length
+        for name in rows.column_names
+        if name != "label"
+    }
+    return shorten(rows, model.tokenizer, lengths)
+
+
+def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool) -> nn.Module:
+    """sentence-transformers' loss of an objective."""
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        DistillKLDivLoss,
+        MarginMSELoss,
+    )
+    from sentence_transformers.util import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
+
+    if args.objective == "contrastive":
+        return CachedMultipleNegativesRankingLoss(
+            model,
+            scale=1 / args.temperature,
+            similarity_fct=cos_sim if args.similarity == "cosine" else dot_score,
+            mini_batch_size=args.mini_batch_size,
+            gather_across_devices=several_processes,
+        )
+    pairwise = pairwise_cos_sim if args.similarity == "cosine" else pairwise_dot_score
+    if args.objective == "kl":
+        return DistillKLDivLoss(model, similarity_fct=pairwise, temperature=args.temperature)
+    return MarginMSELoss(model, similarity_fct=pairwise)

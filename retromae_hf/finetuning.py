@@ -33,7 +33,6 @@ DEFAULT_FINETUNING_ARGUMENTS: dict[str, Any] = {
     "warmup_steps": 0.1,  # below 1 it is a share of the steps
     "per_device_train_batch_size": 128,
     "logging_steps": 50,
-    "batch_sampler": "no_duplicates",  # a text that stands in a batch twice would be its own negative
     "dataloader_drop_last": True,  # all processes must bring batches of one size to share their negatives
 }
 """What `retromae-hf finetune` sets otherwise than sentence-transformers; flags and recipes go before it."""
@@ -119,6 +118,8 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
 
     check_training_arguments(training_args)
     checkpoint = prepare_output_dir(training_args, args.overwrite_output_dir, [args.model_name_or_path])
+    if args.objective == "contrastive":
+        training_args.batch_sampler = "no_duplicates"  # a text that stands in a batch twice would be its own negative
     set_seed(training_args.seed)
     model = load_sentence_transformer(args.model_name_or_path)
     model.similarity_fn_name = args.similarity  # type: ignore[assignment]

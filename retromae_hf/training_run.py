@@ -68,5 +68,10 @@ def run_and_save(trainer: Trainer, checkpoint: str | None) -> None:
         for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(old)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step == 0:
+        raise RetroMAEError(
+            f"no step was taken, because the data fills no batch of {trainer.args.per_device_train_batch_size} rows "
+            "(with texts of their own, where duplicates are kept apart); lower per_device_train_batch_size"
+        )
     trainer.save_model()
     trainer.save_state()

@@ -1,0 +1,218 @@
+"""Fine-tuning takes every kind of input, learns, resumes, and says what is wrong with its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from retromae_hf import RetroMAEError
+from retromae_hf.commands.main import main
+from retromae_hf.finetuning import load_sentence_transformer
+from retromae_hf.finetuning_data import (
+    JudgedCorpus,
+    load_training_data,
+    read_hard_negatives,
+    read_scored_negatives,
+    shorten,
+)
+from retromae_hf.negatives import mine_with_bm25, mine_with_model
+
+ANIMALS = ["otter", "wolf", "horse", "raven", "trout", "badger", "heron", "lynx"]
+FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"
+
+
+@pytest.fixture
+def corpus():
+    documents = {f"d{place}": f"The {animal} sleeps in the meadow." for place, animal in enumerate(ANIMALS)}
+    documents["plain"] = "Bells ring in the tower."
+    queries = {f"q{place}": f"{animal} asleep in a meadow" for place, animal in enumerate(ANIMALS)}
+    return JudgedCorpus(queries, documents, {f"q{place}": [f"d{place}"] for place in range(len(ANIMALS))})
+
+
+@pytest.fixture
+def beir(tmp_path, corpus):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", corpus.documents), ("queries", corpus.queries)):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items())
+        )
+    judged = [f"{query}\t{document}\t1\n" for query, found in corpus.positives.items() for document in found]
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged))
+    return folder
+
+
+def write_lines(file, lines):
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_the_command_trains_from_mined_negatives_and_saves_what_it_was_told(encoder_folder, beir, tmp_path):
+    output = tmp_path / "model"
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {output} --max_steps 3 {FAST}"
+    options = "--hard_negatives bm25 --num_negatives 2 --similarity dot --temperature 1 --query_prompt ask:"
+    options += " --per_device_train_batch_size 2"
+    assert main(["finetune", *line.split(), *options.split()]) == 0
+    trained = SentenceTransformer(str(output))
+    assert trained.similarity_fn_name == "dot"
+    assert trained.prompts["query"] == "ask:"
+    assert trained[1].pooling_mode == "cls"
+    before = load_sentence_transformer(encoder_folder)
+    assert not np.allclose(before.encode("the otter"), trained.encode("the otter"))
+
+
+@pytest.mark.parametrize("objective", ["kl", "margin_mse"])
+def test_it_learns_the_order_of_a_teacher(objective, encoder_folder, beir, corpus, tmp_path):
+    lines = [
+        {"query_id": q, "positive_id": d, "negative_ids": ["plain", "d0" if d != "d0" else "d1"]}
+        for q, (d,) in corpus.positives.items()
+    ]
+    negatives = write_lines(tmp_path / "negatives.jsonl", lines)
+    scores = write_lines(tmp_path / "scores.jsonl", [[9.0, -3.0, 2.0]] * len(lines))
+    output = tmp_path / "model"
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {output} --max_steps 30 {FAST}"
+    options = f"--objective {objective} --hard_negatives {negatives} --teacher_scores {scores} --num_negatives 2"
+    more = "--similarity dot --temperature 1 --learning_rate 1e-3"
+    assert main(["finetune", *line.split(), *options.split(), *more.split()]) == 0
+    trained = SentenceTransformer(str(output))
+    queries = trained.encode(list(corpus.queries.values()))
+    documents = trained.encode(list(corpus.documents.values()))
+    ours = (queries * documents[: len(queries)]).sum(1)
+    assert (ours > queries @ documents[-1]).all()
+
+
+def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_path):
+    def weights(folder, *options):
+        line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {folder} {FAST}"
+        save = "--max_steps 4 --save_strategy steps --save_steps 2 --mini_batch_size 2"
+        assert main(["finetune", *line.split(), *save.split(), *options]) == 0
+        return SentenceTransformer(str(folder)).state_dict()
+
+    uncut = weights(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "checkpoint-2").rename(tmp_path / "b" / "checkpoint-2")
+    resumed = weights(tmp_path / "b", "--resume_from_checkpoint", "true")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in uncut.items())
+
+
+def test_large_batches_in_small_pieces_have_the_same_loss(encoder_folder, beir, tmp_path):
+    def first_loss(size):
+        line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {tmp_path / str(size)} {FAST}"
+        more = f"--per_device_train_batch_size 8 --mini_batch_size {size} --max_steps 1 --logging_steps 1"
+        assert main(["finetune", *line.split(), *more.split()]) == 0
+        state = json.loads((tmp_path / str(size) / "trainer_state.json").read_text())
+        return state["log_history"][0]["loss"]
+
+    assert first_loss(2) == pytest.approx(first_loss(8), abs=1e-5)
+
+
+def test_every_source_gives_query_positive_and_negatives(beir, tmp_path):
+    pairs = load_training_data(str(beir)).pairs()
+    assert pairs[1] == {"query": "wolf asleep in a meadow", "positive": "The wolf sleeps in the meadow."}
+    triples = tmp_path / "triples.tsv"
+    triples.write_text('what is "na"\tNA\t12\n"open\tquote\tnull\n')
+    assert load_training_data(str(triples))[:] == {
+        "query": ['what is "na"', '"open'],
+        "positive": ["NA", "quote"],
+        "negative_1": ["12", "null"],
+    }
+    rows = write_lines(tmp_path / "rows.jsonl", [{"anchor": "a", "score": [1.0, 0.5], "hit": "b", "miss": "c"}])
+    assert load_training_data(str(rows)).column_names == ["query", "positive", "negative_1", "label"]
+    short = write_lines(tmp_path / "short.jsonl", [{"anchor": "a", "number": 3}])
+    with pytest.raises(RetroMAEError, match="anchor, number; fine-tuning takes text columns"):
+        load_training_data(str(short))
+
+
+@pytest.mark.parametrize("miner", ["bm25", "model"])
+def test_a_positive_is_never_mined_as_a_negative(miner, corpus, encoder_folder):
+    corpus.positives["q0"].append("d1")
+    pairs, documents = corpus.pairs(), list(corpus.documents.values())
+    if miner == "bm25":
+        mined = mine_with_bm25(pairs, documents, 3, 20, seed=0)
+    else:
+        mined = mine_with_model(pairs, documents, load_sentence_transformer(encoder_folder), 3, 8, 4)
+    relevant = {
+        corpus.queries[query]: {corpus.documents[one] for one in found} for query, found in corpus.positives.items()
+    }
+    assert len(mined)
+    for row in mined:
+        negatives = {row[f"negative_{number}"] for number in (1, 2, 3)}
+        assert len(negatives) == 3
+        assert not negatives & relevant[row["query"]]
+
+
+def test_negatives_that_are_positives_are_dropped_and_counted(corpus, tmp_path, caplog):
+    file = write_lines(
+        tmp_path / "negatives.jsonl",
+        [{"query_id": "q0", "negative_ids": ["d0", "d3", "d4"]}, {"query_id": "q1", "negative_ids": ["d1"]}],
+    )
+    with caplog.at_level(logging.WARNING):
+        rows = read_hard_negatives(file, corpus, 2, seed=0)
+    assert "2 negatives are positives of their query" in caplog.text
+    assert {rows[0]["negative_1"], rows[0]["negative_2"]} == {corpus.documents["d3"], corpus.documents["d4"]}
+    assert len(rows) == 1
+
+
+def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
+    line = {"query_id": "q0", "positive_id": "d0", "negative_ids": ["d0", "d3", "d4"]}
+    file = write_lines(tmp_path / "negatives.jsonl", [line])
+    scores = write_lines(tmp_path / "scores.jsonl", [[9, 8.5, 1, 2]])
+    rows = read_scored_negatives(file, scores, corpus, 2)
+    assert rows[0]["label"] == [9.0, 1.0, 2.0]
+    assert rows[0]["negative_1"] == corpus.documents["d3"]
+
+
+@pytest.mark.parametrize(
+    ("negatives", "scores", "message"),
+    [
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [], "0 lines of scores for the 1 lines"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1.0]], "line 1 must be a list of 2"),
+        ([{"query_id": "q0", "negative_ids": ["d1"]}], [[1.0, 2.0]], "line 1 names no positive_id"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
+        ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with 'query_id'"),
+    ],
+)
+def test_files_that_do_not_go_together_are_one_sentence(negatives, scores, message, corpus, tmp_path):
+    file = write_lines(tmp_path / "negatives.jsonl", negatives)
+    with pytest.raises(RetroMAEError, match=message):
+        read_scored_negatives(file, write_lines(tmp_path / "scores.jsonl", scores), corpus, 1)
+
+
+def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
+    rows = corpus.pairs()
+    cut = shorten(rows, tokenizer, {"query": 4, "positive": 32})
+    assert cut["positive"][:] == rows["positive"][:]
+    for before, after in zip(rows["query"][:], cut["query"][:], strict=True):
+        assert before.startswith(after)
+        assert tokenizer(after)["input_ids"] == tokenizer(before, truncation=True, max_length=4)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--objective triplet", "objective='triplet' is unknown"),
+        ("--similarity l2", "similarity='l2' is unknown"),
+        ("--temperature 0", "temperature=0.0 must be above 0"),
+        ("--num_negatives 9 --negative_depth 4", "negative_depth=4 leaves less"),
+        ("--teacher_scores s.jsonl --objective kl", "teacher_scores belong to a file of hard_negatives"),
+        ("--teacher_scores s.jsonl --hard_negatives n.jsonl", "teacher_scores are for the objectives kl"),
+        ("--objective kl", "objective=kl needs a teacher's scores"),
+        ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
+        ("--per_device_train_batch_size 64 --max_steps 2", "no step was taken"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, beir, encoder_folder):
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {tmp_path / 'out'} {FAST}"
+    assert main(["finetune", *line.split(), *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_training_checkpoint_is_refused_with_the_remedy(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RetroMAEError, match="retromae-hf export"):
+        load_sentence_transformer(str(tmp_path))

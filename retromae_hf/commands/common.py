@@ -52,7 +52,7 @@ def parse(
     values = dict(defaults or {})
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe = _read_recipe(Path(arguments.pop(0)))
+        recipe = read_recipe(arguments.pop(0))
         if unknown := recipe.keys() - known.keys():
             raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(map(str, unknown)))}; see --help")
         values |= {
@@ -78,9 +78,14 @@ def _as_typed(name: str, value: Any, nargs: int | str | None) -> Any:
     return [str(item) for item in value]
 
 
-def _read_recipe(file: Path) -> dict[str, Any]:
+def read_recipe(file: str) -> dict[str, Any]:
+    """A recipe as it stands.
+
+    Raises:
+        RetroMAEError: it cannot be read, or is no mapping.
+    """
     try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RetroMAEError(f"the recipe {file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):

@@ -10,6 +10,7 @@ COMMANDS = {
     "finetune": "fine-tune an encoder for retrieval",
     "export": "turn a training checkpoint into a folder that loads everywhere",
     "evaluate": "measure retrieval on a task",
+    "compare": "compare pretraining objectives, as a recipe says",
     "benchmark": "measure what RetroMAE costs beside plain masked language modelling",
     "search": "search the documentation in this Python environment",
 }

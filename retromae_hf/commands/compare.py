@@ -1,0 +1,46 @@
+"""`retromae-hf compare`: pretraining objectives side by side, zero-shot and fine-tuned, over several seeds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from ..comparison import Comparison, compare, distribute
+from ..comparison_report import conditions, draw, table
+from ..errors import RetroMAEError, in_one_sentence
+from .common import command, parse, read_recipe
+
+
+@dataclass
+class CompareArguments:
+    """Arguments of `retromae-hf compare` behind the recipe."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the cells and results; default: the recipe's."}
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Compare and show."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or not arguments[0].endswith((".yaml", ".yml")):
+        if {"-h", "--help"} & set(arguments):
+            parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments)
+        raise RetroMAEError("name a recipe, such as examples/recipes/compare/compare-cpu.yaml")
+    recipe = read_recipe(arguments[0])
+    (args,) = parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments[1:])
+    if args.output_dir is not None:
+        recipe["output_dir"] = args.output_dir
+    (comparison,) = distribute(recipe, [Comparison], arguments[0])
+    with in_one_sentence(f"output_dir={comparison.output_dir!r} cannot be written"):
+        comparison.folder.mkdir(parents=True, exist_ok=True)
+    report = compare(comparison)
+    draw(report, comparison.folder / "comparison.png", comparison.tasks[0])
+    for task in comparison.tasks:
+        print(f"\n{table(report, task)}\n\n{conditions(report, task)}")
+    print(f"\nThe figures are in {comparison.folder}/results.json, a picture in {comparison.folder}/comparison.png.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""A comparison trains what its recipe says, goes on where it was cut off, and reports what the cells hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from retromae_hf import comparison as module
+from retromae_hf.commands.main import main
+from retromae_hf.comparison_report import table
+from test_finetuning import beir, corpus  # noqa: F401
+
+RECIPE = {
+    "seeds": [0, 1],
+    "reference": "mlm",
+    "model": {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "pretraining": {
+        "max_length": 16,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "dev_queries": 0,
+    },
+    "finetuning": {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    },
+    "objectives": {
+        "mlm": {"decoding": "none"},
+        "retromae": {},
+        "tsdae": {"baseline": "tsdae"},
+        "simcse": {"baseline": "simcse"},
+        "mlm-retromae": {"start": "mlm", "max_steps": 1},
+    },
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, beir, texts):  # noqa: F811
+    shutil.copyfile(beir / "qrels" / "train.tsv", beir / "qrels" / "test.tsv")
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    return RECIPE | {
+        "dataset": str(tmp_path / "corpus.txt"),
+        "finetuning_dataset": str(beir),
+        "tasks": [str(beir)],
+        "output_dir": str(tmp_path / "out"),
+    }
+
+
+def write(recipe, folder):
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return str(file)
+
+
+def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monkeypatch):
+    filled = []
+    fill_cell = module.fill_cell
+    monkeypatch.setattr(module, "fill_cell", lambda *args: filled.append(args[1:3]) or fill_cell(*args))
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    (task,) = recipe["tasks"]
+    assert table(report, task) in capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+    assert list(report["objectives"]) == ["untrained", *recipe["objectives"]]
+    for name, row in report["objectives"].items():
+        for stage in ("zero_shot", "finetuned"):
+            measured = row[stage][task]["mrr@10"]
+            assert len(measured["seeds"]) == 2
+            assert measured["mean"] == pytest.approx(sum(measured["seeds"]) / 2)
+            assert ("against_reference" in measured) == (name != "mlm")
+        assert (row["tokens"] > 0) == (name != "untrained")
+
+    # Cut off in the middle of the last cell: only that one is filled again.
+    cell = tmp_path / "out" / "cells" / "mlm-retromae-1"
+    (cell / "result.json").unlink()
+    filled.clear()
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    assert filled == [("mlm-retromae", 1)]
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["objectives"]["mlm-retromae"]["zero_shot"] == report["objectives"]["mlm-retromae"]["zero_shot"]
+
+
+def test_all_start_from_the_same_weights(recipe):
+    """With a learning rate of 0 every objective hands over the untrained encoder."""
+    recipe["pretraining"] = recipe["pretraining"] | {"learning_rate": 0.0}
+    recipe["seeds"] = [3]
+    comparison = module.Comparison(**recipe)
+    module.compare(comparison)
+    untrained = load_file(comparison.cell("untrained", 3) / "encoder" / "model.safetensors")
+    for objective in recipe["objectives"]:
+        weights = load_file(comparison.cell(objective, 3) / "encoder" / "model.safetensors")
+        for name in [name for name in untrained if "embeddings" in name or "encoder.layer" in name]:
+            ours = weights[name] if name in weights else weights[name.removeprefix("bert.")]
+            assert torch.equal(ours, untrained[name]), (objective, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": "bert"}, "reference='bert' is none of the objectives"),
+        ({"seeds": []}, "seeds=0 must be at least 1"),
+        ({"objectives": {"mlm": {"start": "later"}}}, "start='later' is none of those before it"),
+        ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is none of tsdae, simcse"),
+        ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments decodin"),
+        ({"finetuning": {"objective": "triplet"}}, "objective='triplet' is unknown"),
+        ({"colour": "red"}, "unknown arguments colour"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence(change, message, recipe, tmp_path, capsys):
+    assert main(["compare", write(recipe | change, tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_wants_a_recipe(capsys):
+    assert main(["compare", "--output_dir", "x"]) == 2
+    assert "name a recipe" in capsys.readouterr().err

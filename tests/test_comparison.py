@@ -112,7 +112,7 @@ def test_all_start_from_the_same_weights(recipe):
         ({"reference": "bert"}, "reference='bert' is none of the objectives"),
         ({"seeds": []}, "seeds=0 must be at least 1"),
         ({"objectives": {"mlm": {"start": "later"}}}, "start='later' is none of those before it"),
-        ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is none of tsdae, simcse"),
+        ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is unknown; choose tsdae, simcse"),
         ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments decodin"),
         ({"finetuning": {"objective": "triplet"}}, "objective='triplet' is unknown"),
         ({"colour": "red"}, "unknown arguments colour"),

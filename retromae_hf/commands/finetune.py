@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         print(f"Trained {trainer.state.global_step} steps; the model is in {folder}.")
-        print(f"Next: retromae-hf evaluate --model_name_or_path {folder} --dataset {args.dataset}")
+        print(f"Next: retromae-hf evaluate --model_name_or_path {folder} --dataset FOLDER_IN_BEIR_LAYOUT")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ from .starting_model import ModelArguments, load_model_and_tokenizer
 logger = logging.getLogger(__name__)
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
-STAGES = ("zero_shot", "finetuned")
+ENCODERS = {"zero_shot": "encoder", "finetuned": "finetuned"}
+"""The stages of a cell, and the folder of the model of each."""
+STAGES = tuple(ENCODERS)
+RESULT = "result.json"
 UNTRAINED = "untrained"
 SHORT = 128
 """Tokens of a passage up to which plain attention is the faster one to train with on a CPU."""
@@ -166,12 +169,16 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         # On a CPU the backward pass of the fused attention is slower than the plain one for passages this short.
         torch.backends.cuda.enable_flash_sdp(False)
     make_tokenizer(comparison)
-    tasks = {source: load_task(source) for source in comparison.tasks}
+    tasks = {task.name: task for task in map(load_task, comparison.tasks)}
     cells = list(all_cells(comparison))
     for number, (objective, seed) in enumerate(cells, start=1):
-        if not (comparison.cell(objective, seed) / "result.json").is_file():
+        folder = comparison.cell(objective, seed)
+        if not (folder / RESULT).is_file():
             logger.info("Cell %d of %d: %s, seed %d", number, len(cells), objective, seed)
-            fill_cell(comparison, objective, seed, tasks)
+            train_cell(comparison, objective, seed)
+        if not (folder / ENCODERS["finetuned"]).is_dir():
+            finetune_cell(comparison, folder, seed)
+        evaluate_cell(folder, tasks)
     report = summarise(comparison, tasks)
     write(comparison.folder / "results.json", report)
     return report
@@ -196,18 +203,18 @@ def make_tokenizer(comparison: Comparison) -> None:
         aside.rename(folder)
 
 
-def fill_cell(comparison: Comparison, objective: str, seed: int, tasks: dict[str, RetrievalTask]) -> None:
-    """Train, evaluate, fine-tune, evaluate, and write down what came of it."""
+def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
+    """Train an encoder, and write down what it took."""
     folder = comparison.cell(objective, seed)
     shutil.rmtree(folder, ignore_errors=True)  # of a cell that was cut off
-    encoder = folder / "encoder"
+    encoder = folder / ENCODERS["zero_shot"]
     started = time.perf_counter()
     result: dict[str, Any] = {"objective": objective, "seed": seed, "tokens": 0, "logs": []}
     if objective == UNTRAINED:
         export_untrained(comparison, seed, encoder)
     elif (kind := comparison.objectives[objective].get("baseline")) is not None:
         data, _, training_args = comparison.arguments(objective, seed)
-        start = comparison.cell(comparison.objectives[objective].get("start", UNTRAINED), seed) / "encoder"
+        start = comparison.cell(comparison.objectives[objective].get("start", UNTRAINED), seed) / encoder.name
         result |= train_baseline(kind, data, training_args, start, encoder)
     else:
         trainer = pretrain(*comparison.arguments(objective, seed))
@@ -217,12 +224,26 @@ def fill_cell(comparison: Comparison, objective: str, seed: int, tasks: dict[str
         shutil.rmtree(folder / "checkpoint")
     gc.collect()  # models and optimizers hang in cycles, on a GPU with their memory
     result["seconds"] = time.perf_counter() - started
-    result["zero_shot"] = evaluate(str(encoder), tasks)
-    args, training_args = comparison.finetuning_arguments(str(encoder), str(folder / "finetuned"), seed)
-    finetune(args, training_args)
-    result["finetuned"] = evaluate(str(folder / "finetuned"), tasks)
-    shutil.rmtree(folder / "finetuned")
-    write(folder / "result.json", result)
+    write(folder / RESULT, result | {stage: {} for stage in STAGES})
+
+
+def finetune_cell(comparison: Comparison, folder: Path, seed: int) -> None:
+    """Fine-tune a cell's encoder."""
+    aside = folder / "finetuned-new"
+    finetune(*comparison.finetuning_arguments(str(folder / ENCODERS["zero_shot"]), str(aside), seed))
+    aside.rename(folder / ENCODERS["finetuned"])
+    gc.collect()
+
+
+def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
+    """Add the values of the tasks that are missing, by task, measure and query."""
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    for stage, model in ENCODERS.items():
+        if missing := [task for name, task in tasks.items() if name not in result[stage]]:
+            embedder = load_embedder(str(folder / model))
+            for task in missing:
+                result[stage][task.name] = score_queries(task.qrels, run_of(task, embedder), MEASURES)
+            write(folder / RESULT, result)
 
 
 def export_untrained(comparison: Comparison, seed: int, folder: Path) -> None:
@@ -234,28 +255,22 @@ def export_untrained(comparison: Comparison, seed: int, folder: Path) -> None:
     export_encoder(model, tokenizer, folder)
 
 
-def evaluate(model: str, tasks: dict[str, RetrievalTask]) -> dict[str, dict[str, dict[str, float]]]:
-    """Values by task, measure and query."""
-    embedder = load_embedder(model)
-    return {source: score_queries(task.qrels, run_of(task, embedder), MEASURES) for source, task in tasks.items()}
-
-
 def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[str, Any]:
     """Means and standard deviations over the seeds, and paired tests of every objective against the reference."""
     cells = {
         objective: [
-            json.loads((comparison.cell(objective, seed) / "result.json").read_text(encoding="utf-8"))
+            json.loads((comparison.cell(objective, seed) / RESULT).read_text(encoding="utf-8"))
             for seed in comparison.seeds
         ]
         for objective in (UNTRAINED, *comparison.objectives)
     }
     reference = cells[comparison.reference]
 
-    def measured(results: list[dict], stage: str, source: str, measure: str) -> dict[str, Any]:
-        by_seed = [result[stage][source][measure] for result in results]
+    def measured(results: list[dict], stage: str, task: str, measure: str) -> dict[str, Any]:
+        by_seed = [result[stage][task][measure] for result in results]
         tested = {}
         if results is not reference:
-            theirs = mean_by_query([result[stage][source][measure] for result in reference])
+            theirs = mean_by_query([result[stage][task][measure] for result in reference])
             tested["against_reference"] = paired_test(mean_by_query(by_seed), theirs)
         return spread([statistics.fmean(values.values()) for values in by_seed]) | tested
 
@@ -266,8 +281,7 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
             "logs": results[0]["logs"],
             **{
                 stage: {
-                    source: {measure: measured(results, stage, source, measure) for measure in MEASURES}
-                    for source in tasks
+                    task: {measure: measured(results, stage, task, measure) for measure in MEASURES} for task in tasks
                 }
                 for stage in STAGES
             },
@@ -278,12 +292,12 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
         "environment": environment(),
         "recipe": {one.name: getattr(comparison, one.name) for one in fields(comparison) if one.name != "folder"},
         "tasks": {
-            source: {
+            name: {
                 "num_queries": len(task.queries),
                 "num_documents": len(task.documents),
                 "bm25": evaluate_bm25(task),
             }
-            for source, task in tasks.items()
+            for name, task in tasks.items()
         },
         "objectives": rows,
     }

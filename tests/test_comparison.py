@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from test_finetuning import beir, corpus  # noqa: F401
 
 from retromae_hf import comparison as module
 from retromae_hf.commands.main import main
 from retromae_hf.comparison_report import table
-from test_finetuning import beir, corpus  # noqa: F401
 
 RECIPE = {
     "seeds": [0, 1],
@@ -66,11 +67,11 @@ def write(recipe, folder):
 
 def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monkeypatch):
     filled = []
-    fill_cell = module.fill_cell
-    monkeypatch.setattr(module, "fill_cell", lambda *args: filled.append(args[1:3]) or fill_cell(*args))
+    train_cell = module.train_cell
+    monkeypatch.setattr(module, "train_cell", lambda *args: filled.append(args[1:]) or train_cell(*args))
     assert main(["compare", write(recipe, tmp_path)]) == 0
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    (task,) = recipe["tasks"]
+    task = "beir"
     assert table(report, task) in capsys.readouterr().out
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
     assert list(report["objectives"]) == ["untrained", *recipe["objectives"]]
@@ -86,10 +87,17 @@ def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monk
     cell = tmp_path / "out" / "cells" / "mlm-retromae-1"
     (cell / "result.json").unlink()
     filled.clear()
+    # And a task that is added is evaluated on what was trained.
+    shutil.copytree(recipe["tasks"][0], tmp_path / "other")
+    recipe["tasks"].append(str(tmp_path / "other"))
     assert main(["compare", write(recipe, tmp_path)]) == 0
     assert filled == [("mlm-retromae", 1)]
     again = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert again["objectives"]["mlm-retromae"]["zero_shot"] == report["objectives"]["mlm-retromae"]["zero_shot"]
+    assert again["objectives"]["mlm"]["finetuned"]["other"] == again["objectives"]["mlm"]["finetuned"]["beir"]
+    assert (
+        again["objectives"]["mlm-retromae"]["zero_shot"]["beir"]
+        == report["objectives"]["mlm-retromae"]["zero_shot"]["beir"]
+    )
 
 
 def test_all_start_from_the_same_weights(recipe):
@@ -127,3 +135,12 @@ def test_a_bad_recipe_is_one_sentence(change, message, recipe, tmp_path, capsys)
 def test_the_command_wants_a_recipe(capsys):
     assert main(["compare", "--output_dir", "x"]) == 2
     assert "name a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_our_own_recipes_are_accepted(name):
+    file = Path(__file__).parents[1] / "examples" / "recipes" / "compare" / f"compare-{name}.yaml"
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for part in ("pretraining", "finetuning"):
+        recipe[part]["use_cpu"] = True  # where these tests run
+    module.Comparison(**recipe)

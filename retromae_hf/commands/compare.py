@@ -18,6 +18,9 @@ class CompareArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the cells and results; default: the recipe's."}
     )
+    tasks: list[str] | None = field(
+        default=None, metadata={"help": "'pydocs' or folders in BEIR's layout to evaluate on; default: the recipe's."}
+    )
 
 
 @command
@@ -30,14 +33,13 @@ def main(argv: list[str] | None = None) -> None:
         raise RetroMAEError("name a recipe, such as examples/recipes/compare/compare-cpu.yaml")
     recipe = read_recipe(arguments[0])
     (args,) = parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments[1:])
-    if args.output_dir is not None:
-        recipe["output_dir"] = args.output_dir
+    recipe |= {name: value for name, value in vars(args).items() if value is not None}
     (comparison,) = distribute(recipe, [Comparison], arguments[0])
     with in_one_sentence(f"output_dir={comparison.output_dir!r} cannot be written"):
         comparison.folder.mkdir(parents=True, exist_ok=True)
     report = compare(comparison)
-    draw(report, comparison.folder / "comparison.png", comparison.tasks[0])
-    for task in comparison.tasks:
+    draw(report, comparison.folder / "comparison.png", next(iter(report["tasks"])))
+    for task in report["tasks"]:
         print(f"\n{table(report, task)}\n\n{conditions(report, task)}")
     print(f"\nThe figures are in {comparison.folder}/results.json, a picture in {comparison.folder}/comparison.png.")
 

@@ -15,10 +15,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .data_collator import DataCollatorForRetroMAE
 from .decoder import BLOCK_ROWS
-from .evaluation import RetrievalTask, embed, evaluate_embedder
+from .embedders import embed
+from .evaluation import evaluate_embedder
 from .losses import chunk_rows, labelled_rows
 from .masking import passage_seeds
 from .modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from .retrieval_tasks import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
 class RetrievalCallback(TrainerCallback):
     """At every evaluation, logs zero-shot retrieval on a small task and what the embedding is worth to the decoder.
 
-    `eval_ndcg@10`, `eval_mrr@10` and `eval_recall@100` are those of the sentence embedding by cosine.
+    `eval_ndcg@10`, `eval_mrr@10`, `eval_recall@100` and `eval_map@100` are those of the sentence embedding by cosine.
     `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
     passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
     `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`

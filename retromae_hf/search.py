@@ -13,7 +13,8 @@ from datasets.config import HF_CACHE_HOME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .evaluation import Embedder, load_embedder, rank
+from .dense_search import rank
+from .embedders import Embedder, load_embedder, model_identity
 from .pydocs import load_pydocs
 
 
@@ -67,7 +68,7 @@ def best_line(embedder: Embedder, query: Tensor, text: str) -> str:
 
 def _embeddings(name_or_path: str, embedder: Embedder, documents: Dataset) -> Tensor:
     """Embeddings of the documents, from the cache where they are there."""
-    key = hashlib.blake2b(_identity(name_or_path).encode(), digest_size=16)
+    key = hashlib.blake2b(model_identity(name_or_path).encode(), digest_size=16)
     for text in documents["text"]:
         key.update(text.encode())
     file = Path(HF_CACHE_HOME) / "retromae_hf" / f"{key.hexdigest()}.safetensors"
@@ -79,12 +80,3 @@ def _embeddings(name_or_path: str, embedder: Embedder, documents: Dataset) -> Te
     save_file({"embeddings": embeddings.to(torch.float16)}, aside)
     aside.rename(file)  # another search never sees half a file
     return embeddings
-
-
-def _identity(name_or_path: str) -> str:
-    """A model's name, and for a folder what tells one state of its weights from the next."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return name_or_path
-    weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.glob("*.safetensors")]
-    return f"{folder.resolve()} {sorted(weights)}"

@@ -28,8 +28,10 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_encoder
 from retromae_hf.commands.export import main as export
 from retromae_hf.commands.pretrain import main as pretrain
-from retromae_hf.evaluation import evaluate_bm25, evaluate_embedder, load_embedder, reported_task
+from retromae_hf.embedders import load_embedder
+from retromae_hf.evaluation import evaluate_bm25, evaluate_embedder
 from retromae_hf.pydocs import HeldOut, load_held_out_pydocs
+from retromae_hf.retrieval_tasks import reported_task
 from retromae_hf.search import format_results, search
 from retromae_hf.starting_model import ModelArguments, load_model_and_tokenizer
 from retromae_hf.vocabulary import train_wordpiece

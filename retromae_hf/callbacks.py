@@ -10,15 +10,18 @@ import torch
 from accelerate.data_loader import get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .data_collator import DataCollatorForRetroMAE
 from .decoder import BLOCK_ROWS
-from .evaluation import RetrievalTask, embed, evaluate_embedder
+from .embedders import Embedder, embed
+from .evaluation import evaluate_embedder
 from .losses import chunk_rows, labelled_rows
 from .masking import passage_seeds
 from .modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from .retrieval_tasks import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
 class RetrievalCallback(TrainerCallback):
     """At every evaluation, logs zero-shot retrieval on a small task and what the embedding is worth to the decoder.
 
-    `eval_ndcg@10`, `eval_mrr@10` and `eval_recall@100` are those of the sentence embedding by cosine.
+    `eval_ndcg@10`, `eval_mrr@10`, `eval_recall@100` and `eval_map@100` are those of the sentence embedding by cosine.
     `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
     passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
     `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`
@@ -183,17 +186,12 @@ class RetrievalCallback(TrainerCallback):
     def _measure(self, args: TrainingArguments, model: RetroMAEForPreTraining) -> dict[str, float]:
         measured = {}
         if self.task is not None:
-            measured = evaluate_embedder(
-                self.task,
-                lambda texts: embed(
-                    model,
-                    self.trainer.processing_class,
-                    texts,
-                    self.max_length,
-                    args.per_device_eval_batch_size,
-                    progress=False,
-                ),
-            )
+            tokenizer, batch_size = self.trainer.processing_class, args.per_device_eval_batch_size
+
+            def cosine(texts: list[str]) -> Tensor:
+                return normalize(embed(model, tokenizer, texts, self.max_length, batch_size, progress=False), dim=1)
+
+            measured = evaluate_embedder(self.task, Embedder(documents=cosine, queries=cosine))
         batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
         return measured | measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
 

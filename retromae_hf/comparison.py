@@ -24,12 +24,14 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from .baselines import BASELINES, train_baseline
+from .embedders import load_embedder
 from .errors import RetroMAEError, check_at_least
-from .evaluation import RetrievalTask, evaluate_bm25, load_embedder, load_task, run_of
+from .evaluation import evaluate_bm25, run_in_memory
 from .export import export_encoder
 from .finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
 from .measures import paired_test, score_queries
 from .pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, load_text, pretrain
+from .retrieval_tasks import RetrievalTask, load_task
 from .starting_model import ModelArguments, load_model_and_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -242,7 +244,7 @@ def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
         if missing := [task for name, task in tasks.items() if name not in result[stage]]:
             embedder = load_embedder(str(folder / model))
             for task in missing:
-                result[stage][task.name] = score_queries(task.qrels, run_of(task, embedder), MEASURES)
+                result[stage][task.name] = score_queries(task.qrels, run_in_memory(task, embedder), MEASURES)
             write(folder / RESULT, result)
 
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .corpus import load_rows
 from .errors import RetroMAEError, in_one_sentence
-from .evaluation import load_beir
 from .pydocs import load_held_out_pydocs
+from .retrieval_tasks import load_beir
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from .configuration_retromae import check_ratio, check_replacement
 from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
-from .evaluation import RetrievalTask, dev_task
 from .modeling_retromae import RetroMAEForPreTraining
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
+from .retrieval_tasks import RetrievalTask, dev_task
 from .starting_model import ModelArguments, load_model_and_tokenizer
 from .training_run import check_training_arguments, prepare_output_dir, run_and_save
 from .words import chinese_segmenter

@@ -13,7 +13,8 @@ from datasets.config import HF_CACHE_HOME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .evaluation import Embedder, load_embedder, rank
+from .dense_search import rank
+from .embedders import Embedder, load_embedder, model_identity
 from .pydocs import load_pydocs
 
 
@@ -36,7 +37,7 @@ def search(
     embedder = load_embedder(name_or_path, batch_size)
     documents = public_documents(load_pydocs(num_proc))
     embeddings = _embeddings(name_or_path, embedder, documents)
-    queries = embedder(questions)
+    queries = embedder.queries(questions)
     scores, indices = rank(queries, embeddings, top)
     return [
         [
@@ -61,30 +62,21 @@ def public_documents(documents: Dataset) -> Dataset:
 def best_line(embedder: Embedder, query: Tensor, text: str) -> str:
     """The line of a text whose embedding is nearest to a query's, `[H]`."""
     lines = [line.strip() for line in text.splitlines() if len(line.split()) > 2] or [text.strip()]
-    _, index = rank(query[None], embedder(lines), 1)
+    _, index = rank(query[None], embedder.documents(lines), 1)
     return lines[int(index)]
 
 
 def _embeddings(name_or_path: str, embedder: Embedder, documents: Dataset) -> Tensor:
     """Embeddings of the documents, from the cache where they are there."""
-    key = hashlib.blake2b(_identity(name_or_path).encode(), digest_size=16)
+    key = hashlib.blake2b(f"unit length {model_identity(name_or_path)}".encode(), digest_size=16)
     for text in documents["text"]:
         key.update(text.encode())
     file = Path(HF_CACHE_HOME) / "retromae_hf" / f"{key.hexdigest()}.safetensors"
     if file.is_file():
         return load_file(file)["embeddings"].float()
-    embeddings = embedder(documents["text"][:])
+    embeddings = embedder.documents(documents["text"][:])
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f".{os.getpid()}")
     save_file({"embeddings": embeddings.to(torch.float16)}, aside)
     aside.rename(file)  # another search never sees half a file
     return embeddings
-
-
-def _identity(name_or_path: str) -> str:
-    """A model's name, and for a folder what tells one state of its weights from the next."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return name_or_path
-    weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.glob("*.safetensors")]
-    return f"{folder.resolve()} {sorted(weights)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -98,3 +99,18 @@ def features_of(tokenizer, texts, max_length=32) -> list[dict]:
     """Tokenised passages as a dataset would give them to the collator."""
     rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": row, "passage_id": index} for index, row in enumerate(rows)]
+
+
+def write_beir(folder: Path, qrels: str = "query-id\tcorpus-id\tscore\nq1\td1\t1\n") -> Path:
+    """A task of three documents and two queries, one of them judged."""
+    (folder / "qrels").mkdir(parents=True)
+    documents = [
+        {"_id": "d1", "title": "Rivers", "text": "The otter swims in the river."},
+        {"_id": "d2", "text": "The wolf sleeps in the meadow."},
+        {"_id": "d3", "text": "Bells ring in the tower."},
+    ]
+    queries = [{"_id": "q1", "text": "otter river"}, {"_id": "q2", "text": "nobody judged this"}]
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    return folder

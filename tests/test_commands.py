@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CHINESE_TEXTS
+from conftest import CHINESE_TEXTS, write_beir
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from test_evaluation import write_beir
 from transformers import AutoTokenizer, BertTokenizer
 
 from retromae_hf import load_documents, tokenize_passages
@@ -69,9 +68,10 @@ def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, t
         output = tmp_path / "results" / "results.json"
         assert run(f"evaluate --model_name_or_path {model} --dataset {task} --output {output}") == 0
         results.append(json.loads(output.read_text()))
-    assert all({"ndcg@10", "mrr@10", "recall@100"} <= result.keys() for result in results)
-    assert results[0]["ndcg@10"] == results[1]["ndcg@10"]
-    assert results[2]["mrr@10"] == 1.0
+    measured = [result["tasks"]["task"]["measures"] for result in results]
+    assert all({"ndcg@10", "mrr@10", "recall@100", "map@100"} == measures.keys() for measures in measured)
+    assert measured[0] == measured[1]
+    assert measured[2]["mrr@10"] == 1.0
     documents = Dataset.from_dict({"name": [f"zoo.Animal{i}" for i in range(9)] + ["zoo._hidden"], "text": texts[:10]})
     monkeypatch.setattr("retromae_hf.search.load_pydocs", lambda num_proc: documents)
     capsys.readouterr()
@@ -80,6 +80,19 @@ def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, t
         listed = capsys.readouterr().out
         assert listed.count("zoo.Animal") == 3
         assert "zoo._hidden" not in listed
+
+
+def test_evaluating_on_several_tasks_with_all_that_there_is(encoder_folder, tmp_path, capsys):
+    tasks = [write_beir(tmp_path / name) for name in ("one", "other")]
+    line = f"evaluate --model_name_or_path {encoder_folder} --dataset {tasks[0]} {tasks[1]} --bm25 true --search exact"
+    line += f" --run_dir {tmp_path}/runs --embeddings_dir {tmp_path}/embeddings"
+    assert run(line) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert list(results["tasks"]) == ["one", "other"]
+    assert results["tasks"]["one"]["measures"] == results["tasks"]["other"]["measures"]
+    assert results["tasks"]["one"]["bm25"]["measures"]["mrr@10"] == 1.0
+    runs = ["one-bm25.trec", "one-dense.trec", "other-bm25.trec", "other-dense.trec"]
+    assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == runs
 
 
 def test_a_recipe_and_flags_that_go_before_it(corpus, tmp_path):
@@ -306,6 +319,10 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("export --model_name_or_path {encoder} --output_dir {here}/out", "holds a bert model, not"),
         ("export --model_name_or_path {run} --output_dir {here}/out --pooling max", "pooling='max'"),
         ("evaluate --model_name_or_path {run} --dataset {here}/hollow", "corpus.jsonl does not exist"),
+        ("evaluate --model_name_or_path {run} --dataset {here}/task {here}/task", "two datasets are called task"),
+        ("evaluate --model_name_or_path {run} --dataset {here}/task --search fast", "search='fast' is unknown"),
+        ("evaluate --model_name_or_path {run} --dataset {here}/task --run_dir {corpus}", "cannot be written to"),
+        ("evaluate --model_name_or_path {run} --dataset nanobeir:msmarco", "nanobeir:msmarco cannot be loaded"),
         ("evaluate --model_name_or_path {here}/nowhere --dataset {here}/task", "holds no model"),
         ("evaluate --model_name_or_path {here}/corrupt --dataset {here}/task", "no checkpoint that can be loaded"),
         ("evaluate --model_name_or_path {run} --dataset {here}/task --batch_size 0", "batch_size=0 must be at least 1"),

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from retromae_hf import RetroMAEError, RetroMAEModel, export_encoder, export_sparse_encoder
-from retromae_hf.evaluation import embed
+from retromae_hf.embedders import embed
 
 
 @pytest.fixture

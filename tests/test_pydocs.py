@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from retromae_hf import pydocs
-from retromae_hf.evaluation import dev_task, reported_task
 from retromae_hf.pydocs import hold_out, load_pydocs, read_docstrings
+from retromae_hf.retrieval_tasks import dev_task, reported_task
 from retromae_hf.text import split_first_sentence
 
 SOURCE = '''
@@ -94,7 +94,7 @@ def test_the_division_does_not_depend_on_the_order(documents):
 
 
 def test_tasks(documents, monkeypatch):
-    monkeypatch.setattr("retromae_hf.evaluation.TEST_QUERIES", 30)
+    monkeypatch.setattr("retromae_hf.retrieval_tasks.TEST_QUERIES", 30)
     held_out = hold_out(documents, queries=40, bodies=50)
     test, dev = reported_task(held_out), dev_task(held_out, queries=10, documents=20)
     assert (len(test.queries), len(test.documents)) == (30, 50)

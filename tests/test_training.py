@@ -19,7 +19,7 @@ from retromae_hf import (
     tokenize_passages,
 )
 from retromae_hf.callbacks import measure_decoder
-from retromae_hf.evaluation import RetrievalTask
+from retromae_hf.retrieval_tasks import RetrievalTask
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,4 +118,13 @@ def writable(file: str) -> Path:
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a", encoding="utf-8").close()
+    return path
+
+
+def writable_folder(folder: str) -> Path:
+    """The folder, made where it does not exist, and made sure that files can be written to it."""
+    with in_one_sentence(f"the folder {folder!r} cannot be written to"):
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     return path

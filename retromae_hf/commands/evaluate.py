@@ -1,4 +1,4 @@
-"""`retromae-hf evaluate`: retrieval measures of a model on a task, as JSON."""
+"""`retromae-hf evaluate`: retrieval measures of a model on tasks, as JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-from ..errors import check_at_least
-from ..evaluation import BM25, evaluate_bm25, evaluate_embedder, load_embedder, load_task
-from .common import command, parse, writable
+from ..benchmark_tasks import load_tasks
+from ..dense_search import EXACT, FAISS
+from ..embedders import process_state
+from ..errors import RetroMAEError, check_at_least
+from ..evaluation import evaluate_model
+from .common import command, parse, writable, writable_folder
 
 
 @dataclass
@@ -18,32 +21,48 @@ class EvaluateArguments:
     model_name_or_path: str = field(
         metadata={"help": "Exported encoder, training checkpoint or any sentence-transformers model; or 'bm25'."}
     )
-    dataset: str = field(metadata={"help": "'pydocs' or a folder in BEIR's layout."})
+    dataset: list[str] = field(
+        metadata={
+            "help": "'pydocs', folders in BEIR's layout, 'nanobeir' or 'nanobeir:NAME', 'beir:NAME', 'mteb:NAME'; "
+            "several are evaluated one after the other."
+        }
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file to write the results to."})
+    run_dir: str | None = field(default=None, metadata={"help": "Folder to write the runs to, in TREC's format."})
+    embeddings_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder to keep embeddings in: a run that was killed goes on, another one embeds nothing."},
+    )
+    search: str | None = field(
+        default=None,
+        metadata={
+            "help": "exact or faiss; default: exact, or on a CPU faiss for thousands of queries in a large corpus."
+        },
+    )
+    bm25: bool = field(default=False, metadata={"help": "Measure BM25 beside the model and test the difference."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
 
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc)
+        if self.search not in (None, EXACT, FAISS):
+            raise RetroMAEError(f"search={self.search!r} is unknown; choose {EXACT} or {FAISS}")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Measure a model on a task and write the results."""
+    """Measure a model on tasks and write the results."""
     (args,) = parse("evaluate", "Measure how well a model retrieves.", [EvaluateArguments], argv)
     output = None if args.output is None else writable(args.output)
-    task = load_task(args.dataset, args.num_proc)
-    if args.model_name_or_path == BM25:
-        measured = evaluate_bm25(task)
-    else:
-        measured = evaluate_embedder(task, load_embedder(args.model_name_or_path, args.batch_size))
-    results = {
-        "model": args.model_name_or_path,
-        "dataset": args.dataset,
-        "num_queries": len(task.queries),
-        "num_documents": len(task.documents),
-        **measured,
+    folders = {
+        name: None if getattr(args, name) is None else writable_folder(getattr(args, name))
+        for name in ("run_dir", "embeddings_dir")
     }
+    with process_state().main_process_first():  # it downloads what others then find
+        tasks = load_tasks(args.dataset, args.num_proc)
+    results = evaluate_model(args.model_name_or_path, tasks, args.batch_size, args.search, args.bm25, **folders)
+    if results is None:
+        return
     text = json.dumps(results, indent=2)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")

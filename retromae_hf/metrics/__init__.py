@@ -1,0 +1,1 @@
+"""Metrics as modules of the `evaluate` library."""

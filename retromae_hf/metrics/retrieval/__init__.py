@@ -1,0 +1,1 @@
+"""A folder that `evaluate.load` takes: its script has the folder's name."""

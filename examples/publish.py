@@ -1,5 +1,7 @@
 """Puts the latest results of `make demo`, `make bench` and `make support` into model_cards/ and the README.
 
+Those of examples/full_scale.py become model_cards/recipes.md.
+
 No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
 with the results files.
 """
@@ -12,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import demo_report
+import full_scale
 import support
 
 from retromae_hf.backbones import BACKBONES
@@ -19,12 +22,14 @@ from retromae_hf.commands import benchmark
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+RECIPES_PAGE = ROOT / "model_cards/recipes.md"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
     **{ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json" for name in BENCHMARKS},
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
+    ROOT / full_scale.RESULTS: ROOT / "model_cards/full-scale.json",
 }
 
 
@@ -35,6 +40,7 @@ def main() -> None:
             published.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(result, published)
             print(f"{result.relative_to(ROOT)} -> {published.relative_to(ROOT)}")
+    RECIPES_PAGE.write_text(recipes_page(), encoding="utf-8")
     README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -60,6 +66,15 @@ def fill(readme: str) -> str:
             raise SystemExit(f"README.md has no block {begin}")
         readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
     return readme
+
+
+def recipes_page() -> str:
+    """The recipes that were not run, and what running them is estimated to cost."""
+    counted, measured = (
+        json.loads((ROOT / f"model_cards/{name}.json").read_text(encoding="utf-8"))
+        for name in ("full-scale", "benchmark/base")
+    )
+    return full_scale.page(counted, measured["step"][0]["utilisation"]["retromae"])
 
 
 def objectives() -> str:

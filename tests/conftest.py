@@ -48,6 +48,15 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """For training loops of tiny products: on a busy machine several threads would wait for each other at each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     return TEXTS

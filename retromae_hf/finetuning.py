@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,11 @@ class FinetuneArguments:
             )
         if self.teacher_scores is not None and self.hard_negatives in (None, "bm25", "model"):
             raise RetroMAEError("teacher_scores belong to a file of hard_negatives; name that too")
+        if self.objective == "margin_mse" and self.similarity == "cosine":
+            raise RetroMAEError(
+                "margin_mse cannot reach a teacher's margins with cosines, which differ by 2 at most; give "
+                "--similarity dot"
+            )
         if self.teacher_scores is not None and self.objective == "contrastive":
             raise RetroMAEError("teacher_scores are for the objectives kl and margin_mse; choose one")
 
@@ -115,11 +121,15 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
         RetroMAEError: bad input, found before anything is trained.
     """
     from sentence_transformers import SentenceTransformerTrainer
+    from sentence_transformers.training_args import BatchSamplers
 
+    if training_args.prompts is not None:
+        raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
     check_training_arguments(training_args)
     checkpoint = prepare_output_dir(training_args, args.overwrite_output_dir, [args.model_name_or_path])
-    if args.objective == "contrastive":
-        training_args.batch_sampler = "no_duplicates"  # a text that stands in a batch twice would be its own negative
+    if args.objective == "contrastive" and training_args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
+        # A text that stands in a batch twice would be its own negative.
+        training_args.batch_sampler = BatchSamplers.NO_DUPLICATES
     set_seed(training_args.seed)
     model = load_sentence_transformer(args.model_name_or_path)
     model.similarity_fn_name = args.similarity  # type: ignore[assignment]
@@ -179,7 +189,7 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
             rows = mine_with_bm25(pairs, documents, args.num_negatives, args.negative_depth, seed)
         else:
             rows = mine_with_model(
-                pairs, documents, model, args.num_negatives, args.negative_depth, args.mini_batch_size
+                pairs, documents, model, args.num_negatives, args.negative_depth, args.mini_batch_size, seed
             )
     elif args.hard_negatives is not None:
         if not isinstance(data, JudgedCorpus):
@@ -196,20 +206,49 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
         raise RetroMAEError(
             f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
         )
-    if args.objective == "margin_mse" and isinstance(rows[0]["label"], list):
-        rows = rows.map(lambda label: {"label": [label[0] - other for other in label[1:]]}, input_columns="label")
-    blank = rows.filter(lambda query: not query.strip(), input_columns="query")
-    if len(blank):
-        logger.warning("%d rows have an empty query and were dropped", len(blank))
-        rows = rows.filter(lambda query: bool(query.strip()), input_columns="query")
-    if len(rows) == 0:
-        raise RetroMAEError(f"{args.dataset} holds no rows to train on")
-    lengths = {
-        name: args.query_length if name == "query" else args.passage_length
-        for name in rows.column_names
-        if name != "label"
-    }
-    return shorten(rows, model.tokenizer, lengths)
+    texts = [name for name in rows.column_names if name != "label"]
+    whole = rows.filter(
+        lambda *row: all(text is not None for text in row) and bool(row[0].strip()), input_columns=texts
+    )
+    if len(whole) < len(rows):
+        logger.warning("%d rows have an empty query or a text missing and were dropped", len(rows) - len(whole))
+    if len(whole) == 0:
+        raise RetroMAEError(f"{args.dataset} holds no rows to train on; give query and positive as text")
+    rows = whole if args.objective == "contrastive" else with_labels(whole, args.objective, len(texts) - 1)
+    lengths = {name: args.query_length if name == "query" else args.passage_length for name in texts}
+    prompts = {name: (args.query_prompt if name == "query" else args.passage_prompt) or "" for name in texts}
+    return shorten(rows, model.tokenizer, lengths, prompts)
+
+
+def with_labels(rows: Dataset, objective: str, passages: int) -> Dataset:
+    """Rows whose `label` is as the loss takes it: scores of all passages for kl, margins for margin_mse.
+
+    Args:
+        rows: with a column `label`.
+        objective: kl or margin_mse.
+        passages: columns of passages.
+
+    Raises:
+        RetroMAEError: the labels are not that.
+    """
+    if passages < 2:
+        raise RetroMAEError(f"objective={objective} compares passages of a query; give rows with negatives")
+    accepted = {"kl": {passages}, "margin_mse": {passages, passages - 1}}[objective]
+
+    def checked(label: Any, row: int) -> list[float]:
+        scores = label if isinstance(label, list) else [label]
+        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        if not numbers or len(scores) not in accepted:
+            wanted = f"a list of {passages} scores, the positive's and those of its negatives"
+            if objective == "margin_mse":
+                wanted += f", or of {passages - 1} margins"
+            raise RetroMAEError(f"row {row + 1} has the label {label!r}; objective={objective} takes {wanted}")
+        if objective == "margin_mse" and len(scores) == passages:
+            scores = [scores[0] - other for other in scores[1:]]
+        return [float(score) for score in scores]
+
+    labels = [checked(label, row) for row, label in enumerate(rows["label"][:])]
+    return rows.remove_columns("label").add_column("label", labels)
 
 
 def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool) -> nn.Module:
@@ -231,5 +270,6 @@ def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_process
         )
     pairwise = pairwise_cos_sim if args.similarity == "cosine" else pairwise_dot_score
     if args.objective == "kl":
-        return DistillKLDivLoss(model, similarity_fct=pairwise, temperature=args.temperature)
+        # The loss's own temperature would divide the teacher's scores too.
+        return DistillKLDivLoss(model, similarity_fct=lambda a, b: pairwise(a, b) / args.temperature)
     return MarginMSELoss(model, similarity_fct=pairwise)

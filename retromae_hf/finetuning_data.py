@@ -92,6 +92,9 @@ def _read_triples(file: Path) -> Dataset:
     with in_one_sentence(f"{file} cannot be read"):
         with file.open(encoding="utf-8") as lines:
             width = len(lines.readline().split("\t"))
+            for number, line in enumerate(lines, start=2):
+                if line.count("\t") != width - 1:
+                    raise RetroMAEError(f"{file} line {number} has not the {width} columns of the first line")
         names = [str(column) for column in range(width)]
         features = Features({name: Value("string") for name in names})
         # Text as it stands: no quotes, and "NA" is a word.
@@ -159,7 +162,8 @@ def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: Jud
         if "positive_id" not in line:
             raise RetroMAEError(f"{file} line {number} names no positive_id, which a teacher's scores belong to")
         expected = 1 + len(line["negative_ids"])
-        if not isinstance(row_scores, list) or len(row_scores) != expected:
+        numbers = isinstance(row_scores, list) and all(isinstance(score, int | float) for score in row_scores)
+        if not numbers or len(row_scores) != expected:
             raise RetroMAEError(
                 f"{scores_file} line {number} must be a list of {expected} scores: the positive's and those of the "
                 f"{expected - 1} negatives in {file}"
@@ -198,9 +202,19 @@ def _known_lines(file: Path, corpus: JudgedCorpus, lines: Sequence[dict] | None 
     for number, line in enumerate(_json_lines(file) if lines is None else lines, start=1):
         if not (isinstance(line, dict) and "query_id" in line and isinstance(line.get("negative_ids"), list)):
             raise RetroMAEError(f"{file} line {number} is not a JSON object with 'query_id' and a list 'negative_ids'")
-        documents = [*line["negative_ids"], *([line["positive_id"]] if "positive_id" in line else [])]
-        unknown = [one for one in documents if one not in corpus.documents]
-        unknown += [line["query_id"]] if line["query_id"] not in corpus.positives else []
+        line["query_id"] = str(line["query_id"])  # MS MARCO's files have numbers
+        line["negative_ids"] = [str(one) for one in line["negative_ids"]]
+        documents = list(line["negative_ids"])
+        unknown = [line["query_id"]] if line["query_id"] not in corpus.positives else []
+        if "positive_id" in line:
+            line["positive_id"] = str(line["positive_id"])
+            documents.append(line["positive_id"])
+            if not unknown and line["positive_id"] not in corpus.positives[line["query_id"]]:
+                raise RetroMAEError(
+                    f"{file} line {number}: document {line['positive_id']!r} is no positive of query "
+                    f"{line['query_id']!r}; take the file that belongs to this data"
+                )
+        unknown += [one for one in documents if one not in corpus.documents]
         seen += len(documents) + 1
         missing += unknown
         if not unknown:
@@ -222,21 +236,26 @@ def _json_lines(file: Path) -> Iterator[Any]:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
 
 
-def shorten(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int]) -> Dataset:
+def shorten(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int], prompts: dict[str, str]
+) -> Dataset:
     """Cut every text behind the last token that it may have, so that what is cut off is tokenised once.
 
     Args:
         rows: text columns.
         tokenizer: a fast tokenizer.
-        lengths: tokens of each column, special tokens included.
+        lengths: tokens of each column, special tokens and its prompt included.
+        prompts: what will stand in front of each column's texts.
     """
 
     def cut(columns: dict[str, list[str]]) -> dict[str, list[str]]:
         shortened = {}
         for name, length in lengths.items():
-            encoded = tokenizer(columns[name], truncation=True, max_length=length, return_offsets_mapping=True)
+            prompt = prompts[name]
+            texts = [prompt + text for text in columns[name]]
+            encoded = tokenizer(texts, truncation=True, max_length=length, return_offsets_mapping=True)
             ends = (max(end for _, end in offsets) for offsets in encoded["offset_mapping"])
-            shortened[name] = [text[:end] for text, end in zip(columns[name], ends, strict=True)]
+            shortened[name] = [text[len(prompt) : end] for text, end in zip(texts, ends, strict=True)]
         return shortened
 
     return rows.map(cut, batched=True, desc="Shortening texts")

@@ -15,14 +15,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SCORES_AT_A_TIME = 2**28
+"""Similarities held at once while mining, 1 GiB of them."""
+
 
 def mine_with_model(
-    pairs: Dataset, documents: list[str], model: SentenceTransformer, count: int, depth: int, batch_size: int
+    pairs: Dataset,
+    documents: list[str],
+    model: SentenceTransformer,
+    count: int,
+    depth: int,
+    batch_size: int,
+    seed: int,
 ) -> Dataset:
     """`count` negatives a row, drawn from the `depth` documents nearest to the query by the model itself.
 
     With an encoder that was fine-tuned once this is the second round of ANCE (arXiv 2007.00808). The mining is
-    sentence-transformers' own, which knows the positives of every query.
+    sentence-transformers' own, which knows the positives of every query. It compares by cosine, whatever the model.
 
     Args:
         pairs: the columns `query` and `positive`.
@@ -31,6 +40,7 @@ def mine_with_model(
         count: negatives a row.
         depth: documents to draw from.
         batch_size: texts a batch.
+        seed: of the draw.
 
     Returns:
         The rows that have enough negatives, with the columns `query`, `positive`, `negative_1` ...
@@ -38,20 +48,23 @@ def mine_with_model(
     from sentence_transformers.util import mine_hard_negatives
 
     state = random.getstate()
-    random.seed(0)  # its draws come from Python's own generator
-    with in_one_sentence("no hard negatives can be mined"):
-        mined = mine_hard_negatives(
-            pairs,
-            model,
-            corpus=documents,
-            range_max=depth,
-            num_negatives=count,
-            sampling_strategy="random",
-            output_format="n-tuple",
-            batch_size=batch_size,
-            verbose=False,
-        )
-    random.setstate(state)
+    random.seed(seed)  # its draws come from Python's own generator
+    try:
+        with in_one_sentence("no hard negatives can be mined"):
+            mined = mine_hard_negatives(
+                pairs,
+                model,
+                corpus=documents,
+                range_max=depth,
+                num_negatives=count,
+                sampling_strategy="random",
+                output_format="n-tuple",
+                batch_size=batch_size,
+                faiss_batch_size=max(SCORES_AT_A_TIME // len(documents), 1),  # without faiss too
+                verbose=False,
+            )
+    finally:
+        random.setstate(state)
     return _checked(mined, pairs, count)
 
 

@@ -8,11 +8,12 @@ import logging
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from retromae_hf import RetroMAEError
 from retromae_hf.commands.main import main
-from retromae_hf.finetuning import load_sentence_transformer
+from retromae_hf.finetuning import FinetuneArguments, load_sentence_transformer, training_rows, with_labels
 from retromae_hf.finetuning_data import (
     JudgedCorpus,
     load_training_data,
@@ -135,7 +136,7 @@ def test_a_positive_is_never_mined_as_a_negative(miner, corpus, encoder_folder):
     if miner == "bm25":
         mined = mine_with_bm25(pairs, documents, 3, 20, seed=0)
     else:
-        mined = mine_with_model(pairs, documents, load_sentence_transformer(encoder_folder), 3, 8, 4)
+        mined = mine_with_model(pairs, documents, load_sentence_transformer(encoder_folder), 3, 8, 4, seed=0)
     relevant = {
         corpus.queries[query]: {corpus.documents[one] for one in found} for query, found in corpus.positives.items()
     }
@@ -174,6 +175,9 @@ def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1.0]], "line 1 must be a list of 2"),
         ([{"query_id": "q0", "negative_ids": ["d1"]}], [[1.0, 2.0]], "line 1 names no positive_id"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [["a", 1]], "line 1 must be a list of 2"),
+        ([{"query_id": "q0", "positive_id": "d3", "negative_ids": ["d1"]}], [[1, 2]], "'d3' is no positive of query"),
+        ([{"query_id": [1], "positive_id": "d0", "negative_ids": ["d1"]}], [[1, 2]], "ids in"),
         ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with 'query_id'"),
     ],
 )
@@ -185,7 +189,7 @@ def test_files_that_do_not_go_together_are_one_sentence(negatives, scores, messa
 
 def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
     rows = corpus.pairs()
-    cut = shorten(rows, tokenizer, {"query": 4, "positive": 32})
+    cut = shorten(rows, tokenizer, {"query": 4, "positive": 32}, {"query": "", "positive": ""})
     assert cut["positive"][:] == rows["positive"][:]
     for before, after in zip(rows["query"][:], cut["query"][:], strict=True):
         assert before.startswith(after)
@@ -202,6 +206,7 @@ def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
         ("--teacher_scores s.jsonl --objective kl", "teacher_scores belong to a file of hard_negatives"),
         ("--teacher_scores s.jsonl --hard_negatives n.jsonl", "teacher_scores are for the objectives kl"),
         ("--objective kl", "objective=kl needs a teacher's scores"),
+        ("--objective margin_mse", "margin_mse cannot reach a teacher's margins with cosines"),
         ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("--per_device_train_batch_size 64 --max_steps 2", "no step was taken"),
     ],
@@ -216,3 +221,49 @@ def test_a_training_checkpoint_is_refused_with_the_remedy(model, tokenizer, tmp_
     model.save_pretrained(tmp_path)
     with pytest.raises(RetroMAEError, match="retromae-hf export"):
         load_sentence_transformer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "negatives", "message"),
+    [
+        ([1.0], 1, "takes a list of 2 scores"),
+        ([[1.0]], 1, "takes a list of 2 scores"),
+        (["good"], 1, "row 1 has the label 'good'"),
+        ([[1.0, float("nan")]], 1, "row 1 has the label"),
+        ([[1.0]], 0, "give rows with negatives"),
+    ],
+)
+def test_labels_that_no_loss_takes_are_one_sentence(labels, negatives, message):
+    rows = Dataset.from_dict({"query": ["a"], "label": labels})
+    with pytest.raises(RetroMAEError, match=message):
+        with_labels(rows, "kl", 1 + negatives)
+
+
+def test_scores_become_margins():
+    rows = with_labels(Dataset.from_dict({"query": ["a"], "label": [[5.0, 1.0, 2.0]]}), "margin_mse", 3)
+    assert rows["label"][:] == [[4.0, 3.0]]
+
+
+def test_rows_with_a_text_missing_are_dropped_and_counted(encoder_folder, tmp_path, caplog):
+    lines = [{"q": "otter", "p": "river"}, {"q": None, "p": "river"}, {"q": " ", "p": "x"}, {"q": "wolf", "p": None}]
+    file = write_lines(tmp_path / "rows.jsonl", lines)
+    args = FinetuneArguments(model_name_or_path=encoder_folder, dataset=str(file), query_prompt="where is the ")
+    with caplog.at_level(logging.WARNING):
+        rows = training_rows(args, load_sentence_transformer(encoder_folder), seed=0)
+    assert rows[:] == {"query": ["otter"], "positive": ["river"]}
+    assert "3 rows have an empty query or a text missing" in caplog.text
+
+
+def test_a_prompt_counts_towards_the_length(tokenizer):
+    rows = Dataset.from_dict({"query": ["otter river meadow"]})
+    cut, longer = (
+        shorten(rows, tokenizer, {"query": 8}, {"query": prompt})["query"][0] for prompt in ("where is ", "")
+    )
+    assert longer.startswith(cut)
+    assert len(cut) < len(longer)
+
+
+def test_a_ragged_file_of_triples_names_its_line(tmp_path):
+    (tmp_path / "triples.tsv").write_text("a\tb\tc\nd\te\n")
+    with pytest.raises(RetroMAEError, match="line 2 has not the 3 columns"):
+        load_training_data(str(tmp_path / "triples.tsv"))

@@ -322,7 +322,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("evaluate --model_name_or_path {run} --dataset {here}/task {here}/task", "two datasets are called task"),
         ("evaluate --model_name_or_path {run} --dataset {here}/task --search fast", "search='fast' is unknown"),
         ("evaluate --model_name_or_path {run} --dataset {here}/task --run_dir {corpus}", "cannot be written to"),
-        ("evaluate --model_name_or_path {run} --dataset nanobeir:msmarco", "nanobeir:msmarco cannot be loaded"),
+        ("evaluate --model_name_or_path {run} --dataset nanobeir:none", "nanobeir:none cannot be loaded"),
         ("evaluate --model_name_or_path {here}/nowhere --dataset {here}/task", "holds no model"),
         ("evaluate --model_name_or_path {here}/corrupt --dataset {here}/task", "no checkpoint that can be loaded"),
         ("evaluate --model_name_or_path {run} --dataset {here}/task --batch_size 0", "batch_size=0 must be at least 1"),

@@ -21,7 +21,7 @@ from retromae_hf.commands.main import COMMANDS
 from retromae_hf.finetuning_data import JudgedCorpus, read_hard_negatives, read_scored_negatives
 
 ROOT = Path(__file__).parents[1]
-DOES = {"pretrain": "pretrain", "finetune": "finetune", "evaluate": "load_task"}
+DOES = {"pretrain": "pretrain", "finetune": "finetune", "evaluate": "load_tasks"}
 
 
 class _ParsedError(Exception):
@@ -74,7 +74,7 @@ def test_its_own_lines_launch_it(name, monkeypatch, tmp_path):
         recipe = yaml.safe_load(full_scale.RECIPES[name].read_text(encoding="utf-8"))
         arguments = parsed(command, [*words, *options], monkeypatch)
         if command == "evaluate":
-            assert arguments[0].startswith("data/beir/")
+            assert arguments[0][0].startswith("data/beir/")
         else:
             for key, value in recipe.items():
                 (found,) = (getattr(one, key) for one in arguments if hasattr(one, key))

@@ -73,7 +73,7 @@ def _as_typed(name: str, value: Any, nargs: int | str | None) -> Any:
     if isinstance(value, dict):
         return value  # some of TrainingArguments are
     if not isinstance(value, list):
-        return str(value)
+        return str(value) if nargs in (None, "?") else [str(value)]
     if nargs in (None, "?"):
         raise RetroMAEError(f"{name} in the recipe is a list; give a single value")
     return [str(item) for item in value]

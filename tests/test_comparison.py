@@ -136,7 +136,7 @@ def test_the_command_wants_a_recipe(capsys):
     assert "name a recipe" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu-more", "gpu"])
 def test_our_own_recipes_are_accepted(name):
     file = Path(__file__).parents[1] / "examples" / "recipes" / "compare" / f"compare-{name}.yaml"
     recipe = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ import demo_report
 import full_scale
 import support
 
+from retromae_hf import comparison_report
 from retromae_hf.backbones import BACKBONES
 from retromae_hf.commands import benchmark
 
@@ -24,10 +25,16 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECIPES_PAGE = ROOT / "model_cards/recipes.md"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
+COMPARISONS = ("compare-cpu", "compare-cpu-more")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
     **{ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json" for name in BENCHMARKS},
+    **{
+        ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
+        for name in COMPARISONS
+        for file in ("results.json", "comparison.png")
+    },
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
     ROOT / full_scale.RESULTS: ROOT / "model_cards/full-scale.json",
 }
@@ -51,12 +58,16 @@ def fill(readme: str) -> str:
     benchmarks = [
         json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
     ]
+    comparisons = [
+        json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in COMPARISONS
+    ]
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
         "objectives": objectives(),
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
+        "compare": "\n\n".join(comparison(one) for one in comparisons),
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }
     for name, block in blocks.items():
@@ -66,6 +77,14 @@ def fill(readme: str) -> str:
             raise SystemExit(f"README.md has no block {begin}")
         readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
     return readme
+
+
+def comparison(report: dict) -> str:
+    """The tables of a comparison, one for each task."""
+    return "\n\n".join(
+        f"{comparison_report.table(report, task)}\n\n{comparison_report.conditions(report, task)}"
+        for task in report["tasks"]
+    )
 
 
 def recipes_page() -> str:

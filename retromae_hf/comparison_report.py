@@ -41,12 +41,17 @@ def conditions(report: dict[str, Any], task: str) -> str:
     recipe, measured = report["recipe"], report["tasks"][task]
     training, tuning = recipe["pretraining"], recipe["finetuning"]
     seeds = len(recipe["seeds"])
+    continued = "".join(
+        f"; {name}: {changes.get('max_steps', training['max_steps']):,} more from {changes['start']}"
+        for name, changes in recipe["objectives"].items()
+        if "start" in changes
+    )
     return (
         f"{measured['num_queries']:,} queries against {measured['num_documents']:,} documents of {task}; "
         f"{'mean ± standard deviation over ' + str(seeds) + ' seeds' if seeds > 1 else 'one seed'}; * differs from "
         f"{recipe['reference']} with p < {SIGNIFICANT} (paired randomisation test over the queries, two-sided). Every "
         f"objective: {training['max_steps']:,} steps of {training['per_device_train_batch_size']} passages of at most "
-        f"{training['max_length']} tokens, learning rate {training['learning_rate']:g}; fine-tuned: "
+        f"{training['max_length']} tokens, learning rate {training['learning_rate']:g}{continued}; fine-tuned: "
         f"{tuning['max_steps']:,} steps of {tuning['per_device_train_batch_size']} pairs, learning rate "
         f"{tuning['learning_rate']:g}. {report['environment']['device']}, {report['environment']['threads']} threads, "
         f"torch {report['environment']['torch']}."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from transformers import TrainingArguments, set_seed
 
 from .checkpoints import load_config
@@ -39,6 +41,7 @@ DEFAULT_FINETUNING_ARGUMENTS: dict[str, Any] = {
 """What `retromae-hf finetune` sets otherwise than sentence-transformers; flags and recipes go before it."""
 
 OBJECTIVES = ("contrastive", "kl", "margin_mse")
+MINERS = ("bm25", "model")
 SIMILARITIES = ("cosine", "dot")
 
 
@@ -99,7 +102,7 @@ class FinetuneArguments:
             raise RetroMAEError(
                 f"negative_depth={self.negative_depth} leaves less than num_negatives={self.num_negatives} to draw from"
             )
-        if self.teacher_scores is not None and self.hard_negatives in (None, "bm25", "model"):
+        if self.teacher_scores is not None and self.hard_negatives in (None, *MINERS):
             raise RetroMAEError("teacher_scores belong to a file of hard_negatives; name that too")
         if self.objective == "margin_mse" and self.similarity == "cosine":
             raise RetroMAEError(
@@ -136,8 +139,8 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
     model.max_seq_length = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
     prompts = {"query": args.query_prompt, "document": args.passage_prompt}
     model.prompts |= {name: prompt for name, prompt in prompts.items() if prompt is not None}
-    with training_args.main_process_first(desc="preparing the data"):
-        rows = training_rows(args, model, training_args.seed)
+    with training_args.main_process_first(local=False, desc="preparing the data"):
+        rows = prepare_rows(args, model, training_args, resumes=checkpoint is not None)
     passages = [name for name in rows.column_names if name not in ("query", "label")]
     training_args.prompts = {
         **({"query": args.query_prompt} if args.query_prompt else {}),
@@ -179,10 +182,26 @@ def load_sentence_transformer(name_or_path: str) -> SentenceTransformer:
         return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "cls")])
 
 
+def prepare_rows(
+    args: FinetuneArguments, model: SentenceTransformer, training_args: TrainingArguments, resumes: bool
+) -> Dataset:
+    """`training_rows`; mined ones are kept in the output folder, for the other processes and to resume with."""
+    if args.hard_negatives not in MINERS:
+        return training_rows(args, model, training_args.seed)
+    kept = Path(training_args.output_dir) / "mined-negatives"
+    if training_args.process_index == 0 and not (resumes and kept.is_dir()):
+        aside = kept.with_name("mined-negatives-new")
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was cut off
+        training_rows(args, model, training_args.seed).save_to_disk(aside)
+        shutil.rmtree(kept, ignore_errors=True)  # of an earlier run
+        aside.rename(kept)
+    return load_from_disk(kept)
+
+
 def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int) -> Dataset:
     """Rows as the loss takes them: query, positive, negatives, label."""
     data = load_training_data(args.dataset, args.dataset_config_name, args.dataset_split)
-    if args.hard_negatives in ("bm25", "model"):
+    if args.hard_negatives in MINERS:
         pairs = data.pairs() if isinstance(data, JudgedCorpus) else data.select_columns(["query", "positive"])
         documents = list(data.documents.values()) if isinstance(data, JudgedCorpus) else pairs["positive"][:]
         if args.hard_negatives == "bm25":

@@ -87,16 +87,20 @@ def test_it_learns_the_order_of_a_teacher(objective, encoder_folder, beir, corpu
     assert (ours > queries @ documents[-1]).all()
 
 
-def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_path):
+def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_path, monkeypatch):
     def weights(folder, *options):
         line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {folder} {FAST}"
         save = "--max_steps 4 --save_strategy steps --save_steps 2 --mini_batch_size 2"
-        assert main(["finetune", *line.split(), *save.split(), *options]) == 0
+        mined = "--hard_negatives model --num_negatives 1 --per_device_train_batch_size 2"
+        assert main(["finetune", *line.split(), *save.split(), *mined.split(), *options]) == 0
         return SentenceTransformer(str(folder)).state_dict()
 
     uncut = weights(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    (tmp_path / "a" / "checkpoint-2").rename(tmp_path / "b" / "checkpoint-2")
+    for part in ("checkpoint-2", "mined-negatives"):
+        (tmp_path / "a" / part).rename(tmp_path / "b" / part)
+    # What was mined is not mined again.
+    monkeypatch.setattr("retromae_hf.finetuning.mine_with_model", None)
     resumed = weights(tmp_path / "b", "--resume_from_checkpoint", "true")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uncut.items())
 

@@ -19,13 +19,14 @@ from .retrieval_tasks import RetrievalTask, load_beir, load_task, make_task
 BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 
 
-def load_tasks(sources: Sequence[str], num_proc: int | None = None) -> list[RetrievalTask]:
+def load_tasks(sources: Sequence[str], num_proc: int | None = None, split: str = "test") -> list[RetrievalTask]:
     """The tasks of several sources, all read and checked before any is evaluated.
 
     Args:
         sources: "pydocs"; a folder in BEIR's layout; "nanobeir" (all of it) or "nanobeir:msmarco"; "beir:scifact";
             "mteb:NFCorpus".
         num_proc: processes to read pydocs with.
+        split: of folders in BEIR's layout.
 
     Raises:
         RetroMAEError: a source cannot be loaded, its package is not installed, or two tasks have the same name.
@@ -37,7 +38,7 @@ def load_tasks(sources: Sequence[str], num_proc: int | None = None) -> list[Retr
             with in_one_sentence(f"{source} cannot be loaded"):
                 tasks += LOADERS[family](name)
         else:
-            tasks.append(load_task(source, num_proc))
+            tasks.append(load_task(source, num_proc, split))
     names = [task.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RetroMAEError(f"two datasets are called {twice[0]}, and results go by name; rename one, or leave it out")

@@ -24,6 +24,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from .baselines import BASELINES, train_baseline
+from .benchmark_tasks import load_tasks
 from .embedders import load_embedder
 from .errors import RetroMAEError, check_at_least
 from .evaluation import evaluate_bm25, run_in_memory
@@ -31,7 +32,7 @@ from .export import export_encoder
 from .finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
 from .measures import paired_test, score_queries
 from .pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, load_text, pretrain
-from .retrieval_tasks import RetrievalTask, load_task
+from .retrieval_tasks import RetrievalTask
 from .starting_model import ModelArguments, load_model_and_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         # On a CPU the backward pass of the fused attention is slower than the plain one for passages this short.
         torch.backends.cuda.enable_flash_sdp(False)
     make_tokenizer(comparison)
-    tasks = {task.name: task for task in map(load_task, comparison.tasks)}
+    tasks = {task.name: task for task in load_tasks(comparison.tasks)}
     cells = list(all_cells(comparison))
     for number, (objective, seed) in enumerate(cells, start=1):
         folder = comparison.cell(objective, seed)

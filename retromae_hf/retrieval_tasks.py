@@ -38,15 +38,20 @@ class RetrievalTask:
     missing_ids: MissingIds = field(default_factory=MissingIds)
 
 
-def load_task(source: str, num_proc: int | None = None) -> RetrievalTask:
+def load_task(source: str, num_proc: int | None = None, split: str = "test") -> RetrievalTask:
     """The retrieval task "pydocs" (1,000 held-out first sentences against 10,000 bodies) or a BEIR-layout folder.
+
+    Args:
+        source: "pydocs" or the folder.
+        num_proc: processes to read pydocs with.
+        split: the folder's judgments, qrels/SPLIT.tsv.
 
     Raises:
         RetroMAEError: the folder or one of its files does not exist or does not fit.
     """
     if source == "pydocs":
         return reported_task(load_held_out_pydocs(num_proc))
-    return load_beir(source)
+    return load_beir(source, split)
 
 
 def reported_task(held_out: HeldOut) -> RetrievalTask:

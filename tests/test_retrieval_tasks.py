@@ -17,11 +17,16 @@ from retromae_hf.retrieval_tasks import load_beir, load_task
 
 
 def test_beir_layout(tmp_path):
-    task = load_task(str(write_beir(tmp_path / "task")))
+    folder = write_beir(tmp_path / "task")
+    task = load_task(str(folder))
     assert task.queries == {"q1": "otter river"}
     assert task.documents["d1"] == "Rivers The otter swims in the river."
     assert task.qrels == {"q1": {"d1": 1}}
     assert evaluate_bm25(task)["mrr@10"] == 1.0
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
+    assert load_tasks([str(folder)], split="dev") == [task]
+    with pytest.raises(RetroMAEError, match=r"qrels/test.tsv does not exist"):
+        load_tasks([str(folder)])
 
 
 def test_a_header_may_be_left_out(tmp_path):

@@ -27,6 +27,9 @@ class EvaluateArguments:
             "several are evaluated one after the other."
         }
     )
+    split: str = field(
+        default="test", metadata={"help": "Judgments of a folder, qrels/SPLIT.tsv; MS MARCO's usual ones are dev."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file to write the results to."})
     run_dir: str | None = field(default=None, metadata={"help": "Folder to write the runs to, in TREC's format."})
     embeddings_dir: str | None = field(
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in ("run_dir", "embeddings_dir")
     }
     with process_state().main_process_first():  # it downloads what others then find
-        tasks = load_tasks(args.dataset, args.num_proc)
+        tasks = load_tasks(args.dataset, args.num_proc, args.split)
     results = evaluate_model(args.model_name_or_path, tasks, args.batch_size, args.search, args.bm25, **folders)
     if results is None:
         return

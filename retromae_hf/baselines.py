@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from .backbones import backbone_for
 from .checkpoints import load_config, load_tokenizer
@@ -55,7 +55,8 @@ def train_baseline(
     documents, _ = load_text(data)
     passages = tokenize_passages(documents, tokenizer, data.max_length)
     texts = tokenizer.batch_decode(passages["input_ids"][:], skip_special_tokens=True)
-    names = backbone_for(load_config(str(encoder))).config_names
+    own_config = load_config(str(encoder))
+    names = backbone_for(own_config).config_names
     dropout = {names.get(name, name): DROPOUT for name in ("hidden_dropout", "attention_dropout")}
     model = SentenceTransformer(
         str(encoder), model_kwargs={"use_safetensors": True}, config_kwargs=dropout if kind == "simcse" else {}
@@ -85,6 +86,10 @@ def train_baseline(
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
     trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss)
     trainer.train()
+    if kind == "simcse":
+        # The dropout was part of the objective; what follows is trained as everything else is.
+        trained = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        trained.config.update({name: getattr(own_config, name) for name in dropout})
     model.save_pretrained(str(output))
     mean_length = sum(passages["length"][:]) / len(passages)
     return {

@@ -111,6 +111,8 @@ def test_all_start_from_the_same_weights(recipe):
         for name in [name for name in untrained if "embeddings" in name or "encoder.layer" in name]:
             ours = weights[name] if name in weights else weights[name.removeprefix("bert.")]
             assert torch.equal(ours, untrained[name]), (objective, name)
+        config = json.loads((comparison.cell(objective, 3) / "encoder" / "config.json").read_text())
+        assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ ENCODERS = {"zero_shot": "encoder", "finetuned": "finetuned"}
 STAGES = tuple(ENCODERS)
 RESULT = "result.json"
 UNTRAINED = "untrained"
+SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning")
+"""What all cells of a folder have in common, beside what their objectives change."""
 SHORT = 128
 """Tokens of a passage up to which plain attention is the faster one to train with on a CPU."""
 
@@ -165,8 +167,12 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
     Returns:
         The report, which is also in `results.json` of the comparison's folder.
+
+    Raises:
+        RetroMAEError: the folder holds cells of another recipe; more objectives, seeds and tasks are welcome.
     """
     comparison.folder.mkdir(parents=True, exist_ok=True)
+    keep_recipe(comparison)
     data, _, _ = comparison.arguments(next(iter(comparison.objectives)), comparison.seeds[0])
     if not torch.cuda.is_available() and data.max_length <= SHORT:
         # On a CPU the backward pass of the fused attention is slower than the plain one for passages this short.
@@ -185,6 +191,27 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     report = summarise(comparison, tasks)
     write(comparison.folder / "results.json", report)
     return report
+
+
+def keep_recipe(comparison: Comparison) -> None:
+    """Note what the cells were trained with, and refuse to mix them with others."""
+    file = comparison.folder / "recipe.json"
+    recipe = {name: getattr(comparison, name) for name in SETTINGS} | {"objectives": comparison.objectives}
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name in SETTINGS if before[name] != recipe[name]]
+        changed += [
+            f"objective {name}"
+            for name, changes in comparison.objectives.items()
+            if before["objectives"].get(name, changes) != changes
+        ]
+        if changed:
+            raise RetroMAEError(
+                f"{comparison.folder} holds a comparison whose recipe differs in {', '.join(changed)}; name another "
+                "output_dir"
+            )
+        recipe["objectives"] = before["objectives"] | comparison.objectives
+    write(file, recipe)
 
 
 def all_cells(comparison: Comparison) -> Iterator[tuple[str, int]]:

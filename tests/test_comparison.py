@@ -99,6 +99,16 @@ def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monk
             assert row[stage]["other"] == row[stage]["beir"] == report["objectives"][objective][stage]["beir"]
 
 
+def test_cells_of_another_recipe_are_not_mixed_in(recipe, tmp_path, capsys):
+    recipe |= {"objectives": {"mlm": {"decoding": "none"}}, "seeds": [0]}
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    more_steps = recipe | {"pretraining": recipe["pretraining"] | {"max_steps": 3}}
+    other_ratio = recipe | {"objectives": {"mlm": {"decoding": "none", "encoder_mask_ratio": 0.15}}}
+    for changed, name in ((more_steps, "pretraining"), (other_ratio, "objective mlm")):
+        assert main(["compare", write(changed, tmp_path)]) == 2
+        assert f"differs in {name}; name another output_dir" in capsys.readouterr().err
+
+
 def test_all_start_from_the_same_weights(recipe):
     """With a learning rate of 0 every objective hands over the untrained encoder."""
     recipe["pretraining"] = recipe["pretraining"] | {"learning_rate": 0.0}

@@ -81,7 +81,8 @@ def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10")
     bm25 = report["tasks"][task]["bm25"][measure]
     bars.axhline(bm25, color="#444444", linestyle=":", label=f"BM25 {bm25:.3f}")
     bars.set_xticks(range(len(objectives)), objectives, rotation=25, ha="right")
-    bars.set(title=f"{measure} on {task}, {len(report['recipe']['seeds'])} seeds")
+    seeds = len(report["recipe"]["seeds"])
+    bars.set(title=f"{measure} on {task}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}")
     bars.legend(frameon=False)
     for objective, row in objectives.items():
         logged = [entry for entry in row["logs"] if "loss" in entry]

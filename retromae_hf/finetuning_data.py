@@ -21,12 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from .corpus import load_rows
 from .errors import RetroMAEError, in_one_sentence
 from .pydocs import load_held_out_pydocs
-from .retrieval_tasks import load_beir
+from .retrieval_tasks import MAX_MISSING_SHARE, load_beir
 
 logger = logging.getLogger(__name__)
-
-MISSING_TOLERATED = 0.01
-"""Share of a file's ids that may be missing from the corpus: more is another corpus."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,7 @@ def _known_lines(file: Path, corpus: JudgedCorpus, lines: Sequence[dict] | None 
             kept.append(line)
     if missing:
         told = f"{len(missing)} of {seen} ids in {file} ({', '.join(map(str, missing[:3]))} ...)"
-        if len(missing) > MISSING_TOLERATED * seen:
+        if len(missing) > MAX_MISSING_SHARE * seen:
             raise RetroMAEError(f"{told} are no training queries or documents; take the file that belongs to this data")
         logger.warning("%s are no training queries or documents; their lines were left out", told)
     yield from kept

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from .errors import RetroMAEError, in_one_sentence
+from .runs import bm25_index, import_bm25s
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -70,17 +71,12 @@ def mine_with_model(
 
 def mine_with_bm25(pairs: Dataset, documents: list[str], count: int, depth: int, seed: int) -> Dataset:
     """The same from the `depth` documents that BM25 (bm25s, English stop words) finds."""
-    try:
-        import bm25s
-    except ImportError as error:
-        raise RetroMAEError("BM25 needs the package bm25s; pip install 'retromae-hf[retrieval]'") from error
+    bm25s = import_bm25s()
     documents = list(dict.fromkeys(documents))
     positives: dict[str, set[str]] = {}
     for query, positive in zip(pairs["query"][:], pairs["positive"][:], strict=True):
         positives.setdefault(query, set()).add(positive)
-    index = bm25s.BM25()
-    with in_one_sentence("BM25 finds no words to index in the documents"):
-        index.index(bm25s.tokenize(documents, stopwords="en"))
+    index = bm25_index(documents)
     queries = list(positives)
     found, scores = index.retrieve(bm25s.tokenize(queries, stopwords="en"), k=min(depth, len(documents)))
     draw = random.Random(seed)

@@ -41,15 +41,22 @@ def dense_run(
 def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
     """The best documents by BM25 (bm25s, English stop words)."""
     bm25s = import_bm25s()
-    index = bm25s.BM25()
-    with in_one_sentence("BM25 finds no words to index in the documents"):
-        index.index(bm25s.tokenize(list(task.documents.values()), stopwords="en"))
+    index = bm25_index(list(task.documents.values()))
     tokens = bm25s.tokenize(list(task.queries.values()), stopwords="en")
     found, scores = index.retrieve(tokens, corpus=list(task.documents), k=min(RANKING_DEPTH, len(task.documents)))
     return {
         query: {str(document): float(score) for document, score in zip(row, row_scores, strict=True)}
         for query, row, row_scores in zip(task.queries, found, scores, strict=True)
     }
+
+
+def bm25_index(documents: list[str]) -> Any:
+    """An index of bm25s, of all words but English stop words."""
+    bm25s = import_bm25s()
+    index = bm25s.BM25()
+    with in_one_sentence("BM25 finds no words to index in the documents"):
+        index.index(bm25s.tokenize(documents, stopwords="en"))
+    return index
 
 
 def import_bm25s() -> Any:

@@ -150,6 +150,7 @@ class RetrievalCallback(TrainerCallback):
     `eval_ndcg@10`, `eval_mrr@10`, `eval_recall@100` and `eval_map@100` are those of the sentence embedding by cosine.
     `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
     passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
+    `eval_mean_cosine` is that of the embeddings of random passages: towards 1 they collapse.
     `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`
     one of the pairs. In a distributed run every
     process measures the same, so that sharded models work too.
@@ -198,9 +199,9 @@ class RetrievalCallback(TrainerCallback):
 
 @torch.no_grad()
 def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The embedding gap and the accuracies of encoder, decoder and pair head, means over batches of the collator.
+    """The embedding gap, the mean cosine and the accuracies of encoder, decoder and pair head, means over batches.
 
-    A batch of one passage has no other embedding to take, so it tells nothing of the gap.
+    A batch of one passage has no other embedding to take, so it tells nothing of the gap or the cosine.
     """
     was_training = model.training
     model.eval()
@@ -214,6 +215,8 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
             batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
         )
         embedding = states[:, 0]
+        if len(embedding) > 1:
+            note("mean_cosine", mean_cosine(embedding))
         note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
         if "pair_labels" in batch:
             note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
@@ -232,3 +235,9 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
             note("embedding_gap", model.token_loss(*other) - model.token_loss(*rebuilt))
     model.train(was_training)
     return {name: torch.stack(parts).mean().item() for name, parts in values.items()}
+
+
+def mean_cosine(embeddings: Tensor) -> Tensor:
+    """The mean cosine of `embeddings` `[B, H]` of different passages, a scalar; B is at least 2."""
+    total = normalize(embeddings.float(), dim=1).sum(dim=0)
+    return (total @ total - len(embeddings)) / (len(embeddings) * (len(embeddings) - 1))

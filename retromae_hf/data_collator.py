@@ -156,11 +156,14 @@ class DataCollatorForRetroMAE:
             `input_ids`, `attention_mask`, `labels` and, for basic and enhanced decoding, `decoder_input_ids` and
             `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`, int64 `[B]`, and, where
             words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`.
+            `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
             `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
         """
         rows = [_without_padding(feature) for feature in features]
         seeds = self._seeds(features)
         batch: dict[str, Tensor] = {}
+        if "passage_id" in features[0]:
+            batch["passage_id"] = torch.tensor([int(feature["passage_id"]) for feature in features])
         if self._pair_maker is not None:
             rows, batch["pair_labels"] = self._pair_maker(rows, seeds)
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])

@@ -10,6 +10,18 @@ class RetroMAEError(ValueError):
     """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy."""
 
 
+class RunInterruptedError(Exception):
+    """A signal ended a run, after it had saved a checkpoint to go on from.
+
+    Attributes:
+        status: the exit status that a process ended by the signal has.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's name where it has none."""
     return str(error).strip().split("\n")[0] or type(error).__name__

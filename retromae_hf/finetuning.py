@@ -23,7 +23,7 @@ from .finetuning_data import (
     shorten,
 )
 from .negatives import mine_with_bm25, mine_with_model
-from .training_run import check_training_arguments, prepare_output_dir, run_and_save
+from .training_run import check_training_arguments, prepare_run, run_and_save
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -129,7 +129,7 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
     check_training_arguments(training_args)
-    checkpoint = prepare_output_dir(training_args, args.overwrite_output_dir, [args.model_name_or_path])
+    run = prepare_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
     if args.objective == "contrastive" and training_args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
         # A text that stands in a batch twice would be its own negative.
         training_args.batch_sampler = BatchSamplers.NO_DUPLICATES
@@ -140,7 +140,7 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
     prompts = {"query": args.query_prompt, "document": args.passage_prompt}
     model.prompts |= {name: prompt for name, prompt in prompts.items() if prompt is not None}
     with training_args.main_process_first(local=False, desc="preparing the data"):
-        rows = prepare_rows(args, model, training_args, resumes=checkpoint is not None)
+        rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
     passages = [name for name in rows.column_names if name not in ("query", "label")]
     training_args.prompts = {
         **({"query": args.query_prompt} if args.query_prompt else {}),
@@ -152,7 +152,7 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
         trainer = SentenceTransformerTrainer(
             model=model, args=training_args, train_dataset=rows, loss=loss_of(args, model, training_args.world_size > 1)
         )
-    run_and_save(trainer, checkpoint)
+    run_and_save(trainer, run)
     return trainer
 
 

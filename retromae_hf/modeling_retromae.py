@@ -211,7 +211,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 shape is known on the host, so that nobody waits for an accelerator to count them.
             decoder_label_slots: likewise for `decoder_labels`.
             passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
-                derives the seeds from it.
+                derives the seeds from it, and lets a callback tell which passages a batch holds.
             document_id: not used, likewise; the collator draws false successors from other documents.
             length: not used, likewise; `Trainer` groups passages by it, and without it reads them all to know.
 

@@ -19,12 +19,13 @@ from .configuration_retromae import check_ratio, check_replacement
 from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
+from .health import HealthCallback
 from .modeling_retromae import RetroMAEForPreTraining
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .retrieval_tasks import RetrievalTask, dev_task
 from .starting_model import ModelArguments, load_model_and_tokenizer
-from .training_run import check_training_arguments, prepare_output_dir, run_and_save
+from .training_run import check_training_arguments, prepare_run, run_and_save
 from .words import chinese_segmenter
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 500,
     "ddp_find_unused_parameters": False,  # every parameter takes part in every step
+    "logging_nan_inf_filter": False,  # it waits for the device at every step, and hides what HealthCallback looks for
 }
 """What `retromae-hf pretrain` sets otherwise than `TrainingArguments`; flags and recipes go before it."""
 
@@ -80,6 +82,9 @@ class DataArguments:
         default=DEV_QUERIES,
         metadata={"help": "First sentences held out to watch retrieval while training; 0 for none."},
     )
+    max_skipped_batches: int = field(
+        default=0, metadata={"help": "Steps left out for a loss or gradient that is not finite, before the run stops."}
+    )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
     overwrite_output_dir: bool = field(
         default=False,
@@ -92,7 +97,7 @@ class DataArguments:
             preprocessing_num_workers=self.preprocessing_num_workers,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
-        check_at_least(0, dev_queries=self.dev_queries)
+        check_at_least(0, dev_queries=self.dev_queries, max_skipped_batches=self.max_skipped_batches)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
         if self.segment_chinese and not self.whole_word_mask:
@@ -121,12 +126,12 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     if training_args.label_smoothing_factor:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
     started_from = (model_args.model_name_or_path, model_args.config_name, model_args.tokenizer_name)
-    checkpoint = prepare_output_dir(training_args, args.overwrite_output_dir, started_from)
+    run = prepare_run(training_args, args.overwrite_output_dir, started_from, args, model_args)
     segmenter = chinese_segmenter() if args.segment_chinese else None
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
         documents, task = load_text(args)
-        model, tokenizer = load_model_and_tokenizer(model_args, documents["text"], args.max_length, checkpoint)
+        model, tokenizer = load_model_and_tokenizer(model_args, documents["text"], args.max_length, run.checkpoint)
         check_gradient_checkpointing(training_args, model)
         passages = tokenize_passages(
             documents,
@@ -167,7 +172,8 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
-    run_and_save(trainer, checkpoint)
+    trainer.add_callback(HealthCallback(args.max_skipped_batches))
+    run_and_save(trainer, run)
     return trainer
 
 

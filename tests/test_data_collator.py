@@ -39,6 +39,7 @@ def test_an_enhanced_batch(tokenizer, features):
         "decoder_input_ids",
         "decoder_labels",
         "visibility_seed",
+        "passage_id",
         "label_slots",
         "decoder_label_slots",
     }
@@ -66,6 +67,7 @@ def test_mlm_alone_ships_nothing_for_a_decoder(tokenizer, features):
         "input_ids",
         "attention_mask",
         "labels",
+        "passage_id",
         "label_slots",
     }
 

@@ -112,7 +112,7 @@ def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_con
     collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
     collator.set_epoch(0)
     batch = collator(features_of(tokenizer, texts[:5]))
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "label_slots"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "label_slots", "passage_id"}
     output = model(**batch)
 
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

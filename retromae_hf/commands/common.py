@@ -14,7 +14,7 @@ import yaml
 from datasets.utils.logging import set_verbosity as set_datasets_verbosity
 from transformers import HfArgumentParser
 
-from ..errors import RetroMAEError, in_one_sentence
+from ..errors import RetroMAEError, RunInterruptedError, in_one_sentence
 
 
 def parse(
@@ -107,6 +107,9 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         except RetroMAEError as error:
             print(f"retromae-hf: error: {error}", file=sys.stderr)
             return 2
+        except RunInterruptedError as interrupted:
+            print(f"retromae-hf: {interrupted}", file=sys.stderr)
+            return interrupted.status
         return 0
 
     return main

@@ -1,0 +1,89 @@
+"""Which checkpoints of a run were written to their end.
+
+`Trainer` writes a checkpoint file by file. A run that is killed meanwhile leaves half of one, under the name of a whole
+one. Here a checkpoint counts once it holds a list of its files and their sizes, which is written last, aside, and then
+renamed; so one that was cut off while it was written, or while it was deleted, is told from a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+MANIFEST = "complete.json"
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not, by their step."""
+    found = [(int(match[1]), folder) for folder in run.glob("checkpoint-*") if (match := _NAME.fullmatch(folder.name))]
+    return [folder for _, folder in sorted(found) if folder.is_dir()]
+
+
+def mark_complete(checkpoint: Path, resumable: bool) -> None:
+    """Write the list of the checkpoint's files, after they have reached the disk.
+
+    Args:
+        checkpoint: a folder that nobody writes to any more.
+        resumable: whether the optimizer's state is in it.
+    """
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != MANIFEST]
+    for file in files:
+        _flush(file)
+    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+    aside = checkpoint / f"{MANIFEST}.new"
+    aside.write_text(json.dumps({"resumable": resumable, "files": sizes}, indent=1), encoding="utf-8")
+    _flush(aside)
+    aside.replace(checkpoint / MANIFEST)
+    _flush(checkpoint)
+
+
+def unmark(checkpoint: Path) -> None:
+    """Make sure that a checkpoint that is to be written again does not count meanwhile."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of its list is there in its full size."""
+    manifest = _manifest(checkpoint)
+    if manifest is None:
+        return False
+    files = [(checkpoint / name, size) for name, size in manifest["files"].items()]
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
+def last_complete_checkpoint(run: Path) -> Path | None:
+    """The run's latest whole checkpoint that training can go on from, or None."""
+    whole = [folder for folder in checkpoints(run) if is_complete(folder)]
+    resumable = [folder for folder in whole if (_manifest(folder) or {})["resumable"]]
+    return resumable[-1] if resumable else None
+
+
+def remove_incomplete(run: Path) -> list[Path]:
+    """Delete the half-written checkpoints of a run and return their former folders."""
+    halves = [folder for folder in checkpoints(run) if not is_complete(folder)]
+    for folder in halves:
+        shutil.rmtree(folder, ignore_errors=True)
+    return halves
+
+
+def _manifest(checkpoint: Path) -> dict | None:
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk and would survive a power cut."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

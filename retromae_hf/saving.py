@@ -1,0 +1,132 @@
+"""Checkpoints that a run can go on from wherever it was cut, as a callback of a plain `Trainer`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from .saved_checkpoints import checkpoints, mark_complete, remove_incomplete, unmark
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What a cluster sends before it takes a machine back, and what Ctrl-C sends."""
+
+AGREE_EVERY = 10
+"""Steps after which several processes ask one another whether any was told to stop."""
+
+
+class SavingCallback(TrainerCallback):
+    """Marks checkpoints that were written to their end, and saves one before a signal ends the run.
+
+    - `Trainer` deletes old checkpoints for `save_total_limit` before anyone knows that the new one is whole. This
+      callback does it instead, after the new one is marked, so that there is always a whole one.
+    - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
+      it at once. In a distributed run all processes stop after the same step.
+
+    Add it before training; `saving` and `stopped_by` tell afterwards how it ended.
+
+    Attributes:
+        saving: a checkpoint is being written, or was when training ended with an error.
+        stopped_by: the signal that ended the run, None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.saving = False
+        self.stopped_by: signal.Signals | None = None
+        self._asked: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._limit: int | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Clear away what an earlier run left half-written or will be written again, and listen for signals."""
+        self.saving, self.stopped_by, self._asked = False, None, None
+        run = Path(args.output_dir)
+        if args.should_save:
+            for half in remove_incomplete(run):
+                logger.warning("%s was not written to its end and is deleted", half)
+            for later in checkpoints(run):
+                if int(later.name.split("-")[1]) > state.global_step:
+                    unmark(later)
+        self._limit, args.save_total_limit = args.save_total_limit, None
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in STOP_SIGNALS}
+        if hasattr(train_dataloader, "worker_init_fn"):
+            train_dataloader.worker_init_fn = partial(_ignore_signals_then, train_dataloader.worker_init_fn)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop where a signal asks for it."""
+        if self._all_stop(args, state):
+            self.stopped_by = self._asked or signal.SIGTERM
+            control.should_save = control.should_training_stop = True
+        self.saving = control.should_save
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note that a checkpoint will be written."""
+        self.saving = control.should_save
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint after every process has written its part, and delete those beyond the limit."""
+        PartialState().wait_for_everyone()
+        if args.should_save:
+            run = Path(args.output_dir)
+            mark_complete(run / f"checkpoint-{state.global_step}", resumable=not args.save_only_model)
+            rotate_checkpoints(
+                output_dir=str(run), save_total_limit=self._limit, best_model_checkpoint=state.best_model_checkpoint
+            )
+        self.saving = False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the signals back."""
+        self.stop_listening()
+        args.save_total_limit = self._limit
+
+    def stop_listening(self) -> None:
+        """Give the signals back; for a training that ended with an error, after which `on_train_end` is not called."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._asked = signal.Signals(number)
+        logger.warning("%s: this run saves a checkpoint after the step under way and ends", self._asked.name)
+        # A second SIGTERM is not impatience: a launcher passes on what the cluster has sent to everyone.
+        signal.signal(signal.SIGINT, self._handlers.pop(signal.SIGINT, signal.default_int_handler))
+
+    def _all_stop(self, args: TrainingArguments, state: TrainerState) -> bool:
+        if args.world_size == 1:
+            return self._asked is not None
+        if state.global_step % AGREE_EVERY:
+            return False
+        asked = torch.tensor(float(self._asked is not None), device=args.device)
+        return bool(reduce(asked, "sum") > 0)
+
+
+def _ignore_signals_then(init: Any, worker: int) -> None:
+    """A cluster's signal goes to the loader's workers too, and they must live on for the step under way."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker)

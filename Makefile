@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Nothing is downloaded from the Hub by the demo or the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-.PHONY: setup demo test lint bench bench-growth support clean
+.PHONY: setup demo test lint bench bench-growth support soak clean
 
 setup: .venv/ready
 
@@ -44,6 +44,10 @@ bench-growth: setup
 # Every objective with every family of encoders, tried out on tiny models.
 support: setup
 	$(OFFLINE) $(BIN)/python examples/support.py
+
+# Small runs, killed again and again, end as uncut ones do.
+soak: setup
+	$(OFFLINE) $(BIN)/python examples/soak.py
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Puts the latest results of `make demo`, `make bench` and `make support` into model_cards/ and the README.
+"""Puts the latest results of `make demo`, `make bench`, `make support` and `make soak` into model_cards/ and the README.
 
 Those of examples/full_scale.py become model_cards/recipes.md.
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import demo_report
 import full_scale
+import soak
 import support
 
 from retromae_hf import comparison_report
@@ -36,6 +37,7 @@ PUBLISHED = {
         for file in ("results.json", "comparison.png")
     },
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
+    ROOT / "runs/soak.json": ROOT / "model_cards/soak.json",
     ROOT / full_scale.RESULTS: ROOT / "model_cards/full-scale.json",
 }
 
@@ -55,6 +57,7 @@ def fill(readme: str) -> str:
     """The README with the published results between its markers."""
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
+    soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
     benchmarks = [
         json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
     ]
@@ -67,6 +70,7 @@ def fill(readme: str) -> str:
         "objectives": objectives(),
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
+        "soak": soak.table(soaked),
         "compare": "\n\n".join(comparison(one) for one in comparisons),
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }

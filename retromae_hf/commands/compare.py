@@ -21,6 +21,9 @@ class CompareArguments:
     tasks: list[str] | None = field(
         default=None, metadata={"help": "'pydocs' or folders in BEIR's layout to evaluate on; default: the recipe's."}
     )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Seeds to compare over; those that are done already are kept."}
+    )
 
 
 @command

@@ -1,4 +1,4 @@
-"""Puts the latest results of `make demo`, `make bench`, `make support` and `make soak` into model_cards/ and the README.
+"""Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the README.
 
 Those of examples/full_scale.py become model_cards/recipes.md.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
 from .errors import RetroMAEError, first_line, in_one_sentence
 from .pydocs import load_pydocs
@@ -86,11 +86,35 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
     Raises:
         RetroMAEError: there is no such source, or it cannot be read.
     """
+    builder, files, options = _find_files(source)
+    if builder is None:
+        return _load(source, source, config_name, split=split, num_proc=num_proc)
+    if builder != "parquet":
+        for file in files:
+            _check_utf8(file)
+    return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
+
+
+def stream_rows(source: str, config_name: str | None, split: str) -> IterableDataset:
+    """The same rows as those of `load_rows`, read while they are asked for; a file is a shard.
+
+    Raises:
+        RetroMAEError: there is no such source.
+    """
+    builder, files, options = _find_files(source)
+    if builder is None:
+        return _load(source, source, config_name, split=split, streaming=True)
+    names = [str(file) for file in files if file.stat().st_size]
+    return _load(source, builder, data_files=names, split="train", streaming=True, **options)
+
+
+def _find_files(source: str) -> tuple[str | None, list[Path], dict[str, Any]]:
+    """The builder of `datasets`, the files and the builder's options; no builder for a name on the Hub."""
     path = Path(source).expanduser()
     if not path.exists():
         if path.suffix in FILE_BUILDERS or path.is_absolute() or source.startswith((".", "~")):
             raise RetroMAEError(f"{source} does not exist; give a file, a folder, a Hub dataset or 'pydocs'")
-        return _load(source, source, config_name, split=split, num_proc=num_proc)
+        return None, [], {}
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if file.suffix in FILE_BUILDERS]
     builders = {FILE_BUILDERS[file.suffix] for file in files}
@@ -101,20 +125,16 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
     builder = builders.pop()
     if not any(file.stat().st_size for file in files):
         raise RetroMAEError(f"{source} holds no documents, only empty files; give a source with text")
-    if builder != "parquet":
-        for file in files:
-            _check_utf8(file)
-    options = {"sample_by": "line" if path.is_file() else "document"} if builder == "text" else {}
-    return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
+    return builder, files, {"sample_by": "line" if path.is_file() else "document"} if builder == "text" else {}
 
 
-def _load(source: str, *args: Any, **kwargs: Any) -> Dataset:
+def _load(source: str, *args: Any, **kwargs: Any) -> Any:
     """`datasets.load_dataset` with its failures as one sentence."""
     try:
         loaded = load_dataset(*args, **kwargs)
     except Exception as error:  # whatever a builder, a file or the Hub raises
         raise RetroMAEError(f"{source} cannot be read as a dataset: {first_line(error.__cause__ or error)}") from error
-    if isinstance(loaded, DatasetDict):
+    if isinstance(loaded, DatasetDict | IterableDatasetDict):
         raise RetroMAEError(f"{source} has several splits, {', '.join(loaded)}; name one")
     return loaded
 

@@ -52,27 +52,62 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("workers", "later"), [(0, 0), (2, 2), (2, 3)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_cut_run_ends_as_an_uncut_one(line, tmp_path, workers, later):
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"
     assert run(f"{line} --output_dir {uncut} --dataloader_num_workers {workers}") == 0
     assert any("eval_loss" in entry for entry in json.loads((uncut / "trainer_state.json").read_text())["log_history"])
-    cut.mkdir()
     shutil.copytree(uncut / f"checkpoint-{CUT}", cut / f"checkpoint-{CUT}")
     shutil.copytree(uncut / "stream", cut / "stream")
     resumed = f"{line} --output_dir {cut} --resume_from_checkpoint true"
     assert run(f"{resumed} --dataloader_num_workers {later}") == 0
     assert_same(uncut, cut)
-    shutil.rmtree(cut / "stream")  # without the bookmarks it only takes longer
-    if later == workers:
-        shutil.copy(uncut / f"checkpoint-{CUT}/model.safetensors", cut / "model.safetensors")
-        assert (
-            run(
-                f"{line} --output_dir {cut} --resume_from_checkpoint {cut}/checkpoint-{CUT}"
-                f" --dataloader_num_workers {later}"
-            )
-            == 0
-        )
-        assert_same(uncut, cut)
+
+
+def test_bookmarks_only_save_time(line, tmp_path):
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
+    assert run(f"{line} --output_dir {uncut}") == 0
+    assert any(uncut.glob("stream/lane-*.jsonl"))
+    shutil.copytree(uncut / f"checkpoint-{CUT}", cut / f"checkpoint-{CUT}")
+    assert run(f"{line} --output_dir {cut} --resume_from_checkpoint true") == 0
+    assert_same(uncut, cut)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (f"--max_steps {STEPS}", "", "give --max_steps"),
+        ("--tokenizer_name", "--config_name", "name one with --tokenizer_name"),
+        ("--streaming true", "--streaming true --pair_objective nsp", "NSP draws its false successors"),
+        ("--streaming true", "--streaming true --dataloader_in_order false", "leave dataloader_in_order at true"),
+        ("--streaming true", "--streaming true --text_column body", "has no column 'body'"),
+        ("--shuffle_buffer_size 20", "--shuffle_buffer_size 0", "shuffle_buffer_size=0 must be at least 1"),
+        ("/corpus", "/corpus/absent.jsonl", "does not exist"),
+        ("/corpus", "/one", "holds fewer than two documents"),
+        ("/corpus", "/blank", "holds no passage to train on"),
+        ("/corpus", "/broken", "cannot be read"),
+        ("/corpus", "/numbers", "holds int64, not text"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_one_sentence(line, tmp_path, capsys, texts, old, new, message):
+    write_shards(tmp_path / "one", ["One document. It has two sentences."], 1)
+    write_shards(tmp_path / "blank", ["The fox.", *["  "] * 15], 1)
+    write_shards(tmp_path / "numbers", [1, 2, 3], 1)
+    write_shards(tmp_path / "broken", texts, 2)
+    (tmp_path / "broken" / "001.jsonl").write_text('{"text": "The fox')
+    assert old in line
+    assert run(f"{line.replace(old, new, 1)} --output_dir {tmp_path}/run") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_run_is_not_resumed_on_another_stream(line, tmp_path, capsys):
+    assert run(f"{line} --output_dir {tmp_path}/run") == 0
+    capsys.readouterr()
+    resumed = f"{line} --output_dir {tmp_path}/run --resume_from_checkpoint true"
+    assert run(resumed.replace("--max_length 32", "--max_length 24")) == 2
+    assert "another stream, which differs in max_length; resume it with" in capsys.readouterr().err
 
 
 TWO_PROCESSES = """
@@ -101,9 +136,9 @@ def test_two_processes_and_fewer_documents_than_readers(line, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
     arguments = line.replace(str(tmp_path / "corpus"), str(corpus)).split()[1:]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-        + [str(tmp_path), *arguments, "--output_dir", str(tmp_path / "run"), "--ddp_backend", "gloo"],
+        [*launcher, script, tmp_path, *arguments, "--output_dir", tmp_path / "run", "--ddp_backend", "gloo"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,

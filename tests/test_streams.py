@@ -8,9 +8,8 @@ from functools import partial
 from itertools import islice
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
-from retromae_hf import RetroMAEError, tokenize_passages
 from retromae_hf.document_stream import ROWS_AT_ONCE, DocumentStream, Place
 from retromae_hf.passage_stream import Bookmarks, PassageStream
 from retromae_hf.passages import cut_passages, cutting_options
@@ -101,7 +100,7 @@ def key(passage):
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 5])
-def test_every_passage_comes_once_in_a_pass_and_is_that_of_the_map_style_path(make_stream, texts, tokenizer, lanes):
+def test_every_passage_comes_once_in_a_pass_under_the_same_id(make_stream, lanes):
     stream = make_stream(lanes, batch_size=1)
     seen = [key(stream[index]) for index in range(2500)]
     assert len(set(seen)) == len(seen)

@@ -16,6 +16,7 @@ from pathlib import Path
 import demo_report
 import full_scale
 import soak
+import stream_memory
 import support
 
 from retromae_hf import comparison_report
@@ -30,7 +31,10 @@ COMPARISONS = ("compare-cpu", "compare-cpu-more")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
-    **{ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json" for name in BENCHMARKS},
+    **{
+        ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
+        for name in (*BENCHMARKS, "stream-memory")
+    },
     **{
         ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
         for name in COMPARISONS
@@ -64,6 +68,7 @@ def fill(readme: str) -> str:
     comparisons = [
         json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in COMPARISONS
     ]
+    streamed = json.loads((ROOT / "model_cards/benchmark/stream-memory.json").read_text(encoding="utf-8"))
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
@@ -72,6 +77,7 @@ def fill(readme: str) -> str:
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
         "soak": soak.table(soaked),
         "compare": "\n\n".join(comparison(one) for one in comparisons),
+        "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }
     for name, block in blocks.items():

@@ -102,6 +102,14 @@ def test_what_a_stream_cannot_do_is_one_sentence(line, tmp_path, capsys, texts, 
     assert "Traceback" not in error
 
 
+def test_a_shard_that_breaks_in_a_worker_is_one_sentence(line, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("retromae_hf.document_stream.HEAD_DOCUMENTS", 1)  # so that the second is not read before
+    (corpus / "001.jsonl").write_text('{"text": "The fox')
+    assert run(f"{line} --output_dir {tmp_path}/run --dataloader_num_workers 1") == 2
+    (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("retromae-hf: error: ")]
+    assert f"shard 1 of {corpus} cannot be read" in error
+
+
 def test_a_run_is_not_resumed_on_another_stream(line, tmp_path, capsys):
     assert run(f"{line} --output_dir {tmp_path}/run") == 0
     capsys.readouterr()

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     """Generate, measure in processes of their own, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs=2, default=[10, 1000], help="small and large text, in MB")
-    parser.add_argument("--readers", type=int, default=8, help="readers among which this one is")
+    parser.add_argument("--readers", type=int, default=32, help="readers among which this one is")
     parser.add_argument("--output", default="runs/benchmark/stream-memory.json", help="JSON file for the results")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "PASSAGES"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

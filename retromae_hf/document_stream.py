@@ -27,6 +27,10 @@ HEAD_CHARACTERS = 16_000_000
 HEAD_SHARE = 0.1
 
 
+# Parts of a source that have fewer shards are split off anew every time, since all of them take memory.
+_KEPT_PART = 64
+
+
 class Place(NamedTuple):
     """Where a reader stands: the pass over the source, how many shards of it are behind, the next row of the shard.
 
@@ -63,6 +67,7 @@ class DocumentStream:
         self.seed = seed
         self.first = 0
         self._rows = rows.select_columns(text_column).with_format("arrow")
+        self._parts: dict[tuple[int, int], IterableDataset] = {}
         self._row_bits = DOCUMENT_BITS - (self.num_shards - 1).bit_length()
 
     @classmethod
@@ -155,7 +160,7 @@ class DocumentStream:
         """The number of the first row and the texts, batch by batch, of a shard from row `start` on."""
         row = 0
         # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
-        tables = self._rows.shard(self.num_shards, shard).iter(ROWS_AT_ONCE)
+        tables = self._shard(shard).iter(ROWS_AT_ONCE)
         with in_one_sentence(f"shard {shard} of {self.source} cannot be read"):
             for table in tables:
                 column = table.column(0)
@@ -168,3 +173,17 @@ class DocumentStream:
                     raise RetroMAEError(
                         f"shard {shard} of {self.source} has more than {1 << self._row_bits} rows; cut it into several"
                     )
+
+    def _shard(self, shard: int) -> IterableDataset:
+        """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
+        first, size = 0, self.num_shards
+        part = self._rows
+        while size > 1:
+            # As `datasets` does it, the first half has one more where they are not even.
+            left = (size + 1) // 2
+            side = int(shard - first >= left)
+            first, whole, size = first + side * left, part, (left, size - left)[side]
+            part = self._parts.get((first, size)) or whole.shard(2, side)
+            if size >= _KEPT_PART:
+                self._parts[first, size] = part
+        return part

@@ -143,3 +143,11 @@ def test_going_on_reads_from_the_last_bookmark(make_stream, tmp_path, monkeypatc
     monkeypatch.setattr(DocumentStream, "read", lambda self, *args: starts.append(args[-1]) or read(self, *args))
     assert key(make_stream(bookmarks=tmp_path / "marks")[1499]) == expected
     assert starts[0] > Place(1)
+
+
+def test_many_shards_are_each_the_right_one(tmp_path):
+    texts = [f"Document {number}." for number in range(150)]
+    stream = open_stream(write_shards(tmp_path / "corpus", texts, 150))
+    assert stream.num_shards == 150
+    assert [text for _, text in stream._in_order()] == texts
+    assert sorted(text for _, text in one_pass(stream, 0, 1)) == sorted(texts)

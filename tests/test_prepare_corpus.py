@@ -35,7 +35,7 @@ def test_shards_that_a_stream_reads(raw, tmp_path, texts):
 
 def test_what_is_missing_is_one_sentence(raw, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove.executor", None)
-    with pytest.raises(SystemExit, match="a package is missing .* pip install 'retromae-hf"):
+    with pytest.raises(SystemExit, match=r"a package is missing .* pip install 'retromae-hf"):
         prepare_corpus.main([str(raw), str(tmp_path / "shards")])
     (raw / "c.parquet").touch()
     with pytest.raises(SystemExit, match="one kind of files"):

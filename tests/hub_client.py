@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -106,7 +107,7 @@ def command(line: str) -> dict[str, Any]:
 
     with contextlib.redirect_stderr(io.StringIO()) as said:
         status = main(line.split())
-    errors = [line for line in said.getvalue().splitlines() if line.startswith("retromae-hf: error")]
+    errors = re.findall("retromae-hf: error: .*", said.getvalue())  # a progress bar may stand before it
     return {"status": status, "errors": errors}
 
 

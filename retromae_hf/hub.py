@@ -66,7 +66,7 @@ def push_folder(folder: str | Path, repo_id: str, message: str) -> str:
     remedy = f"push it with: hf upload {repo_id} {folder} ."
     with hub_errors(f"{folder} could not be pushed to {repo_id}", remedy):
         stale = [name for name in api.list_repo_files(repo_id) if name not in files and _is_replaced(name)]
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()),
             *(CommitOperationDelete(path_in_repo=name) for name in stale),
         ]

@@ -132,7 +132,7 @@ def process_state() -> PartialState:
 
 def model_identity(name_or_path: str) -> str:
     """What tells one state of a model from the next: a folder's files, or a name on the Hub with its revision."""
-    path = Path(name_or_path)
+    path = Path(name_or_path).absolute()
     folder = encoder_folder(path) if path.suffix == ".onnx" else path
     if not folder.is_dir():
         return f"{name_or_path} {getattr(load_config(name_or_path), '_commit_hash', None)}"

@@ -23,8 +23,8 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .errors import RetroMAEError, first_line, in_one_sentence
 
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.onnx", "*.onnx_data", "[0-9]_*/config.json", "modules.json")
-"""Files that make up a model; those of an earlier push are not to stay beside a new one."""
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "onnx/*", "[0-9]_*/config.json")
+"""Files that make up a model; those of an earlier push are not to stay beside a new one. "*" is within a folder."""
 
 
 def create_repo(repo_id: str, private: bool = False) -> str:
@@ -74,7 +74,7 @@ def push_folder(folder: str | Path, repo_id: str, message: str) -> str:
 
 
 def _is_replaced(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in REPLACED)
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
 
 
 def prepare_pushes(args: TrainingArguments) -> None:
@@ -107,7 +107,7 @@ def pushing(trainer: Trainer) -> Iterator[None]:
         yield
         return
     if trainer.is_world_process_zero() and getattr(trainer.model, "_auto_class", None) is not None:
-        # Of a checkpoint in the middle of a run Trainer pushes the weights, but not the code that goes with them.
+        # In the middle of a run Trainer pushes a checkpoint's weights, but not the code that goes with them.
         custom_object_save(trainer.model, args.output_dir)
     name = _hub_name(args)
     command = f"hf upload {name} {args.output_dir} . --exclude 'checkpoint-*'"

@@ -123,8 +123,11 @@ def encoder_folder(file: str | Path) -> Path:
 
 
 def _session(file: str | Path) -> Any:
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     with in_one_sentence(f"{file} holds no ONNX model that can be loaded"):
-        return import_onnxruntime().InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

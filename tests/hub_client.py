@@ -34,6 +34,7 @@ def push() -> dict[str, Any]:
     )
     lines = {
         "export": f"{export} encoder --push_to_hub tester/encoder --hub_private_repo true",
+        "export again": f"{export} again --push_to_hub tester/again",
         "cut-in-upload": f"{export} cut-1 --push_to_hub tester/cut-in-upload",
         "cut-in-commit": f"{export} cut-2 --push_to_hub tester/cut-in-commit",
         "not mine": f"{export} not-mine --push_to_hub somebody/model",

@@ -11,17 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, Repo
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining
 
 CUT = {"tester/cut-in-upload": "lfs_upload", "tester/cut-in-commit": "commit"}
+
+MODEL = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "onnx/model.onnx", "2_Dense/config.json"}
+OTHERS = {"figure.png", "last-checkpoint/model.safetensors"}
+EARLIER = dict.fromkeys(MODEL | OTHERS, b"of an earlier push")
 
 
 @pytest.fixture(scope="module")
 def hub():
     with HubServer() as hub:
         hub.cut = CUT
+        hub.repos["tester/again"] = Repo("tester/again", private=False)
+        hub.repos["tester/again"].commit("main", EARLIER)
         yield hub
 
 
@@ -105,6 +111,12 @@ def test_an_encoder_is_pushed_in_one_commit(pushed, hub):
     }
     assert hub.files("tester/encoder").keys() - {".gitattributes"} == local
     assert not any(name.endswith(".py") for name in local)
+
+
+def test_nothing_of_an_earlier_model_stays_beside_a_new_one(pushed, hub):
+    assert pushed["export again"]["status"] == 0
+    files = hub.files("tester/again").keys()
+    assert files == hub.files("tester/encoder").keys() - {".gitattributes"} | OTHERS
 
 
 def test_an_encoder_loads_by_name_without_the_package(without_the_package):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from pathlib import Path
 
 import onnx_cost
 import pytest
@@ -26,24 +28,28 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tokenizer, tmp_path_factory):
-    """The export of an encoder of each family, with its ONNX files."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    special = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
-    config = AutoConfig.for_model(
-        request.param,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=40,
-        **sizes,
-        **special,
-        **FAMILIES[request.param],
-    )
-    folder = tmp_path_factory.mktemp("onnx") / request.param
-    export_encoder(AutoModelForMaskedLM.from_config(config), tokenizer, folder)
-    export_onnx(folder, "int8")
-    return folder
+@pytest.fixture(scope="module")
+def export(tokenizer, tmp_path_factory):
+    """A function that gives the export of an encoder of a family, with its ONNX files."""
+
+    @functools.cache
+    def make(family: str) -> Path:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        special = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+        vocabulary = {"vocab_size": len(tokenizer), "max_position_embeddings": 40, **special}
+        config = AutoConfig.for_model(family, **sizes, **vocabulary, **FAMILIES[family])
+        folder = tmp_path_factory.mktemp("onnx") / family
+        export_encoder(AutoModelForMaskedLM.from_config(config), tokenizer, folder)
+        export_onnx(folder, "int8")
+        return folder
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, export):
+    return export(request.param)
 
 
 def encode(folder, texts, file=None):
@@ -68,44 +74,46 @@ def test_eight_bit_weights_are_near_and_smaller(folder, texts):
     assert sizes[0] < sizes[1]
 
 
-def test_the_backend_of_sentence_transformers_loads_it(folder, texts):
-    # Of the newest optimum-onnx, 0.1.0, transformers 5 is not supported: importing it fails.
-    pytest.importorskip("optimum.onnxruntime.modeling", reason="optimum-onnx is absent, or not for this transformers")
+def test_the_backend_of_sentence_transformers_loads_it(export, texts):
+    # The newest optimum-onnx, 0.1.0, is for transformers below 4.58, which this package is not.
+    reason = "there is no optimum-onnx for this transformers"
+    pytest.importorskip("optimum.onnxruntime.modeling", reason=reason, exc_type=ImportError)
+    folder = export("bert")
     theirs = SentenceTransformer(str(folder), backend="onnx", device="cpu").encode(texts[:5], convert_to_tensor=True)
     assert torch.allclose(theirs, encode(folder, texts[:5]), atol=1e-4)
 
 
-@pytest.fixture
-def bert_folder(model, tokenizer, tmp_path):
-    return export_encoder(model, tokenizer, tmp_path / "encoder")
-
-
-def test_the_command_exports_and_evaluates_it(model, tokenizer, tmp_path):
+def test_the_command_exports_and_evaluates_it(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for each in (model, tokenizer):
-        each.save_pretrained(tmp_path / "checkpoint")
-    export = f"export --model_name_or_path {tmp_path}/checkpoint --output_dir {tmp_path}/encoder --onnx true"
-    assert main(f"{export} --quantize int8".split()) == 0
-    task = write_beir(tmp_path / "task")
+        each.save_pretrained("checkpoint")
+    export = "export --model_name_or_path checkpoint --output_dir encoder --onnx true --quantize int8"
+    assert main(export.split()) == 0
+    write_beir(tmp_path / "task")
     measured = []
     for name in ("encoder", f"encoder/{ONNX_FILE}"):
-        line = f"evaluate --model_name_or_path {tmp_path}/{name} --dataset {task} --output {tmp_path}/results.json"
-        assert main([*line.split(), "--embeddings_dir", str(tmp_path / "embeddings")]) == 0
-        measured.append(json.loads((tmp_path / "results.json").read_text())["tasks"]["task"])
+        line = f"evaluate --model_name_or_path {name} --dataset task --output results.json --embeddings_dir embeddings"
+        assert main(line.split()) == 0
+        measured.append(json.loads(Path("results.json").read_text())["tasks"]["task"])
     assert measured[0]["measures"] == measured[1]["measures"]
 
 
-def test_the_example_reports_what_it_costs(bert_folder, tmp_path, capsys):
+def test_the_example_reports_what_it_costs(export, tmp_path, monkeypatch, capsys):
+    encoder = export("bert")
+    monkeypatch.setattr(onnx_cost, "export_onnx", lambda folder, quantize: None)  # it is there
     task, output = write_beir(tmp_path / "task"), tmp_path / "results" / "cost.json"
-    onnx_cost.main([str(bert_folder), "--dataset", str(task), "--output", str(output)])
+    onnx_cost.main([str(encoder), "--dataset", str(task), "--output", str(output)])
     report = json.loads(output.read_text())
     assert list(report["models"]) == ["PyTorch", "ONNX", "ONNX, int8"]
     assert onnx_cost.table(report) in capsys.readouterr().out
 
 
-def test_an_export_that_computes_something_else_is_refused(bert_folder, monkeypatch):
+def test_an_export_that_computes_something_else_is_refused(model, tokenizer, tmp_path, monkeypatch):
+    export_encoder(model, tokenizer, tmp_path)
+    monkeypatch.setattr(torch.onnx, "export", lambda *unused, **options: None)
     monkeypatch.setattr(onnx_export, "onnx_states", lambda *unused, **batch: torch.zeros(*batch["input_ids"].shape, 32))
-    with pytest.raises(RetroMAEError, match="computes states .* away from PyTorch's, over 0.0001; do not use it"):
-        export_onnx(bert_folder)
+    with pytest.raises(RetroMAEError, match=r"computes states .* away from PyTorch's, over 0.0001; do not use it"):
+        export_onnx(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +138,10 @@ def test_a_file_that_is_no_export_is_refused(tmp_path, capsys):
     assert "is no ONNX file in an exported encoder's folder" in capsys.readouterr().err
 
 
-def test_a_broken_file_is_refused(bert_folder, tmp_path, capsys):
-    (bert_folder / "onnx").mkdir()
-    (bert_folder / ONNX_FILE).write_bytes(b"nothing")
+def test_a_broken_file_is_refused(model, tokenizer, tmp_path, capsys):
+    encoder = export_encoder(model, tokenizer, tmp_path / "encoder")
+    (encoder / "onnx").mkdir()
+    (encoder / ONNX_FILE).write_bytes(b"nothing")
     task = write_beir(tmp_path / "task")
-    assert main(f"evaluate --model_name_or_path {bert_folder}/{ONNX_FILE} --dataset {task}".split()) == 2
+    assert main(f"evaluate --model_name_or_path {encoder}/{ONNX_FILE} --dataset {task}".split()) == 2
     assert "holds no ONNX model that can be loaded" in capsys.readouterr().err

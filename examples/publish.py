@@ -1,6 +1,6 @@
 """Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the README.
 
-Those of examples/full_scale.py become model_cards/recipes.md.
+Likewise those of examples/onnx_cost.py. Those of examples/full_scale.py become model_cards/recipes.md.
 
 No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
 with the results files.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import demo_report
 import full_scale
+import onnx_cost
 import soak
 import stream_memory
 import support
@@ -40,6 +41,7 @@ PUBLISHED = {
         for name in COMPARISONS
         for file in ("results.json", "comparison.png")
     },
+    ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
     ROOT / "runs/soak.json": ROOT / "model_cards/soak.json",
     ROOT / full_scale.RESULTS: ROOT / "model_cards/full-scale.json",
@@ -62,6 +64,7 @@ def fill(readme: str) -> str:
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
+    onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
     benchmarks = [
         json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
     ]
@@ -78,6 +81,7 @@ def fill(readme: str) -> str:
         "soak": soak.table(soaked),
         "compare": "\n\n".join(comparison(one) for one in comparisons),
         "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
+        "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }
     for name, block in blocks.items():

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .configuration_retromae import RetroMAEConfig
-from .errors import RetroMAEError, in_one_sentence
+from .errors import RetroMAEError
+from .hub import loading
 from .modeling_retromae import RetroMAEPreTrainedModel
 
 Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
@@ -16,13 +17,13 @@ Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
     """The configuration of any model."""
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+    with loading(f"{name_or_path} holds no model that can be loaded"):
         return AutoConfig.from_pretrained(name_or_path)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of any model."""
-    with in_one_sentence(f"{name_or_path} holds no tokenizer that can be loaded"):
+    with loading(f"{name_or_path} holds no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise RetroMAEError(f"{name_or_path} holds no tokenizer; save one there or name one")
@@ -34,5 +35,5 @@ def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpo
     config = load_config(name_or_path)
     if not isinstance(config, RetroMAEConfig):
         raise RetroMAEError(f"{name_or_path} holds a {config.model_type} model, not a RetroMAE checkpoint")
-    with in_one_sentence(f"{name_or_path} holds no checkpoint that can be loaded"):
+    with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
         return model_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)

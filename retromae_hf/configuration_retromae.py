@@ -15,6 +15,13 @@ DECODER_QUERIES = ("sum", "embedded")
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_retromae.RetroMAEConfig",
+    "AutoModel": "modeling_retromae.RetroMAEModel",
+    "AutoModelForPreTraining": "modeling_retromae.RetroMAEForPreTraining",
+}
+"""Where `transformers` finds the classes in a checkpoint's folder, which holds a copy of this code."""
+
 
 def check_decoding(decoding: str) -> None:
     """Raise `RetroMAEError` unless `decoding` names a decoder."""
@@ -95,6 +102,8 @@ class RetroMAEConfig(PreTrainedConfig):
             setattr(self, name, getattr(self.encoder_config, name, None))
             kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+        # All of them whichever class is saved, and never those of the repository that a checkpoint came from.
+        self.auto_map = dict(AUTO_MAP)
 
     def check_values(self) -> None:
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""

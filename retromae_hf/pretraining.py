@@ -21,6 +21,7 @@ from .data_collator import DataCollatorForRetroMAE
 from .document_stream import DocumentStream
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .health import HealthCallback
+from .hub import prepare_pushes, pushing
 from .modeling_retromae import RetroMAEForPreTraining
 from .passage_stream import PassageStream
 from .passages import tokenize_passages
@@ -137,6 +138,7 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     if training_args.label_smoothing_factor:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
     started_from = (model_args.model_name_or_path, model_args.config_name, model_args.tokenizer_name)
+    prepare_pushes(training_args)
     run = prepare_run(training_args, args.overwrite_output_dir, started_from, args, model_args)
     segmenter = chinese_segmenter() if args.segment_chinese else None
     stream = open_stream(args, model_args, training_args, run.checkpoint is not None) if args.streaming else None
@@ -199,7 +201,8 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
     trainer.add_callback(HealthCallback(args.max_skipped_batches))
-    run_and_save(trainer, run)
+    with pushing(trainer):
+        run_and_save(trainer, run)
     return trainer
 
 

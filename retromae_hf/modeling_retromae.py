@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,9 +18,10 @@ from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
 from .decoder import DecoderLayer, VisibleRows
 from .errors import RetroMAEError
-from .losses import grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
+from .losses import count_labels, grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
 from .masking import visibility_mask
 from .pair_head import PairHead
+from .processes import average_over_processes
 
 LONG_PASSAGE = 1024
 """Tokens up to which a passage's visibility mask is made as a whole."""
@@ -28,6 +30,9 @@ LONG_PASSAGE = 1024
 @dataclass
 class RetroMAEPreTrainingOutput(ModelOutput):
     """What `RetroMAEForPreTraining` returns. A loss is None where its labels or its part of the model are absent.
+
+    Where several processes train together, a loss is the sum over this process's labels (or passages) divided by the
+    average number of them in a process: its mean over the processes is the mean over all their labels.
 
     Attributes:
         loss: scalar, the weighted sum of the parts that are there; the one to differentiate.
@@ -127,7 +132,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     `save_pretrained` keeps both, so training can go on from what it wrote; `export_encoder` hands over the encoder.
     """
 
-    # The loss is the mean over the batch's own labels: Trainer must not rescale it by a count of its own.
+    # The losses are divided by counts of their own labels: Trainer must not rescale them by a count of its own.
     accepts_loss_kwargs = False
 
     def __init__(self, config: RetroMAEConfig):
@@ -245,18 +250,32 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 middle_states,
                 decoder_label_slots,
             )
-        loss, parts = self._token_losses(to_predict)
+        *label_counts, passage_count = self._counts(to_predict, sentence_embedding)
+        loss, parts = self._token_losses(to_predict, label_counts)
         if decoder_labels is not None and self.config.bow_loss_weight > 0:
-            parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels)
+            parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels) * len(states) / passage_count
             loss = loss + self.config.bow_loss_weight * parts["bow_loss"]
         if pair_labels is not None:
             logits = self.pair_logits(sentence_embedding)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            parts["pair_loss"] = cross_entropy(logits, pair_labels)
+            parts["pair_loss"] = cross_entropy(logits, pair_labels, reduction="sum") / passage_count
             loss = parts["pair_loss"] + (0 if loss is None else loss)
         return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding, **parts)
 
-    def _token_losses(self, to_predict: dict[str, tuple[Tensor, Tensor]]) -> tuple[Any, dict[str, Tensor]]:
+    def _counts(self, to_predict: dict[str, tuple[Tensor, Tensor]], sentence_embedding: Tensor) -> Tensor:
+        """What the sums of the losses are divided by: the labels of each kind, and behind them the passages.
+
+        In training these are averages over the processes, so that several of them train as one would on the passages
+        of all; a mean of their means would count a label of a short batch for more than one of a long batch.
+        """
+        labels = [part for _, part in to_predict.values()]
+        passages = torch.zeros_like(sentence_embedding[:, 0], dtype=torch.int64)  # none of them is IGNORE_INDEX
+        counts = count_labels([*labels, passages])
+        return average_over_processes(counts) if self.training else counts
+
+    def _token_losses(
+        self, to_predict: dict[str, tuple[Tensor, Tensor]], counts: Sequence[Tensor]
+    ) -> tuple[Any, dict[str, Tensor]]:
         """The weighted sum of the losses of the given states and labels, `[T, H]` and `[T]`, and each by itself.
 
         All go through the head at once, so that the large gradient of its projection is made once.
@@ -270,6 +289,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             torch.cat(labels),
             sizes=[len(part) for part in labels],
             group_weights=[self.config.mlm_loss_weight if name == "mlm_loss" else 1.0 for name in to_predict],
+            counts=counts,
         )
         return total, dict(zip(to_predict, means, strict=True))
 

@@ -1,0 +1,43 @@
+"""What the processes of a distributed run have to agree on."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def count_processes() -> int:
+    """Processes that train together, 1 where there is no process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def average_over_processes(counts: Tensor) -> Tensor:
+    """`counts`, averaged over the processes that train together; each of them has to call it.
+
+    Sums that every process divides by this average, instead of its own count, have as their mean over the processes
+    the mean over all that was counted. That mean is what data parallelism makes of the gradients, and `Trainer` of the
+    losses that it logs.
+
+    Args:
+        counts: int64, any shape.
+
+    Returns:
+        The same shape; int64 as given where one process trains, else float64. The host does not wait for it.
+    """
+    processes = count_processes()
+    return counts if processes == 1 else sum_over_processes(counts).double() / processes
+
+
+# An operator of its own, so that torch.compile does not cut the graph at it.
+@torch.library.custom_op("retromae_hf::sum_over_processes", mutates_args=())
+def sum_over_processes(counts: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    total = counts.clone()
+    dist.all_reduce(total)
+    return total
+
+
+@sum_over_processes.register_fake
+def _sum_over_no_processes(counts: Tensor) -> Tensor:
+    return torch.empty_like(counts)

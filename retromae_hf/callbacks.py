@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import get_sampler
+from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -65,8 +65,11 @@ class RetroMAECallback(TrainerCallback):
         self._collator = _collator_of(train_dataloader)
         if self._collator is not None:
             self._collator.check_matches(model.config)
-        sampler = get_sampler(train_dataloader)
+        sampler = _sampler_of(train_dataloader)
         if isinstance(sampler, LengthGroupedSampler):
+            # Of the batches of all processes, so that none waits for one with longer passages, and so that the order
+            # does not depend on how many processes share a batch.
+            sampler.batch_size *= args.world_size
             # It sorts by single lengths, and a column of a dataset is slow to give them one by one.
             sampler.lengths = np.asarray(sampler.lengths[:]).tolist()
             if sampler.generator is None:
@@ -142,6 +145,12 @@ def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
     collator = getattr(dataloader, "collate_fn", None)
     collator = getattr(collator, "data_collator", collator)  # Trainer's RemoveColumnsCollator
     return collator if isinstance(collator, DataCollatorForRetroMAE) else None
+
+
+def _sampler_of(dataloader: Any) -> Any:
+    """The sampler of passages; where several processes share the batches it lies one level deeper."""
+    shard = dataloader.batch_sampler
+    return shard.batch_sampler.sampler if isinstance(shard, BatchSamplerShard) else get_sampler(dataloader)
 
 
 class RetrievalCallback(TrainerCallback):

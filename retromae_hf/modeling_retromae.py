@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -21,7 +22,7 @@ from .errors import RetroMAEError
 from .losses import count_labels, grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
 from .masking import visibility_mask
 from .pair_head import PairHead
-from .processes import average_over_processes
+from .processes import average_over_processes, sharded_by_accelerate
 
 LONG_PASSAGE = 1024
 """Tokens up to which a passage's visibility mask is made as a whole."""
@@ -67,17 +68,22 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config)
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The encoder's word embeddings."""
-        return self.encoder.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Module | None:
+        """The encoder's word embeddings; None where accelerate shards the model, see `get_output_embeddings`."""
+        return None if sharded_by_accelerate() else self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the encoder's word embeddings."""
         self.encoder.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The encoder's output projection."""
-        return self.encoder.get_output_embeddings()
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The encoder's output projection; None where accelerate shards the model.
+
+        It asks for both to give them units of their own, whose weights are whole only while the modules are called.
+        The losses read weight and bias without calling, and masked-LM heads share them with other modules, so they
+        have to stay in the root's unit, which is whole from the forward pass to the end of the backward pass.
+        """
+        return None if sharded_by_accelerate() else self.encoder.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the encoder's output projection."""
@@ -154,6 +160,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if config.pair_objective is not None:
             self.pair_head = PairHead(config.hidden_size)
         self.post_init()
+        # FSDP's units, beside the root's. Some families name their embeddings too, whose weights the head shares.
+        layers = {type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)}
+        self._no_split_modules = layers
 
     @classmethod
     def from_encoder(cls, name_or_path: str, **config: Any) -> RetroMAEForPreTraining:
@@ -228,7 +237,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         """
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
-            words = self.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
+            words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
             input_ids, decoder_input_ids = words.split(len(input_ids))
         states, middle_states = self.encode_for_decoder(input_ids, attention_mask, token_type_ids)
         if self.config.decoding == "condenser":
@@ -260,7 +269,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             parts["pair_loss"] = cross_entropy(logits, pair_labels, reduction="sum") / passage_count
             loss = parts["pair_loss"] + (0 if loss is None else loss)
-        return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding, **parts)
+        # A clone, because FSDP warns of outputs that are views, as is right where somebody writes to them.
+        return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding.clone(), **parts)
 
     def _counts(self, to_predict: dict[str, tuple[Tensor, Tensor]], sentence_embedding: Tensor) -> Tensor:
         """What the sums of the losses are divided by: the labels of each kind, and behind them the passages.

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 
 def count_processes() -> int:
     """Processes that train together, 1 where there is no process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sharded_by_accelerate() -> bool:
+    """Whether accelerate shards models over the processes (FSDP)."""
+    return is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
 
 
 def average_over_processes(counts: Tensor) -> Tensor:

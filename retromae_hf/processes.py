@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 from torch import Tensor
+from transformers import TrainingArguments
+
+from .errors import RetroMAEError
 
 
 def count_processes() -> int:
     """Processes that train together, 1 where there is no process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
+
+    They would all train the same and write to the same files.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > 1 and args.world_size == 1:
+        raise RetroMAEError(
+            f"{launched} processes were started on a machine without an accelerator, where Trainer brings them "
+            "together only with --use_cpu; give it, or start one process"
+        )
 
 
 def sharded_by_accelerate() -> bool:

@@ -18,6 +18,7 @@ from transformers import DefaultFlowCallback, Trainer, TrainerState, TrainingArg
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
+from .processes import check_processes
 from .saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
 from .saving import SavingCallback
 
@@ -35,6 +36,7 @@ LITTLE_SPACE = 1 << 20
 
 def check_training_arguments(args: TrainingArguments) -> None:
     """Raise `RetroMAEError` for values that `TrainingArguments` lets pass and that fail only after the preparation."""
+    check_processes(args)
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least(1, **{name: getattr(args, name) for name in positive})
     check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})

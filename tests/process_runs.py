@@ -37,7 +37,8 @@ RUNS: dict[str, dict] = {
     "sharded": {"num_train_epochs": 2, "use_cpu": False, **SAVED},
     "sharded-resumed": {"num_train_epochs": 2, "use_cpu": False},
     "killed": {"num_train_epochs": 50},
-    "stuck": {"num_train_epochs": 50, "ddp_timeout": 4},
+    # With use_cpu, TrainingArguments forget the timeout.
+    "stuck": {"num_train_epochs": 50, "ddp_timeout": 4, "use_cpu": False},
 }
 """What each run has of `TrainingArguments`."""
 PASSAGES = {"uneven": 21, "tiny": 3}
@@ -74,9 +75,9 @@ class Fail(TrainerCallback):
                 time.sleep(600)
 
 
-def shard_on_cpu() -> None:
-    """Let accelerate shard models on a CPU, which it does on accelerators only; what it does then is the same."""
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+def take_cpu_for_gpu() -> None:
+    """Let accelerate do on a CPU what it does on accelerators alone: shard models, keep to `ddp_timeout`."""
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "ACCELERATE_BYPASS_DEVICE_MAP": "true"}
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
@@ -121,7 +122,7 @@ def run(folder: Path, name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if "sharded" in sys.argv:
-        shard_on_cpu()
+    if not all(RUNS[name].get("use_cpu", True) for name in sys.argv[2:]):
+        take_cpu_for_gpu()
     for name in sys.argv[2:]:
         run(Path(sys.argv[1]), name)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import process_runs
@@ -15,10 +17,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining, export_encoder, tokenize_passages
+from retromae_hf import RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, export_encoder, tokenize_passages
+from retromae_hf.commands import common, pretrain
+from retromae_hf.processes import check_processes
 
 CONFIGURATIONS = Path(__file__).parents[1] / "examples" / "accelerate"
 RUNNER = process_runs.__file__
@@ -54,8 +57,10 @@ def finish(process, timeout=120):
     """Exit status, standard output and standard error."""
     try:
         output, errors = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher ends its processes
+        process.wait()
+        raise
     return process.returncode, output, errors
 
 
@@ -113,9 +118,10 @@ def test_the_weights_at_the_end_are_those_of_one_process(runs, name, world_size)
 
 
 def assert_same_weights(one, other, tolerance):
-    weights = load_file(one / "model.safetensors")
-    for name, tensor in load_file(other / "model.safetensors").items():
-        assert torch.allclose(tensor, weights[name], rtol=0, atol=tolerance), name
+    models = [RetroMAEForPreTraining.from_pretrained(folder, dtype="auto") for folder in (one, other)]
+    for (name, weight), expected in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
+        assert weight.dtype == expected.dtype
+        assert torch.allclose(weight, expected, rtol=0, atol=tolerance), name
 
 
 @pytest.mark.parametrize(("name", "world_size"), PAIRS_OF_RUNS)
@@ -130,7 +136,9 @@ def test_every_step_sees_the_same_passages_under_the_same_masks(runs, name, worl
         assert sorted(row for share in shares for row in share) == sorted(batch)
 
 
-@pytest.mark.parametrize(("name", "world_size", "passages", "steps"), [("uneven", 2, 21, 3), ("tiny", 2, 3, 2), ("tiny", 4, 3, 2)])
+@pytest.mark.parametrize(
+    ("name", "world_size", "passages", "steps"), [("uneven", 2, 21, 3), ("tiny", 2, 3, 2), ("tiny", 4, 3, 2)]
+)
 def test_a_last_batch_that_is_short_is_filled_up_for_every_process(runs, name, world_size, passages, steps):
     """Nobody waits for a process that has no passage: those of the beginning are seen once more."""
     together = noted(runs, name, world_size)
@@ -169,8 +177,62 @@ def test_processes_stop_when_one_of_them_dies_or_hangs(start_folder):
     assert "SIGKILL" in errors.split("Root Cause")[1]
     status, _, errors = finish(stuck, timeout=60)
     assert status != 0
-    assert "Timed out waiting 4000ms" in errors
+    assert "Timed out waiting 4000ms" in errors, errors[-3000:]
     assert "rank      : 0" in errors.split("Root Cause")[1]
+
+
+def test_bad_input_is_told_once_by_all_processes_together(tmp_path):
+    line = ["-m", "retromae_hf.commands.pretrain", "--use_cpu", "--output_dir", tmp_path, "--dataset", "missing.jsonl"]
+    status, _, errors = finish(torchrun(2, *line))
+    assert status != 0
+    assert errors.count("retromae-hf: error:") == 1, errors
+    assert "missing.jsonl" in errors.split("retromae-hf: error:")[1].split("\n")[0]
+
+
+@pytest.mark.parametrize(("rank", "waits"), [(0, []), (3, [common.FIRST_WORD_SECONDS])])
+def test_what_the_first_process_does_not_find_wrong_another_one_tells_later(rank, waits, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(common.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", str(rank))
+    assert pretrain.main(["--dataset", "pydocs", "--output_dir", "x", "--encoder_mask_ratio", "2"]) == 2
+    assert "encoder_mask_ratio=2.0" in capsys.readouterr().err
+    assert waited == waits
+
+
+def test_processes_that_would_train_apart_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RetroMAEError, match=r"2 processes were started .* --use_cpu"):
+        check_processes(Namespace(world_size=1))
+    check_processes(Namespace(world_size=2))
+
+
+def test_the_slurm_script_hands_the_signal_on_and_queues_the_job_again(tmp_path):
+    """With stand-ins for Slurm's commands and for the launcher, which has work for two turns."""
+    stand_ins = {
+        "srun": 'shift; export SLURM_NODEID=1; exec "$@"',
+        "scontrol": f'echo "$@" >> {tmp_path}/told',
+        "accelerate": f"""echo "$@" >> {tmp_path}/launched
+            trap 'touch {tmp_path}/half; exit 143' TERM
+            test -e {tmp_path}/half || while true; do sleep 0.05; done""",
+    }
+    for name, script in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "n[1-2]"}
+    environment = os.environ | job | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MAIN_HOST": "n1"}
+    command = ["bash", CONFIGURATIONS / "slurm.sh", CONFIGURATIONS / "ddp.yaml", "--dataset", "a b"]
+    first = subprocess.Popen(command, env=environment)
+    while not (tmp_path / "launched").exists():
+        time.sleep(0.05)
+    first.terminate()
+    assert first.wait(20) == 0
+    assert (tmp_path / "told").read_text() == "requeue 5\n"
+    assert subprocess.run(command, env=environment, timeout=20).returncode == 0
+    first_launch, second_launch = (tmp_path / "launched").read_text().splitlines()
+    assert first_launch == second_launch
+    assert "--machine_rank 1 --main_process_ip n1" in first_launch
+    assert "--num_machines 2 --num_processes 8" in first_launch
+    assert first_launch.endswith("-m retromae_hf.commands.pretrain --dataset a b")
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         word_ids: Tensor | None = None,
         label_slots: Tensor | None = None,
         decoder_label_slots: Tensor | None = None,
+        step_counts: Tensor | None = None,
         passage_id: Tensor | None = None,
         document_id: Tensor | None = None,
         length: Tensor | None = None,
@@ -224,6 +225,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             label_slots: of no content, `[B, T, 0]`: its shape says that there are T labels in the batch, or fewer. The
                 shape is known on the host, so that nobody waits for an accelerator to count them.
             decoder_label_slots: likewise for `decoder_labels`.
+            step_counts: int64 `[batches, 3]`, the numbers of encoder labels, decoder labels and passages in each batch
+                of a step that accumulates gradients; their averages then take the place of the batch's own counts.
             passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
                 derives the seeds from it, and lets a callback tell which passages a batch holds.
             document_id: not used, likewise; the collator draws false successors from other documents.
@@ -259,7 +262,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 middle_states,
                 decoder_label_slots,
             )
-        *label_counts, passage_count = self._counts(to_predict, sentence_embedding)
+        *label_counts, passage_count = self._counts(to_predict, sentence_embedding, step_counts)
         loss, parts = self._token_losses(to_predict, label_counts)
         if decoder_labels is not None and self.config.bow_loss_weight > 0:
             parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels) * len(states) / passage_count
@@ -272,15 +275,21 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         # A clone, because FSDP warns of outputs that are views, as is right where somebody writes to them.
         return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding.clone(), **parts)
 
-    def _counts(self, to_predict: dict[str, tuple[Tensor, Tensor]], sentence_embedding: Tensor) -> Tensor:
+    def _counts(
+        self, to_predict: dict[str, tuple[Tensor, Tensor]], sentence_embedding: Tensor, step_counts: Tensor | None
+    ) -> Tensor:
         """What the sums of the losses are divided by: the labels of each kind, and behind them the passages.
 
-        In training these are averages over the processes, so that several of them train as one would on the passages
-        of all; a mean of their means would count a label of a short batch for more than one of a long batch.
+        In training these are averages over the processes and over the batches of a step, which then equals that of one
+        process on one batch of them all; a mean of means would count a label of a short batch for more than others.
         """
-        labels = [part for _, part in to_predict.values()]
-        passages = torch.zeros_like(sentence_embedding[:, 0], dtype=torch.int64)  # none of them is IGNORE_INDEX
-        counts = count_labels([*labels, passages])
+        if step_counts is None:
+            passages = torch.zeros_like(sentence_embedding[:, 0], dtype=torch.int64)  # none of them is IGNORE_INDEX
+            counts = count_labels([*(labels for _, labels in to_predict.values()), passages])
+        else:
+            encoder, decoder, passages = (step_counts.sum(0) / len(step_counts)).unbind()
+            kinds = {"mlm_loss": encoder, "decoder_loss": encoder if self.config.decoding == "condenser" else decoder}
+            counts = torch.stack([*(kinds[name] for name in to_predict), passages])
         return average_over_processes(counts) if self.training else counts
 
     def _token_losses(

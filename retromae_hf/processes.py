@@ -45,13 +45,13 @@ def average_over_processes(counts: Tensor) -> Tensor:
     losses that it logs.
 
     Args:
-        counts: int64, any shape.
+        counts: numbers, any shape.
 
     Returns:
-        The same shape; int64 as given where one process trains, else float64. The host does not wait for it.
+        The same shape; as given where one process trains, else float64. The host does not wait for it.
     """
     processes = count_processes()
-    return counts if processes == 1 else sum_over_processes(counts).double() / processes
+    return counts if processes == 1 else sum_over_processes(counts.double()) / processes
 
 
 # An operator of its own, so that torch.compile does not cut the graph at it.

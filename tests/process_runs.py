@@ -19,9 +19,10 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset, load_from_disk
-from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAECallback, RetroMAEForPreTraining
+from retromae_hf.accumulation import AccumulatingTrainer
 
 GLOBAL_BATCH = 8
 SAVED = {"save_strategy": "steps", "save_steps": 4}
@@ -31,7 +32,7 @@ RUNS: dict[str, dict] = {
     "single-precision": {"max_steps": 6},
     "by-length": {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"},
     "dupmae-sop": {"max_steps": 6},
-    "accumulation": {"max_steps": 4, "gradient_accumulation_steps": 2},
+    "accumulated": {"num_train_epochs": 2, "gradient_accumulation_steps": 2},
     "uneven": {"num_train_epochs": 1, "dataloader_drop_last": False},
     "tiny": {"num_train_epochs": 2, "dataloader_drop_last": False},
     "sharded": {"num_train_epochs": 2, "use_cpu": False, **SAVED},
@@ -90,13 +91,13 @@ def run(folder: Path, name: str) -> None:
     model = RetroMAEForPreTraining.from_pretrained(folder / kind / "model")
     if name != "single-precision":
         model = model.double()
-    watch = Watch()
-    trainer = Trainer(
+    watch, accumulated = Watch(), RUNS[name].get("gradient_accumulation_steps", 1)
+    trainer = AccumulatingTrainer(
         model=model,
         args=TrainingArguments(
             **{
                 "output_dir": str(folder / name),
-                "per_device_train_batch_size": GLOBAL_BATCH // world_size,
+                "per_device_train_batch_size": GLOBAL_BATCH // world_size // accumulated,
                 "learning_rate": 1e-3,
                 "logging_steps": 1,
                 "save_strategy": "no",

@@ -123,7 +123,8 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
             print(f"retromae-hf: error: {error}", file=sys.stderr)
             return 2
         except RunInterruptedError as interrupted:
-            print(f"retromae-hf: {interrupted}", file=sys.stderr)
+            if not rank:  # all processes stop together
+                print(f"retromae-hf: {interrupted}", file=sys.stderr)
             return interrupted.status
         except Exception as error:
             get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere

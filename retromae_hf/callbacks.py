@@ -187,6 +187,8 @@ class RetrievalCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure and log."""
+        # What is called here beside `forward` finds the weights of a sharded model whole: the evaluation's forward
+        # pass has gathered those of the root's unit, which keeps them until the next backward pass.
         with self.trainer.accelerator.autocast():
             measured = self._measure(args, model)
         measured = {f"eval_{name}": value for name, value in measured.items()}

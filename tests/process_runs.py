@@ -21,22 +21,23 @@ from accelerate.utils import DistributedType
 from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
-from retromae_hf import DataCollatorForRetroMAE, RetroMAECallback, RetroMAEForPreTraining
+from retromae_hf import DataCollatorForRetroMAE, RetrievalCallback, RetroMAECallback, RetroMAEForPreTraining
 from retromae_hf.accumulation import AccumulatingTrainer
+from retromae_hf.retrieval_tasks import RetrievalTask
 
 GLOBAL_BATCH = 8
-SAVED = {"save_strategy": "steps", "save_steps": 4}
+WATCHED = {"num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 5}
 
 RUNS: dict[str, dict] = {
-    "retromae": {"num_train_epochs": 2},
+    "retromae": WATCHED,
     "single-precision": {"max_steps": 6},
     "by-length": {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"},
     "dupmae-sop": {"max_steps": 6},
     "accumulated": {"num_train_epochs": 2, "gradient_accumulation_steps": 2},
     "uneven": {"num_train_epochs": 1, "dataloader_drop_last": False},
     "tiny": {"num_train_epochs": 2, "dataloader_drop_last": False},
-    "sharded": {"num_train_epochs": 2, "use_cpu": False, **SAVED},
-    "sharded-resumed": {"num_train_epochs": 2, "use_cpu": False},
+    "sharded": WATCHED | {"use_cpu": False, "save_strategy": "steps", "save_steps": 4},
+    "sharded-resumed": WATCHED | {"use_cpu": False},
     "killed": {"num_train_epochs": 50},
     # With use_cpu, TrainingArguments forget the timeout.
     "stuck": {"num_train_epochs": 50, "ddp_timeout": 4, "use_cpu": False},
@@ -55,6 +56,8 @@ class Watch(RetroMAECallback):
         model.register_forward_pre_hook(self.note, with_kwargs=True)
 
     def note(self, module, args, kwargs):
+        if not module.training:
+            return
         real = kwargs["attention_mask"].bool()
         rows = zip(kwargs["input_ids"], kwargs["labels"], kwargs["visibility_seed"], real, strict=True)
         self.batches.append(
@@ -111,13 +114,21 @@ def run(folder: Path, name: str) -> None:
             | RUNS[name]
         ),
         train_dataset=passages,
+        eval_dataset=passages.select(range(3)),
         data_collator=DataCollatorForRetroMAE.from_config(tokenizer, model.config, seed=0),
         processing_class=tokenizer,
         callbacks=[watch, Fail(name)],
     )
+    task = RetrievalTask("dev", {"q": "the otter"}, {"d": "the otter sleeps", "e": "bells"}, {"q": {"d": 1}})
+    trainer.add_callback(RetrievalCallback(trainer, task, max_length=32))
     trainer.train(resume_from_checkpoint=str(folder / "sharded" / "checkpoint-4") if "resumed" in name else None)
     trainer.save_model(str(folder / f"{name}-{world_size}"))
-    noted = {"logs": [entry for entry in trainer.state.log_history if "loss" in entry], "batches": watch.batches}
+    history = trainer.state.log_history
+    noted = {
+        "logs": [entry for entry in history if "loss" in entry],
+        "watched": [entry for entry in history if "eval_ndcg@10" in entry],
+        "batches": watch.batches,
+    }
     (folder / f"{name}-{world_size}-{rank}.json").write_text(json.dumps(noted))
 
 

@@ -16,10 +16,18 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from transformers import AutoModel, AutoTokenizer
 
-from retromae_hf import RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, export_encoder, tokenize_passages
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    export_encoder,
+    tokenize_passages,
+)
+from retromae_hf.accumulation import counts_of
 from retromae_hf.commands import common, pretrain
 from retromae_hf.processes import check_processes
 
@@ -133,6 +141,22 @@ def test_an_accumulated_step_is_that_of_one_large_batch(runs):
     assert_same_weights(runs / "retromae-1", runs / "accumulated-2", 1e-10)
 
 
+def test_the_counts_of_a_step_make_batches_of_any_size_one_batch(start_folder):
+    """All five losses, for 3 passages and 5 others as for 8."""
+    folder = start_folder / "pairs"
+    model = RetroMAEForPreTraining.from_pretrained(folder / "model").double().train()
+    collator = DataCollatorForRetroMAE.from_config(
+        AutoTokenizer.from_pretrained(folder / "model"), model.config, seed=0
+    )
+    collator.set_epoch(0)
+    rows = list(load_from_disk(str(folder)).select(range(8)))
+    batches = [collator(rows[:3]), collator(rows[3:])]
+    counts = torch.stack([counts_of(batch) for batch in batches])
+    whole, parts = model(**collator(rows)), [model(**batch, step_counts=counts) for batch in batches]
+    for name in PARTS:
+        assert torch.allclose((parts[0][name] + parts[1][name]) / 2, whole[name], rtol=0, atol=1e-12), name
+
+
 @pytest.mark.parametrize(("name", "world_size"), PAIRS_OF_RUNS)
 def test_every_step_sees_the_same_passages_under_the_same_masks(runs, name, world_size):
     """The seed of a row decides what the decoder sees; tokens and labels show what the encoder does."""
@@ -165,8 +189,12 @@ def test_a_sharded_run_saves_resumes_and_exports_what_the_others_do(runs):
     assert "returned a view" not in errors
     for name in ("sharded", "sharded-resumed"):
         assert_same_weights(runs / "retromae-2", runs / f"{name}-2", 1e-10)
-        logs = [entry["loss"] for entry in noted(runs, name, 2)[0]["logs"]]
-        assert logs == pytest.approx([entry["loss"] for entry in noted(runs, "retromae", 2)[0]["logs"]], abs=1e-6)
+        sharded, whole = noted(runs, name, 2)[0], noted(runs, "retromae", 2)[0]
+        logs = [entry["loss"] for entry in sharded["logs"]]
+        assert logs == pytest.approx([entry["loss"] for entry in whole["logs"]], abs=1e-6)
+        assert len(sharded["watched"]) >= 2
+        for entry, expected in zip(sharded["watched"], whole["watched"], strict=True):
+            assert entry == pytest.approx(expected, abs=1e-6)  # the gap, the accuracies, retrieval
     tokenizer = AutoTokenizer.from_pretrained(runs / "retromae-2")
     states = []
     for name in ("retromae", "sharded"):

@@ -21,6 +21,7 @@ from .evaluation import evaluate_embedder
 from .losses import chunk_rows, labelled_rows
 from .masking import passage_seeds
 from .modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from .processes import gathered
 from .retrieval_tasks import RetrievalTask
 
 logger = logging.getLogger(__name__)
@@ -187,9 +188,7 @@ class RetrievalCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure and log."""
-        # What is called here beside `forward` finds the weights of a sharded model whole: the evaluation's forward
-        # pass has gathered those of the root's unit, which keeps them until the next backward pass.
-        with self.trainer.accelerator.autocast():
+        with self.trainer.accelerator.autocast(), gathered(model):
             measured = self._measure(args, model)
         measured = {f"eval_{name}": value for name, value in measured.items()}
         metrics.update(measured)  # so that metric_for_best_model can name them

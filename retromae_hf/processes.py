@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
 from .errors import RetroMAEError
@@ -35,6 +38,18 @@ def check_processes(args: TrainingArguments) -> None:
 def sharded_by_accelerate() -> bool:
     """Whether accelerate shards models over the processes (FSDP)."""
     return is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
 
 
 def average_over_processes(counts: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ def run(folder: Path, name: str) -> None:
             **{
                 "output_dir": str(folder / name),
                 "per_device_train_batch_size": GLOBAL_BATCH // world_size // accumulated,
+                "per_device_eval_batch_size": 2,
                 "learning_rate": 1e-3,
                 "logging_steps": 1,
                 "save_strategy": "no",
@@ -114,7 +115,7 @@ def run(folder: Path, name: str) -> None:
             | RUNS[name]
         ),
         train_dataset=passages,
-        eval_dataset=passages.select(range(3)),
+        eval_dataset=passages.select(range(min(8, len(passages)))),
         data_collator=DataCollatorForRetroMAE.from_config(tokenizer, model.config, seed=0),
         processing_class=tokenizer,
         callbacks=[watch, Fail(name)],

@@ -40,6 +40,12 @@ def sharded_by_accelerate() -> bool:
     return is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
 
 
+def end_process_group() -> None:
+    """Leave the process group, where there is one: left open, it may abort a process that ends in good order."""
+    if count_processes() > 1:
+        dist.destroy_process_group()
+
+
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetrievalCallback, RetroMAECallback, RetroMAEForPreTraining
 from retromae_hf.accumulation import AccumulatingTrainer
+from retromae_hf.processes import end_process_group
 from retromae_hf.retrieval_tasks import RetrievalTask
 
 GLOBAL_BATCH = 8
@@ -139,3 +140,4 @@ if __name__ == "__main__":
         take_cpu_for_gpu()
     for name in sys.argv[2:]:
         run(Path(sys.argv[1]), name)
+    end_process_group()

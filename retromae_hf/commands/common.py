@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers import HfArgumentParser
 
 from ..errors import RetroMAEError, RunInterruptedError, in_one_sentence
+from ..processes import end_process_group
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
@@ -125,10 +126,12 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         except RunInterruptedError as interrupted:
             if not rank:  # all processes stop together
                 print(f"retromae-hf: {interrupted}", file=sys.stderr)
+            end_process_group()
             return interrupted.status
         except Exception as error:
             get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere
             raise
+        end_process_group()
         return 0
 
     return main

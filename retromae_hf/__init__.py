@@ -5,6 +5,7 @@ from .configuration_retromae import RetroMAEConfig
 from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError
+from .explanation import EmbeddingExplanation, explain_embedding
 from .export import export_encoder, export_sparse_encoder
 from .modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
 from .passages import tokenize_passages
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataCollatorForRetroMAE",
+    "EmbeddingExplanation",
     "RetrievalCallback",
     "RetroMAECallback",
     "RetroMAEConfig",
@@ -24,6 +26,7 @@ __all__ = [
     "RetroMAEModel",
     "RetroMAEPreTrainingOutput",
     "chinese_segmenter",
+    "explain_embedding",
     "export_encoder",
     "export_sparse_encoder",
     "extend_positions",

@@ -73,7 +73,7 @@ def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, t
     assert measured[0] == measured[1]
     assert measured[2]["mrr@10"] == 1.0
     documents = Dataset.from_dict({"name": [f"zoo.Animal{i}" for i in range(9)] + ["zoo._hidden"], "text": texts[:10]})
-    monkeypatch.setattr("retromae_hf.search.load_pydocs", lambda num_proc: documents)
+    monkeypatch.setattr("retromae_hf.corpus.load_pydocs", lambda num_proc: documents)
     capsys.readouterr()
     for _ in range(2):  # the second time from the cache
         assert main(["search", str(encoder), "a quick fox", "--top", "3"]) == 0

@@ -36,9 +36,7 @@ class ExplainArguments:
 @command
 def main(argv: list[str] | None = None) -> None:
     """Explain one passage."""
-    (args,) = parse(
-        "explain", "Show what a passage's sentence embedding remembers of it.", [ExplainArguments], argv
-    )
+    (args,) = parse("explain", "Show what a passage's sentence embedding remembers of it.", [ExplainArguments], argv)
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path).to(process_state().device)
     explanation = explain_embedding(model, load_tokenizer(args.model_name_or_path), args.text, args.visible)
     if args.json:
@@ -59,9 +57,7 @@ def in_colours(explanation: EmbeddingExplanation) -> str:
         )
         parts.append(f"Rebuilt {name}:\n{passage}\n")
     # The lower end of each range lies in it.
-    legend = (
-        coloured(f" {name} ", edge) for name, edge in zip(SHADE_NAMES, (0.0, *SHADES), strict=True)
-    )
+    legend = (coloured(f" {name} ", edge) for name, edge in zip(SHADE_NAMES, (0.0, *SHADES), strict=True))
     return "\n".join([*parts, f"Probability of the true token: {''.join(legend)}"])
 
 

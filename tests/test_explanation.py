@@ -117,9 +117,9 @@ def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, deco
 
 
 @pytest.mark.usefixtures("one_thread")
-@DECODINGS
-def test_training_puts_the_passage_into_the_embedding(build, decoding, tokenizer):
-    model = build(decoding)
+@pytest.mark.parametrize(("decoding", "steps"), [("enhanced", 150), ("basic", 400)])
+def test_training_puts_the_passage_into_the_embedding(build, decoding, steps, tokenizer):
+    model = build(decoding, decoder_mask_ratio=0.9)
     passages = [
         "the quick fox jumps over the river",
         "a lazy heron wanders near meadow",
@@ -127,18 +127,18 @@ def test_training_puts_the_passage_into_the_embedding(build, decoding, tokenizer
     ]
     before = [explain_embedding(model, tokenizer, passage) for passage in passages]
     collator = DataCollatorForRetroMAE.from_config(tokenizer, model.config, seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(80):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(steps):
         collator.set_epoch(step)
         model(**collator(features_of(tokenizer, passages))).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     after = [explain_embedding(model, tokenizer, passage) for passage in passages]
     assert sum(explanation.gain for explanation in before) < 0.3
-    assert sum(explanation.gain for explanation in after) > 1.5
+    assert sum(explanation.gain for explanation in after) > 1.0
     tokens = [token for explanation in after for token in explanation.tokens]
     assert sum(token.rebuilt.right for token in tokens) > 0.9 * len(tokens)
-    assert sum(token.zeroed.right for token in tokens) < 0.6 * len(tokens)
+    assert sum(token.zeroed.right for token in tokens) < 0.7 * len(tokens)
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from rendering import explanation_html, notice_html, results_html, tokens_html
@@ -58,8 +59,14 @@ def main() -> int:
     except RetroMAEError as error:
         print(f"space: error: {error}", file=sys.stderr)
         return 2
-    page.launch(theme=THEME, css_paths=Path(__file__).with_name("style.css"), footer_links=[], ssr_mode=False)
+    serve(page)
     return 0
+
+
+def serve(page: gr.Blocks, **options: Any) -> str:
+    """Serve the page until it is stopped; `options` are those of `launch`. Returns its address."""
+    style = Path(__file__).with_name("style.css")
+    return page.launch(theme=THEME, css_paths=style, footer_links=[], ssr_mode=False, **options)[1]
 
 
 def load() -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase, SearchIndex]:

@@ -14,8 +14,9 @@ from datasets import Dataset
 from packaging.requirements import Requirement
 from transformers import BertConfig
 
-from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining, explain_embedding
+from retromae_hf import EmbeddingExplanation, RetroMAEConfig, RetroMAEForPreTraining, explain_embedding
 from retromae_hf.embedders import Embedder
+from retromae_hf.explanation import ExplainedToken, Rebuilding
 from retromae_hf.search import SearchIndex, SearchResult
 
 ROOT = Path(__file__).parents[1]
@@ -67,10 +68,13 @@ def test_the_passage_stands_there_twice_as_it_was_typed(sharp, tokenizer):
         assert not seen.tags & {"img", "script"}
 
 
-def test_the_figures_escape_what_they_show(sharp, tokenizer):
-    html = rendering.tokens_html(explain_embedding(sharp, tokenizer, HOSTILE))
-    assert Words(html).tags == {"div", "table", "thead", "tbody", "tr", "th", "td"}
-    assert html.count("<tr>") == 1 + len(explain_embedding(sharp, tokenizer, HOSTILE).tokens)
+def test_tokens_and_guesses_are_escaped():
+    guess = Rebuilding(probability=0.5, guess="<i>", right=False)
+    explanation = EmbeddingExplanation("<b>", [ExplainedToken("<b>", 0, guess, guess)], 0.0, 0.0, truncated=False)
+    assert Words(rendering.tokens_html(explanation)).tags == {"div", "table", "thead", "tbody", "tr", "th", "td"}
+    passage = rendering.explanation_html(explanation)
+    assert Words(passage).tags.isdisjoint({"b", "i"})
+    assert passage.count("“&lt;b&gt;”") == passage.count("“&lt;i&gt;”") == 2
 
 
 def test_search_results_escape_what_they_show():

@@ -48,10 +48,11 @@ support: setup
 # Small runs, killed again and again, end as uncut ones do.
 soak: setup
 	$(OFFLINE) $(BIN)/python examples/soak.py
+
 # The page in a browser, with the demo's model, or CHECKPOINT=..., ENCODER=... and CORPUS=...
 space: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[space]"
-	$(OFFLINE) $(BIN)/python examples/space/app.py
+	$(BIN)/python examples/space/app.py
 
 # Its tests need a Chromium: one on the path, or playwright's own (.venv/bin/playwright install chromium).
 space-test: setup

@@ -30,7 +30,7 @@ def explanation_html(explanation: EmbeddingExplanation) -> str:
 
 def tokens_html(explanation: EmbeddingExplanation) -> str:
     """Every token in figures, for those who do not see the colours."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "Embedding", "Zeros", "First guess"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "Vector", "Zeros", "First guess"))
     rows = "".join(
         f'<tr><th scope="row">{escape(token.text)}</th><td>{percent(token.rebuilt.probability)}</td>'
         f"<td>{percent(token.zeroed.probability)}</td><td>{escape(token.rebuilt.guess)}</td></tr>"

@@ -82,6 +82,15 @@ def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, t
         assert "zoo._hidden" not in listed
 
 
+def test_searching_a_corpus_of_ones_own(checkpoint, tmp_path, capsys, texts):
+    rows = [{"title": f"Passage {number}" if number else None, "text": text} for number, text in enumerate(texts[:5])]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["search", str(checkpoint), texts[0], "--dataset", str(tmp_path / "texts.jsonl"), "--top", "9"]) == 0
+    first, *_ = listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()[::2]]
+    assert first == "document 1"  # it has no title
+    assert sorted(listed[1:]) == ["Passage 1", "Passage 2", "Passage 3", "Passage 4"]
+
+
 def test_evaluating_on_several_tasks_with_all_that_there_is(encoder_folder, tmp_path, capsys):
     tasks = [write_beir(tmp_path / name) for name in ("one", "other")]
     line = f"evaluate --model_name_or_path {encoder_folder} --dataset {tasks[0]} {tasks[1]} --bm25 true --search exact"

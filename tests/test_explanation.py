@@ -117,7 +117,7 @@ def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, deco
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("decoding", "steps"), [("enhanced", 150), ("basic", 400)])
+@pytest.mark.parametrize(("decoding", "steps"), [("enhanced", 150), ("basic", 300)])
 def test_training_puts_the_passage_into_the_embedding(build, decoding, steps, tokenizer):
     model = build(decoding, decoder_mask_ratio=0.9)
     passages = [

@@ -34,6 +34,9 @@ def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpo
     """A RetroMAE checkpoint in float32, from safetensors alone."""
     config = load_config(name_or_path)
     if not isinstance(config, RetroMAEConfig):
-        raise RetroMAEError(f"{name_or_path} holds a {config.model_type} model, not a RetroMAE checkpoint")
+        raise RetroMAEError(
+            f"{name_or_path} holds a {config.model_type} model, not a RetroMAE checkpoint; name the folder that "
+            "pretraining wrote (an exported encoder has no decoder any more)"
+        )
     with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
         return model_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)

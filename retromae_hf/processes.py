@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
 
-from .errors import RetroMAEError
+from .losses import OPERATORS
 
 
 def count_processes() -> int:
@@ -22,21 +18,13 @@ def count_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def check_processes(args: TrainingArguments) -> None:
-    """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
-
-    They would all train the same and write to the same files.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched > 1 and args.world_size == 1:
-        raise RetroMAEError(
-            f"{launched} processes were started on a machine without an accelerator, where Trainer brings them "
-            "together only with --use_cpu; give it, or start one process"
-        )
-
-
 def sharded_by_accelerate() -> bool:
     """Whether accelerate shards models over the processes (FSDP)."""
+    try:  # a copy of this file, in a checkpoint on the Hub, does without
+        from accelerate.state import AcceleratorState, is_initialized
+        from accelerate.utils import DistributedType
+    except ImportError:
+        return False
     return is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
 
 
@@ -76,7 +64,7 @@ def average_over_processes(counts: Tensor) -> Tensor:
 
 
 # An operator of its own, so that torch.compile does not cut the graph at it.
-@torch.library.custom_op("retromae_hf::sum_over_processes", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::sum_over_processes", mutates_args=())
 def sum_over_processes(counts: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
     total = counts.clone()

@@ -18,7 +18,6 @@ from transformers import DefaultFlowCallback, Trainer, TrainerState, TrainingArg
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
-from .processes import check_processes
 from .saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
 from .saving import SavingCallback
 
@@ -47,6 +46,19 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
     if getattr(args, "enable_jit_checkpoint", False):
         raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
+
+    They would all train the same and write to the same files.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > 1 and args.world_size == 1:
+        raise RetroMAEError(
+            f"{launched} processes were started on a machine without an accelerator, where Trainer brings them "
+            "together only with --use_cpu; give it, or start one process"
+        )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from retromae_hf import (
 )
 from retromae_hf.accumulation import counts_of
 from retromae_hf.commands import common, pretrain
-from retromae_hf.processes import check_processes
+from retromae_hf.training_run import check_processes
 
 CONFIGURATIONS = Path(__file__).parents[1] / "examples" / "accelerate"
 RUNNER = process_runs.__file__

@@ -1,4 +1,4 @@
-"""`retromae-hf search`: ask the documentation in this Python environment."""
+"""`retromae-hf search`: ask the documentation in this Python environment, or a corpus of your own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ..errors import check_at_least
-from ..search import format_results, search
+from ..search import PYDOCS, format_results, search
 from .common import command, parse
 
 
@@ -14,9 +14,13 @@ from .common import command, parse
 class SearchArguments:
     """Options of `retromae-hf search`."""
 
+    dataset: str = field(
+        default=PYDOCS,
+        metadata={"help": "Corpus: pydocs, a text, JSON, CSV or Parquet file, a folder of them, or a Hub dataset."},
+    )
     top: int = field(default=5, metadata={"help": "Results to list."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
 
     def __post_init__(self) -> None:
         check_at_least(1, top=self.top, batch_size=self.batch_size, num_proc=self.num_proc)
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     """Answer one question."""
     args, words = parse(
         "search",
-        "Search the documentation of the Python packages installed here.",
+        "Search the documentation of the Python packages installed here, or a corpus of your own.",
         [SearchArguments],
         argv,
         positionals={
@@ -35,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
             "question": "What to look for, in words.",
         },
     )
-    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc)
+    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc, args.dataset)
     print(format_results(results))
 
 

@@ -58,18 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         for (name, line), kills in zip(SCENARIOS.items(), options.kills, strict=False):
             work = Path(folder) / f"scenario-{len(results)}"
             work.mkdir()
-            results.append(
-                {
-                    "scenario": name,
-                    **soak(
-                        f"{line} --dataset {corpus}".replace("TOKENIZER", str(tokenizer)).split(),
-                        work,
-                        kills,
-                        moments,
-                        name,
-                    ),
-                }
-            )
+            arguments = f"{line} --dataset {corpus}".replace("TOKENIZER", str(tokenizer)).split()
+            results.append({"scenario": name, **soak(arguments, work, kills, moments, name)})
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))

@@ -58,7 +58,8 @@ def test_its_results_are_in_the_schema_of_the_command(tmp_path):
 
 
 def test_its_flags_exist(capsys):
-    known = {"--num_processes", "--mixed_precision"}  # of accelerate launch
+    # of accelerate launch and torchrun
+    known = {"--num_processes", "--mixed_precision", "--config_file", "--standalone", "--nproc_per_node"}
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])

@@ -20,6 +20,7 @@ from .backbones import max_text_length
 from .checkpoints import load_checkpoint, load_config, load_tokenizer
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
+from .model_files import check_modules, safetensors_only
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
 
 
@@ -69,15 +70,20 @@ def embed(
     return embeddings
 
 
-def load_embedder(name_or_path: str, batch_size: int = 64, progress: bool = True) -> Embedder:
+def load_embedder(
+    name_or_path: str, batch_size: int = 64, progress: bool = True, trust_remote_code: bool = False
+) -> Embedder:
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
+    Code that comes with a model runs with `trust_remote_code` alone.
+
     Raises:
-        RetroMAEError: there is no model, or sentence-transformers is needed and missing.
+        RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`, or
+            sentence-transformers is needed and missing.
     """
     check_at_least(1, batch_size=batch_size)
-    if isinstance(load_config(name_or_path), RetroMAEConfig):
-        tokenizer = load_tokenizer(name_or_path)
+    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
+        tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
 
         def cosine(texts: list[str]) -> Tensor:
@@ -93,9 +99,13 @@ def load_embedder(name_or_path: str, batch_size: int = 64, progress: bool = True
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report on a head that is not used and a pooler that is not there
     try:
-        with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+        check_modules(name_or_path, trust_remote_code)
+        with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
             encoder = SentenceTransformer(
-                name_or_path, device=str(process_state().device), model_kwargs={"use_safetensors": True}
+                name_or_path,
+                device=str(process_state().device),
+                model_kwargs={"use_safetensors": True},
+                trust_remote_code=trust_remote_code,
             )
     finally:
         transformers_logging.set_verbosity(verbosity)

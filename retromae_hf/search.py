@@ -28,13 +28,18 @@ class SearchResult:
 
 
 def search(
-    name_or_path: str, questions: list[str], top: int = 5, batch_size: int = 64, num_proc: int | None = None
+    name_or_path: str,
+    questions: list[str],
+    top: int = 5,
+    batch_size: int = 64,
+    num_proc: int | None = None,
+    trust_remote_code: bool = False,
 ) -> list[list[SearchResult]]:
     """The `top` public names whose documentation is nearest to each question.
 
     The documentation is embedded once for a model and an environment, and kept beside the Hugging Face caches.
     """
-    embedder = load_embedder(name_or_path, batch_size)
+    embedder = load_embedder(name_or_path, batch_size, trust_remote_code=trust_remote_code)
     documents = public_documents(load_pydocs(num_proc))
     embeddings = _embeddings(name_or_path, embedder, documents)
     queries = embedder.queries(questions)

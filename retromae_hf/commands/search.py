@@ -17,6 +17,9 @@ class SearchArguments:
     top: int = field(default=5, metadata={"help": "Results to list."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
+    )
 
     def __post_init__(self) -> None:
         check_at_least(1, top=self.top, batch_size=self.batch_size, num_proc=self.num_proc)
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
             "question": "What to look for, in words.",
         },
     )
-    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc)
+    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc, args.trust_remote_code)
     print(format_results(results))
 
 

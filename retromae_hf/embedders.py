@@ -22,6 +22,7 @@ from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .model_files import check_modules, safetensors_only
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
+from .text import head_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def embed(
     for start in tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=not progress, leave=False):
         indices = order[start : start + batch_size]
         batch = tokenizer(
-            [texts[index] for index in indices],
+            [head_of(texts[index]) for index in indices],
             truncation=True,
             max_length=max_length or max_text_length(tokenizer, model.config.encoder_config),
             padding=True,
@@ -120,8 +121,8 @@ def load_embedder(
         "normalize_embeddings": encoder.similarity_fn_name == "cosine",
     }
     return Embedder(
-        documents=lambda texts: encoder.encode_document(texts, **options).float().cpu(),
-        queries=lambda texts: encoder.encode_query(texts, **options).float().cpu(),
+        documents=lambda texts: encoder.encode_document([head_of(text) for text in texts], **options).float().cpu(),
+        queries=lambda texts: encoder.encode_query([head_of(text) for text in texts], **options).float().cpu(),
     )
 
 

@@ -1,8 +1,8 @@
 """What is refused in a model's files before a library opens them: pickles, code, and paths that lead out of the folder.
 
 A pickle runs what it likes when it is read, and so does code that comes with a model. Weights are read from safetensors
-alone, and code runs only where the user says so. `transformers` keeps to that where it is told to, sentence-transformers
-does not in every version: up to 5 it runs the code of any local folder.
+alone, and code runs only where the user says so. `transformers` keeps to that where it is told to; sentence-transformers
+up to version 5 runs the code of any local folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from .errors import RetroMAEError, in_one_sentence
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TRUST_FLAG = "--trust_remote_code true"
 OWN_MODULES = "sentence_transformers."
 OWN_ACTIVATIONS = "torch.nn."
@@ -79,9 +80,9 @@ def check_modules(name_or_path: str, trust_remote_code: bool) -> None:
                 raise has_code(name_or_path, f"modules.json names as {kind}")
             if activation is not None and not str(activation).startswith(OWN_ACTIVATIONS) and not trust_remote_code:
                 raise has_code(name_or_path, f"{path}/config.json names as {activation}")
-            if path and not _fetch(name_or_path, f"{path}/model.safetensors"):
-                if _fetch(name_or_path, f"{path}/pytorch_model.bin"):
-                    raise _pickled(f"{name_or_path}/{path}", "pytorch_model.bin")
+            safe, pickle = (path and _fetch(name_or_path, f"{path}/{file}") for file in WEIGHTS)
+            if pickle and not safe:
+                raise _pickled(f"{name_or_path}/{path}", WEIGHTS[1])
 
 
 def _with_routed(name_or_path: str, kind: str, path: str) -> Iterator[tuple[str, str]]:

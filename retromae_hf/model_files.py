@@ -1,8 +1,8 @@
 """What is refused in a model's files before a library opens them: pickles, code, and paths that lead out of the folder.
 
 A pickle runs what it likes when it is read, and so does code that comes with a model. Weights are read from safetensors
-alone, and code runs only where the user says so. `transformers` keeps to that where it is told to; sentence-transformers
-up to version 5 runs the code of any local folder.
+alone, and code runs only where the user says so. `transformers` keeps to that where it is told to;
+sentence-transformers up to version 5 runs the code of any local folder.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .health import HealthCallback
+from .json_lines import SKIP, check_on_broken_line
 from .modeling_retromae import RetroMAEForPreTraining
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
@@ -58,6 +59,10 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    on_broken_line: str = field(
+        default=SKIP,
+        metadata={"help": "Lines of a .jsonl file that are broken: skip (count and report them) or error."},
+    )
     max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
     short_seq_prob: float = field(
         default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
@@ -98,6 +103,7 @@ class DataArguments:
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
         check_at_least(0, dev_queries=self.dev_queries, max_skipped_batches=self.max_skipped_batches)
+        check_on_broken_line(self.on_broken_line)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
         if self.segment_chinese and not self.whole_word_mask:
@@ -202,6 +208,7 @@ def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
             args.dataset_split,
             args.text_column,
             args.preprocessing_num_workers,
+            args.on_broken_line,
         )
         documents = documents.select_columns("text").add_column("name", [str(row) for row in range(len(documents))])
         held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)

@@ -16,7 +16,7 @@ _SENTENCE_END = re.compile(
 
 
 LONGEST_PIECE = 1 << 20
-"""Characters that are tokenised at once at most, a megabyte of English: a tokenizer takes some hundred bytes for each."""
+"""Characters that are tokenised at once at most, a book: a tokenizer takes some hundred bytes for each."""
 LONGEST_READ = 1 << 18
 """Characters of a text that are looked at where its first tokens alone are wanted."""
 

@@ -8,9 +8,19 @@ from contextlib import contextmanager
 LONGEST_NAME = 200
 """Bytes of a name that becomes part of a file's; file systems take 255 in all."""
 
+LONGEST_SENTENCE = 1000
+"""Characters of an error's message."""
+
 
 class RetroMAEError(ValueError):
-    """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy."""
+    """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy.
+
+    What it quotes may be anything, so line ends and control characters are escaped, and a very long text is cut.
+    """
+
+    def __init__(self, message: str):
+        told = message if len(message) <= LONGEST_SENTENCE else f"{message[:LONGEST_SENTENCE]} ..."
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in told))
 
 
 class RunInterruptedError(Exception):

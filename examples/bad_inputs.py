@@ -2,12 +2,13 @@
 
 Every input goes through a command or the package's public names, on tiny models in a temporary folder. Anything but one
 sentence of a `RetroMAEError` fails, and so does code of a model's that ran. Prints the list and writes
-runs/bad-inputs.json; examples/publish.py makes model_cards/bad-inputs.md of it.
+runs/bad-inputs.json, of which examples/publish.py makes model_cards/bad-inputs.md.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -39,6 +40,8 @@ TRAIN = "--dataset {here}/good.txt --output_dir {here}/out --max_length 32 --use
 TUNE = "--model_name_or_path {encoder} --output_dir {here}/out --use_cpu --disable_tqdm true --max_steps 1"
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200 --max_steps 1"
 TASK = "--dataset {here}/task"
+PAIRS = "--dataset {here}/pairs.jsonl --output_dir {here}/out"
+JUDGED = f"finetune {TUNE} --dataset {{here}}/train-task"
 
 # What is wrong, and the command line that meets it.
 COMMANDS = [
@@ -49,24 +52,27 @@ COMMANDS = [
     ("a pickled encoder", f"evaluate --model_name_or_path {{here}}/pickled {TASK}"),
     ("a pickled checkpoint", f"evaluate --model_name_or_path {{here}}/pickled-run {TASK}"),
     ("a pickled module of sentence-transformers", f"evaluate --model_name_or_path {{here}}/pickled-dense {TASK}"),
-    ("a pickled encoder", "finetune --model_name_or_path {here}/pickled --dataset {here}/pairs.jsonl --output_dir {here}/out"),
+    ("a pickled encoder", f"finetune --model_name_or_path {{here}}/pickled {PAIRS}"),
     ("a pickled encoder", "search {here}/pickled anything"),
     ("a model that brings code", f"pretrain {TRAIN} --model_name_or_path {{here}}/coded"),
     ("a model that brings code", f"pretrain {TRAIN} --config_name {{here}}/coded"),
     ("a model that brings code", f"evaluate --model_name_or_path {{here}}/coded {TASK}"),
-    ("a model that brings code", "finetune --model_name_or_path {here}/coded --dataset {here}/pairs.jsonl --output_dir {here}/out"),
+    ("a model that brings code", f"finetune --model_name_or_path {{here}}/coded {PAIRS}"),
     ("a model that brings code", "export --model_name_or_path {here}/coded --output_dir {here}/out"),
     ("a model that brings code", "search {here}/coded anything"),
     ("a tokenizer that brings code", f"pretrain {TRAIN} {SMALL} --tokenizer_name {{here}}/coded-tokenizer"),
     ("a module of sentence-transformers that is code", f"evaluate --model_name_or_path {{here}}/coded-module {TASK}"),
-    ("a module of sentence-transformers that is code", "finetune --model_name_or_path {here}/coded-module --dataset {here}/pairs.jsonl --output_dir {here}/out"),
+    ("a module of sentence-transformers that is code", f"finetune --model_name_or_path {{here}}/coded-module {PAIRS}"),
     ("an activation that is any function", f"evaluate --model_name_or_path {{here}}/coded-activation {TASK}"),
     ("a module outside of the model's folder", f"evaluate --model_name_or_path {{here}}/outside-module {TASK}"),
     ("a list of modules that is none", f"evaluate --model_name_or_path {{here}}/odd-modules {TASK}"),
     ("half a safetensors file", "export --model_name_or_path {here}/half --output_dir {here}/out"),
     ("a configuration that is no JSON", f"evaluate --model_name_or_path {{here}}/odd-config {TASK}"),
     ("no model at all", f"evaluate --model_name_or_path {{here}}/nowhere {TASK}"),
-    ("a run whose optimizer state is a pickle with code", f"pretrain {TRAIN} --max_steps 4 --resume_from_checkpoint {{here}}/coded-run"),
+    (
+        "an optimizer's state that is code",
+        f"pretrain {TRAIN} --max_steps 4 --resume_from_checkpoint {{here}}/coded-run",
+    ),
     # text
     ("a UTF-16 file", f"pretrain {TRAIN} --dataset {{here}}/utf16.txt"),
     ("a Latin-1 file", f"pretrain {TRAIN} --dataset {{here}}/latin.txt"),
@@ -75,7 +81,10 @@ COMMANDS = [
     ("control characters alone", f"pretrain {TRAIN} {SMALL} --dataset {{here}}/control.txt"),
     ("a folder without text", f"pretrain {TRAIN} --dataset {{here}}/nothing"),
     ("links in a circle", f"pretrain {TRAIN} --dataset {{here}}/circle.txt"),
-    ("a broken line, which is to be an error", f"pretrain {TRAIN} --dataset {{here}}/broken.jsonl --on_broken_line error"),
+    (
+        "a broken line, which is to be an error",
+        f"pretrain {TRAIN} --dataset {{here}}/broken.jsonl --on_broken_line error",
+    ),
     ("broken lines alone", f"pretrain {TRAIN} --dataset {{here}}/all-broken.jsonl"),
     ("an unknown way with broken lines", f"pretrain {TRAIN} --on_broken_line mend"),
     ("numbers for text", f"pretrain {TRAIN} --dataset {{here}}/numbers.jsonl"),
@@ -109,11 +118,14 @@ COMMANDS = [
     # fine-tuning
     ("a single column", f"finetune {TUNE} --dataset {{here}}/good.jsonl"),
     ("triples of two widths", f"finetune {TUNE} --dataset {{here}}/ragged.tsv"),
-    ("a broken file of negatives", f"finetune {TUNE} --dataset {{here}}/train-task --hard_negatives {{here}}/broken.jsonl"),
-    ("negatives of other documents", f"finetune {TUNE} --dataset {{here}}/train-task --hard_negatives {{here}}/foreign.jsonl"),
-    ("scores of another length", f"finetune {TUNE} --dataset {{here}}/train-task --hard_negatives {{here}}/negatives.jsonl --teacher_scores {{here}}/scores.jsonl --objective kl"),
+    ("a broken file of negatives", f"{JUDGED} --hard_negatives {{here}}/broken.jsonl"),
+    ("negatives of other documents", f"{JUDGED} --hard_negatives {{here}}/foreign.jsonl"),
+    (
+        "scores of another length",
+        f"{JUDGED} --hard_negatives {{here}}/negatives.jsonl --teacher_scores {{here}}/scores.jsonl --objective kl",
+    ),
     ("a temperature of 0", f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --temperature 0"),
-    ("a training checkpoint", "finetune --model_name_or_path {run} --dataset {here}/pairs.jsonl --output_dir {here}/out"),
+    ("a training checkpoint", f"finetune --model_name_or_path {{run}} {PAIRS}"),
     # comparisons and exports
     ("an objective that leads out of the folder", "compare {here}/compare-name.yaml"),
     ("objectives that are a list", "compare {here}/compare-list.yaml"),
@@ -125,7 +137,7 @@ COMMANDS = [
     ("a model that is no checkpoint", "export --model_name_or_path {encoder} --output_dir {here}/out"),
     ("an unknown pooling", "export --model_name_or_path {run} --output_dir {here}/out --pooling '../x'"),
     ("a command that is none", "fly"),
-]  # fmt: skip
+]
 
 CONFIGS: list[dict[str, Any]] = [
     {"decoding": "fancy"},
@@ -209,7 +221,9 @@ def attempt_all() -> list[dict[str, Any]]:
         names = bad_places.make(here)
         results = []
         for wrong, line in COMMANDS:
-            results.append({"wrong": wrong, "input": f"retromae-hf {line}", **_told(lambda: _run(line, names))})
+            results.append(
+                {"wrong": wrong, "input": f"retromae-hf {line}", **_told(functools.partial(_run, line, names))}
+            )
         for wrong, call in python_cases(here, names["run"]).items():
             results.append({"wrong": wrong, "input": wrong, **_told(call)})
         for result in results:

@@ -22,7 +22,12 @@ from retromae_hf.vocabulary import train_wordpiece
 __all__ = ["CANARY", "AutoModel", "make", "tiny_model", "tokenizer"]
 
 CANARY = "code-ran"
-TEXTS = [f"The {animal} {verb} near the river {number}." for number in range(9) for animal in ("fox", "otter") for verb in ("waits", "runs")]  # fmt: skip
+TEXTS = [
+    f"The {animal} {verb} near the river {number}."
+    for number in range(9)
+    for animal in ("fox", "otter")
+    for verb in ("waits", "runs")
+]
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
@@ -113,7 +118,8 @@ def _tasks(here: Path) -> None:
 def _recipes(here: Path) -> None:
     base = f"dataset: {here}/good.txt\noutput_dir: {here}/out\nmax_length: 32\n"
     compared = (
-        f"dataset: {here}/good.txt\nfinetuning_dataset: {here}/pairs.jsonl\ntasks: [{here}/task]\noutput_dir: {here}/out\n"
+        f"dataset: {here}/good.txt\nfinetuning_dataset: {here}/pairs.jsonl\ntasks: [{here}/task]\n"
+        f"output_dir: {here}/out\n"
         "model: {hidden_size: 32}\npretraining: {max_steps: 1}\nfinetuning: {max_steps: 1}\n"
     )
     recipes = {
@@ -146,7 +152,11 @@ def _models(here: Path, encoder: Path, run: Path) -> None:
 
     code = f"import os\nos.mkdir({str(canary)!r})\n"
     coded = _copy(encoder, here / "coded")
-    _change(coded / "config.json", model_type="of-its-own", auto_map={"AutoConfig": "code.Config", "AutoModel": "code.Model"})
+    _change(
+        coded / "config.json",
+        model_type="of-its-own",
+        auto_map={"AutoConfig": "code.Config", "AutoModel": "code.Model"},
+    )
     (coded / "code.py").write_text(code, encoding="utf-8")
     coded = _copy(encoder, here / "coded-tokenizer")
     for weights in coded.glob("*.safetensors"):
@@ -159,7 +169,9 @@ def _models(here: Path, encoder: Path, run: Path) -> None:
     modules = json.loads((encoder / "modules.json").read_text(encoding="utf-8"))
     _write(coded / "modules.json", [*modules, {"idx": 2, "name": "2", "path": "", "type": "code.Module"}])
     (coded / "code.py").write_text(code, encoding="utf-8")
-    _write(_copy(encoder, here / "outside-module") / "modules.json", [*modules[:1], {**modules[1], "path": "../encoder"}])
+    _write(
+        _copy(encoder, here / "outside-module") / "modules.json", [*modules[:1], {**modules[1], "path": "../encoder"}]
+    )
     _write(_copy(encoder, here / "odd-modules") / "modules.json", [{"type": 5}])
 
     dense = SentenceTransformer(str(encoder), device="cpu")

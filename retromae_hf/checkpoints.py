@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, in_one_sentence
-from .model_files import check_code, has_code
+from .model_files import check_code, has_code, read_config
 from .modeling_retromae import RetroMAEPreTrainedModel
 
 Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
@@ -46,8 +46,7 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
 
 def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:
     """A RetroMAE checkpoint in float32, from safetensors alone."""
-    config = load_config(name_or_path)
-    if not isinstance(config, RetroMAEConfig):
-        raise RetroMAEError(f"{name_or_path} holds a {config.model_type} model, not a RetroMAE checkpoint")
+    if (kind := read_config(name_or_path).get("model_type")) != RetroMAEConfig.model_type:
+        raise RetroMAEError(f"{name_or_path} holds a {kind} model, not a RetroMAE checkpoint")
     with in_one_sentence(f"{name_or_path} holds no checkpoint that can be loaded"):
         return model_class.from_pretrained(name_or_path, dtype=torch.float32)

@@ -29,7 +29,7 @@ def check_decoding(decoding: str) -> None:
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def check_ratio(name: str, ratio: float) -> None:

@@ -163,9 +163,11 @@ def _check_utf8(file: Path) -> None:
     """Read a text file once up front: not every reader of `datasets` notices, and none names the place."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     with in_one_sentence(f"{file} cannot be read"), file.open("rb") as content:
-        while chunk := content.read(1 << 20):
+        chunk = b" "
+        while chunk:
+            chunk = content.read(1 << 20)
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 raise RetroMAEError(
                     f"{file} is not UTF-8 (near byte {position + error.start}); convert it, for example with iconv"

@@ -48,6 +48,19 @@ def safetensors_only(name_or_path: str | Path, where: str = "") -> Iterator[None
         raise
 
 
+def read_config(name_or_path: str | Path) -> dict[str, Any]:
+    """A model's config.json as it stands.
+
+    Raises:
+        RetroMAEError: there is none, or it is no JSON object.
+    """
+    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+        config, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    if not isinstance(config, dict):
+        raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: its config.json is no JSON object")
+    return config
+
+
 def check_code(name_or_path: str, trust_remote_code: bool) -> None:
     """Raise `RetroMAEError` where a model cannot be told from its configuration without running code that it brings.
 
@@ -55,8 +68,7 @@ def check_code(name_or_path: str, trust_remote_code: bool) -> None:
     """
     if trust_remote_code:
         return
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
-        config, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    config = read_config(name_or_path)
     if config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
         raise has_code(name_or_path, "config.json asks for by auto_map")
 
@@ -116,7 +128,7 @@ def _fetch(name_or_path: str, file: str) -> str | None:
 def _pickled(place: str, pickle: str) -> RetroMAEError:
     return RetroMAEError(
         f"{place} holds no safetensors, and a pickle such as {pickle} is not read, because it can run code; where you "
-        "trust it, load it with transformers and save it with save_pretrained, which writes safetensors"
+        "trust it, load it with the library that wrote it and save it anew, which writes safetensors"
     )
 
 

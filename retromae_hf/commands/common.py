@@ -87,6 +87,8 @@ def _as_typed(name: str, value: Any, nargs: int | str | None, takes_mapping: boo
         if not takes_mapping:
             raise RetroMAEError(f"{name} in the recipe is a mapping; give a single value")
         return value
+    if "\0" in str(value):
+        raise RetroMAEError(f"{name} in the recipe holds a NUL character; take it out")
     if not isinstance(value, list):
         return str(value) if nargs in (None, "?") else [str(value)]
     if nargs in (None, "?"):

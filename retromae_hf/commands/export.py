@@ -24,6 +24,9 @@ class ExportArguments:
         default=False,
         metadata={"help": "Export the lexical half of a DupMAE encoder, for SparseEncoder, instead of the dense one."},
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
+    )
 
 
 @command
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
-    tokenizer = load_tokenizer(args.model_name_or_path)
+    tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     with in_one_sentence(f"the encoder cannot be exported to {folder}"):
         if args.sparse:
             export_sparse_encoder(model, tokenizer, folder)

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .errors import RetroMAEError, first_line, in_one_sentence
-from .json_lines import SKIP, check_on_broken_line, read_sound_lines
+from .json_lines import SKIP, check_on_broken_line, line_nested_too_deeply, read_sound_lines
 from .pydocs import load_pydocs
 from .text import without_surrogates
 
@@ -141,6 +141,11 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
     if builder != "parquet":
         for file in files:
             _check_utf8(file)
+    for file in files if builder == "json" else ():
+        if number := line_nested_too_deeply(file):
+            raise UnreadableError(
+                f"{file} line {number} has too many brackets inside of each other; leave that line out"
+            )
     options = (
         {"sample_by": "line" if path.is_file() else "document", "encoding": "utf-8-sig"} if builder == "text" else {}
     )

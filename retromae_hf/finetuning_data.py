@@ -230,7 +230,7 @@ def _json_lines(file: Path) -> Iterator[Any]:
         for number, line in enumerate(lines, start=1):
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
 
 

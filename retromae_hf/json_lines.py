@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,26 @@ logger = logging.getLogger(__name__)
 SKIP, ERROR = "skip", "error"
 MAX_BROKEN_SHARE = 0.5
 """Share of broken lines above which a file is taken for something else than JSON lines."""
+
+
+MAX_NESTING = 500
+"""Brackets inside of each other; some thousands make the reader of `datasets` end the process without a word."""
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]')
+
+
+def line_nested_too_deeply(file: Path) -> int | None:
+    """The number of the first line of a JSON file with more than `MAX_NESTING` brackets inside of each other."""
+    depth = 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            opened = line.count(b"[") + line.count(b"{")
+            if depth == 0 and opened == line.count(b"]") + line.count(b"}") <= MAX_NESTING:
+                continue  # nearly all lines of nearly all files
+            for found in _STRING_OR_BRACKET.finditer(line):
+                depth = max(0, depth + {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0))
+                if depth > MAX_NESTING:
+                    return number
+    return None
 
 
 def check_on_broken_line(value: str) -> None:

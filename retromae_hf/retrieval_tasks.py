@@ -176,7 +176,7 @@ def _texts(file: Path, titles: bool = False) -> dict[str, str]:
             row = json.loads(line)
             name, text = str(row["_id"]), without_surrogates(row["text"])
             title = without_surrogates(row.get("title") or "") if titles else ""
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
         if name in texts:
             raise RetroMAEError(f"{file} line {number} has the _id {name!r} a second time; give every id once")

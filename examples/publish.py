@@ -16,8 +16,8 @@ from pathlib import Path
 import bad_inputs
 import demo_report
 import full_scale
-import soak
 import fuzz
+import soak
 import support
 
 from retromae_hf import comparison_report

@@ -14,7 +14,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[retrieval,faiss,chinese,unigram,plot,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[retrieval,faiss,chinese,unigram,onnx,plot,dev]"
 	touch $@
 
 demo: setup

@@ -1,6 +1,7 @@
 """Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the README.
 
-Those of examples/full_scale.py become model_cards/recipes.md, those of examples/bad_inputs.py a page beside it.
+Likewise those of examples/onnx_cost.py. Those of examples/full_scale.py become model_cards/recipes.md, those of
+examples/bad_inputs.py a page beside it.
 
 No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
 with the results files.
@@ -17,7 +18,9 @@ import bad_inputs
 import demo_report
 import full_scale
 import fuzz
+import onnx_cost
 import soak
+import stream_memory
 import support
 
 from retromae_hf import comparison_report
@@ -33,12 +36,16 @@ COMPARISONS = ("compare-cpu", "compare-cpu-more")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
-    **{ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json" for name in BENCHMARKS},
+    **{
+        ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
+        for name in (*BENCHMARKS, "stream-memory")
+    },
     **{
         ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
         for name in COMPARISONS
         for file in ("results.json", "comparison.png")
     },
+    ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
     ROOT / "runs/soak.json": ROOT / "model_cards/soak.json",
     ROOT / bad_inputs.OUTPUT: BAD_INPUTS,
@@ -64,6 +71,7 @@ def fill(readme: str) -> str:
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
+    onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
     benchmarks = [
         json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
     ]
@@ -72,6 +80,7 @@ def fill(readme: str) -> str:
     ]
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
     refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
+    streamed = json.loads((ROOT / "model_cards/benchmark/stream-memory.json").read_text(encoding="utf-8"))
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
@@ -81,6 +90,8 @@ def fill(readme: str) -> str:
         "soak": soak.table(soaked),
         "hostile": f"Bad inputs: {bad_inputs.conditions(refused)} Fuzzing: {fuzz.conditions(fuzzed)}",
         "compare": "\n\n".join(comparison(one) for one in comparisons),
+        "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
+        "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }
     for name, block in blocks.items():

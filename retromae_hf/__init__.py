@@ -1,5 +1,6 @@
 """Retrieval-oriented pretraining (RetroMAE, arXiv 2205.12035) for the Hugging Face stack."""
 
+from .auto_classes import register_auto_classes
 from .callbacks import RetrievalCallback, RetroMAECallback
 from .configuration_retromae import RetroMAEConfig
 from .corpus import load_documents
@@ -13,6 +14,8 @@ from .reference import load_reference_checkpoint
 from .words import chinese_segmenter
 
 __version__ = "0.1.0"
+
+register_auto_classes()
 
 __all__ = [
     "DataCollatorForRetroMAE",

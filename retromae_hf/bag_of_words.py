@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .losses import (
+    OPERATORS,
     GradientsInForward,
     add_product,
     autocast_dtype,
@@ -77,7 +78,7 @@ class _BagOfWordsLoss(GradientsInForward):
 
 
 # An operator of its own for the reason that `losses.cross_entropies` is one.
-@torch.library.custom_op("retromae_hf::pooled_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::pooled_cross_entropy", mutates_args=())
 def pooled_cross_entropy(
     features: Tensor,
     weight: Tensor,

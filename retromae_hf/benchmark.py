@@ -242,12 +242,12 @@ def measure_memory(setting: Setting, length: int) -> dict:
 
 
 def _peak_of_process(setting: Setting, length: int, side: str) -> int:
-    before = _peak_rss()
+    before = peak_rss()
     _two_steps(setting, length, side)
-    return _peak_rss() - before
+    return peak_rss() - before
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """The most memory that this process has had, in bytes."""
     try:
         # Not getrusage, which on Linux begins with the peak of the parent.

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .configuration_retromae import RetroMAEConfig
-from .errors import RetroMAEError, in_one_sentence
+from .errors import RetroMAEError
+from .hub import loading
 from .model_files import check_code, has_code, read_config
 from .modeling_retromae import RetroMAEPreTrainedModel
 
@@ -21,8 +22,8 @@ def load_config(name_or_path: str, trust_remote_code: bool = False) -> PreTraine
     Raises:
         RetroMAEError: there is none, or reading it takes code of the model's own and `trust_remote_code` is False.
     """
-    check_code(name_or_path, trust_remote_code)
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+    with loading(f"{name_or_path} holds no model that can be loaded"):
+        check_code(name_or_path, trust_remote_code)
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 
@@ -32,7 +33,7 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
     Raises:
         RetroMAEError: there is none, or it takes code of the model's own and `trust_remote_code` is False.
     """
-    with in_one_sentence(f"{name_or_path} holds no tokenizer that can be loaded"):
+    with loading(f"{name_or_path} holds no tokenizer that can be loaded"):
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         except ValueError as error:
@@ -46,7 +47,9 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
 
 def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:
     """A RetroMAE checkpoint in float32, from safetensors alone."""
-    if (kind := read_config(name_or_path).get("model_type")) != RetroMAEConfig.model_type:
+    with loading(f"{name_or_path} holds no model that can be loaded"):
+        kind = read_config(name_or_path).get("model_type")
+    if kind != RetroMAEConfig.model_type:
         raise RetroMAEError(f"{name_or_path} holds a {kind} model, not a RetroMAE checkpoint")
-    with in_one_sentence(f"{name_or_path} holds no checkpoint that can be loaded"):
+    with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
         return model_class.from_pretrained(name_or_path, dtype=torch.float32)

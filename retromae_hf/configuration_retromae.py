@@ -20,6 +20,13 @@ LARGEST = {"vocab_size": 10**7, "hidden_size": 10**6, "num_hidden_layers": 10**4
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_retromae.RetroMAEConfig",
+    "AutoModel": "modeling_retromae.RetroMAEModel",
+    "AutoModelForPreTraining": "modeling_retromae.RetroMAEForPreTraining",
+}
+"""Where `transformers` finds the classes in a checkpoint's folder, which holds a copy of this code."""
+
 
 def check_decoding(decoding: str) -> None:
     """Raise `RetroMAEError` unless `decoding` names a decoder."""
@@ -139,6 +146,8 @@ class RetroMAEConfig(PreTrainedConfig):
             kwargs.pop(name, None)
         with in_one_sentence("the configuration has a value that transformers does not take"):
             super().__post_init__(**kwargs)
+        # All of them whichever class is saved, and never those of the repository that a checkpoint came from.
+        self.auto_map = dict(AUTO_MAP)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

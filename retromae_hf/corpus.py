@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
 from .errors import RetroMAEError, first_line, in_one_sentence
 from .json_lines import SKIP, check_on_broken_line, line_nested_too_deeply, read_sound_lines
@@ -121,13 +121,40 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
     Raises:
         RetroMAEError: there is no such source, or it cannot be read.
     """
+    builder, files, options = _find_files(source)
+    if builder is None:
+        return _load(source, source, config_name, split=split, num_proc=num_proc)
+    if builder != "parquet":
+        for file in files:
+            _check_utf8(file)
+            if builder == "json" and (number := line_nested_too_deeply(file)):
+                reason = "has too many brackets inside of each other; leave that line out"
+                raise UnreadableError(f"{file} line {number} {reason}")
+    return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
+
+
+def stream_rows(source: str, config_name: str | None, split: str) -> IterableDataset:
+    """The same rows as those of `load_rows`, read while they are asked for; a file is a shard.
+
+    Raises:
+        RetroMAEError: there is no such source.
+    """
+    builder, files, options = _find_files(source)
+    if builder is None:
+        return _load(source, source, config_name, split=split, streaming=True)
+    names = [str(file) for file in files if file.stat().st_size]
+    return _load(source, builder, data_files=names, split="train", streaming=True, **options)
+
+
+def _find_files(source: str) -> tuple[str | None, list[Path], dict[str, Any]]:
+    """The builder of `datasets`, the files and the builder's options; no builder for a name on the Hub."""
     path = Path(source).expanduser()
     with in_one_sentence("the source of the text is no path"):
         exists = source != "" and path.exists()
     if not exists:
         if source == "" or path.suffix in FILE_BUILDERS or path.is_absolute() or source.startswith((".", "~")):
             raise RetroMAEError(f"{source} does not exist; give a file, a folder, a Hub dataset or 'pydocs'")
-        return _load(source, source, config_name, split=split, num_proc=num_proc)
+        return None, [], {}
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if file.suffix in FILE_BUILDERS]
     builders = {FILE_BUILDERS[file.suffix] for file in files}
@@ -138,28 +165,18 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
     builder = builders.pop()
     if not any(file.stat().st_size for file in files):
         raise RetroMAEError(f"{source} holds no documents, only empty files; give a source with text")
-    if builder != "parquet":
-        for file in files:
-            _check_utf8(file)
-    for file in files if builder == "json" else ():
-        if number := line_nested_too_deeply(file):
-            raise UnreadableError(
-                f"{file} line {number} has too many brackets inside of each other; leave that line out"
-            )
-    options = (
-        {"sample_by": "line" if path.is_file() else "document", "encoding": "utf-8-sig"} if builder == "text" else {}
-    )
-    return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
+    options = {"sample_by": "line" if path.is_file() else "document", "encoding": "utf-8-sig"}
+    return builder, files, options if builder == "text" else {}
 
 
-def _load(source: str, *args: Any, **kwargs: Any) -> Dataset:
+def _load(source: str, *args: Any, **kwargs: Any) -> Any:
     """`datasets.load_dataset` with its failures as one sentence."""
     try:
         loaded = load_dataset(*args, **kwargs)
     except Exception as error:  # whatever a builder, a file or the Hub raises
         reason = first_line(error.__cause__ or error)
         raise UnreadableError(f"{source} cannot be read as a dataset: {reason}") from error
-    if isinstance(loaded, DatasetDict):
+    if isinstance(loaded, DatasetDict | IterableDatasetDict):
         raise RetroMAEError(f"{source} has several splits, {', '.join(loaded)}; name one")
     return loaded
 

@@ -51,7 +51,8 @@ class DataCollatorForRetroMAE:
 
     With `seed` and a dataset that has a `passage_id` column, every draw is a pure function of (seed, epoch, passage
     id): it depends neither on the batch nor on the number of workers or processes. `RetroMAECallback` tells the
-    collator the epoch; without it the masks of a passage stay the same in every epoch. Without `seed` or without ids,
+    collator the epoch, where the dataset has no column `epoch` of its own (a stream's passages are told theirs);
+    without it the masks of a passage stay the same in every epoch. Without `seed` or without ids,
     seeds come from torch's generator, afresh every time.
 
     Args:
@@ -251,6 +252,9 @@ class DataCollatorForRetroMAE:
             if self.static_masking:
                 raise RetroMAEError("static_masking needs a column passage_id; add one of unique integers")
             return torch.randint(-(2**63), 2**63 - 1, (len(features),), generator=self._fallback_generator())
+        passage_ids = torch.tensor([int(feature["passage_id"]) for feature in features])
+        if "epoch" in features[0] and not self.static_masking:
+            return passage_seeds(self.seed, torch.tensor([int(feature["epoch"]) for feature in features]), passage_ids)
         epoch = 0 if self.static_masking else int(self._epoch)
         if epoch == _EPOCH_NOT_TOLD:
             warnings.warn(
@@ -259,7 +263,7 @@ class DataCollatorForRetroMAE:
                 stacklevel=3,
             )
             epoch = 0
-        return passage_seeds(self.seed, epoch, torch.tensor([int(feature["passage_id"]) for feature in features]))
+        return passage_seeds(self.seed, epoch, passage_ids)
 
     def _fallback_generator(self) -> torch.Generator | None:
         """A generator of this collator's own where there is a seed but there are no ids; None is torch's default."""

@@ -22,6 +22,7 @@ from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .model_files import check_modules, safetensors_only
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
+from .onnx_export import compute_with_onnx, encoder_folder
 from .text import head_of
 
 
@@ -76,13 +77,17 @@ def load_embedder(
 ) -> Embedder:
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
-    Code that comes with a model runs with `trust_remote_code` alone.
+    An ONNX file in an exported encoder's folder stands for that encoder, computed from the file on the CPU. Code
+    that comes with a model runs with `trust_remote_code` alone.
 
     Raises:
         RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`, or
             sentence-transformers is needed and missing.
     """
     check_at_least(1, batch_size=batch_size)
+    onnx_file = name_or_path if name_or_path.endswith(".onnx") else None
+    if onnx_file is not None:
+        name_or_path = str(encoder_folder(onnx_file))
     if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
@@ -104,10 +109,12 @@ def load_embedder(
         with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
             encoder = SentenceTransformer(
                 name_or_path,
-                device=str(process_state().device),
+                device="cpu" if onnx_file is not None else str(process_state().device),
                 model_kwargs={"use_safetensors": True},
                 trust_remote_code=trust_remote_code,
             )
+        if onnx_file is not None:
+            compute_with_onnx(encoder[0].auto_model, onnx_file)
     finally:
         transformers_logging.set_verbosity(verbosity)
     if encoder.similarity_fn_name not in ("cosine", "dot"):
@@ -133,10 +140,13 @@ def process_state() -> PartialState:
 
 def model_identity(name_or_path: str) -> str:
     """What tells one state of a model from the next: a folder's files, or a name on the Hub with its revision."""
-    folder = Path(name_or_path)
+    path = Path(name_or_path).absolute()
+    folder = encoder_folder(path) if path.suffix == ".onnx" else path
     if not folder.is_dir():
         return f"{name_or_path} {getattr(load_config(name_or_path), '_commit_hash', None)}"
     # Beside the weights, sentence-transformers keeps pooling and the like in JSON files of folders of their own.
     files = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*_*/*.json"), *folder.glob("*.txt")]
+    if folder is not path:
+        files.append(path)
     stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return f"{folder.resolve()} {sorted(stats)}"
+    return f"{path.resolve()} {sorted(stats)}"

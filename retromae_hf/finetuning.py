@@ -22,6 +22,7 @@ from .finetuning_data import (
     read_scored_negatives,
     shorten,
 )
+from .hub import prepare_pushes, pushing
 from .model_files import check_modules, safetensors_only
 from .negatives import mine_with_bm25, mine_with_model
 from .training_run import check_training_arguments, prepare_run, run_and_save
@@ -133,6 +134,7 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
     check_training_arguments(training_args)
+    prepare_pushes(training_args)
     run = prepare_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
     if run.checkpoint is not None:
         check_modules(str(run.checkpoint), args.trust_remote_code)  # the trainer opens it with fewer precautions
@@ -158,7 +160,8 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
         trainer = SentenceTransformerTrainer(
             model=model, args=training_args, train_dataset=rows, loss=loss_of(args, model, training_args.world_size > 1)
         )
-    run_and_save(trainer, run)
+    with pushing(trainer):
+        run_and_save(trainer, run)
     return trainer
 
 
@@ -196,9 +199,9 @@ def prepare_rows(
     """`training_rows`; mined ones are kept in the output folder, for the other processes and to resume with."""
     if args.hard_negatives not in MINERS:
         return training_rows(args, model, training_args.seed)
-    kept = Path(training_args.output_dir) / "mined-negatives"
+    kept = Path(training_args.output_dir) / "_mined-negatives"  # "_" keeps Trainer from pushing the texts to the Hub
     if training_args.process_index == 0 and not (resumes and kept.is_dir()):
-        aside = kept.with_name("mined-negatives-new")
+        aside = kept.with_name("_mined-negatives-new")
         shutil.rmtree(aside, ignore_errors=True)  # of a run that was cut off
         training_rows(args, model, training_args.seed).save_to_disk(aside)
         shutil.rmtree(kept, ignore_errors=True)  # of an earlier run

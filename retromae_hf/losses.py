@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,13 @@ from .masking import IGNORE_INDEX
 
 CHUNK_ROWS = 256
 """Rows of logits alive at once: few enough that they stay in a CPU's cache, many enough for full matrix products."""
+
+OPERATORS = re.sub(r"\W", "_", __package__)
+"""The namespace of the operators of this copy of the code, in the package "retromae_hf".
+
+Copies of this file that come with checkpoints, of this or another revision, may live in one process. torch lets the
+last operator of a name replace all the others, so each copy needs names of its own.
+"""
 
 
 def chunk_rows(features: Tensor) -> int:
@@ -69,7 +77,7 @@ class _WeightedCrossEntropy(GradientsInForward):
 
 
 # An operator of its own, so that torch.compile neither unrolls the chunks nor compiles anew for every number of rows.
-@torch.library.custom_op("retromae_hf::cross_entropies", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::cross_entropies", mutates_args=())
 def cross_entropies(
     features: Tensor,
     weight: Tensor,

@@ -91,12 +91,12 @@ def _seed_tensor(value: int) -> Tensor:
     return torch.tensor([_signed(value & (2**64 - 1), 64)])
 
 
-def passage_seeds(run_seed: int, epoch: int, passage_ids: Tensor) -> Tensor:
+def passage_seeds(run_seed: int, epoch: int | Tensor, passage_ids: Tensor) -> Tensor:
     """The one seed of each passage, from which all its draws in this epoch come.
 
     Args:
         run_seed: seed of the run.
-        epoch: number of the pass over the data, from 0.
+        epoch: number of the pass over the data, from 0; or of each passage's, int64 `[B]`.
         passage_ids: int64 `[B]`, any stable identifiers.
 
     Returns:
@@ -104,7 +104,7 @@ def passage_seeds(run_seed: int, epoch: int, passage_ids: Tensor) -> Tensor:
     """
     # Each part is mixed in full before the next one is added, so that (epoch 1, passage 2) is not (2, 1).
     state = _mix64(_seed_tensor(run_seed + _GOLDEN_RATIO))
-    state = _mix64(state + _seed_tensor(epoch + 1))
+    state = _mix64(state + (epoch + 1 if isinstance(epoch, Tensor) else _seed_tensor(epoch + 1)))
     return _mix64(state.to(passage_ids.device) + passage_ids.to(torch.int64))
 
 

@@ -49,13 +49,12 @@ def safetensors_only(name_or_path: str | Path, where: str = "") -> Iterator[None
 
 
 def read_config(name_or_path: str | Path) -> dict[str, Any]:
-    """A model's config.json as it stands.
+    """A model's config.json as it stands; that there is none is an error of `transformers`.
 
     Raises:
-        RetroMAEError: there is none, or it is no JSON object.
+        RetroMAEError: it is no JSON object.
     """
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
-        config, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    config, _ = PreTrainedConfig.get_config_dict(name_or_path)
     if not isinstance(config, dict):
         raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: its config.json is no JSON object")
     return config

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -420,8 +420,3 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if length <= LONG_PASSAGE:
             return visibility_mask(seed, lengths, ratio, length, word_ids, (1, length))
         return lambda start, stop: visibility_mask(seed, lengths, ratio, length, word_ids, (start + 1, stop + 1))
-
-
-AutoConfig.register(RetroMAEConfig.model_type, RetroMAEConfig, exist_ok=True)
-AutoModel.register(RetroMAEConfig, RetroMAEModel, exist_ok=True)
-AutoModelForPreTraining.register(RetroMAEConfig, RetroMAEForPreTraining, exist_ok=True)

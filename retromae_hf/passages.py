@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A passage's id is its document's index and its own place in the document; a document holds fewer passages than this.
 _MAX_PASSAGES = 1 << 24
+DOCUMENT_BITS = 63 - 24
+"""A document's number has no more bits than this."""
 
 
 def tokenize_passages(
@@ -63,35 +65,20 @@ def tokenize_passages(
     Raises:
         RetroMAEError: no document holds a token, or an argument is out of range.
     """
-    frame = Frame.of(tokenizer, pairs)
-    room = (max_length - len(frame.tokens([], []))) // (2 if pairs else 1)
-    if room < 1 + pairs:
-        least = "two segments of two tokens" if pairs else "a token"
-        raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
-    if not 0 <= short_seq_prob <= 1:
-        raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
-    if not tokenizer.is_fast:
-        raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
+    options = cutting_options(tokenizer, max_length, short_seq_prob, seed, pairs, word_segmenter)
     features = {"input_ids": Sequence(Value("int32")), "length": Value("int32"), "passage_id": Value("int64")}
     if pairs:
         features |= {"token_type_ids": Sequence(Value("int8")), "document_id": Value("int64")}
     if word_segmenter is not None:
         features |= {"word_ids": Sequence(Value("int32"))}
     passages = documents.map(
-        _tokenize_batch,
+        cut_passages,
         batched=True,
         with_indices=True,
         input_columns="text",
         remove_columns=documents.column_names,
         features=Features(features),
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "frame": frame,
-            "room": room,
-            "short_seq_prob": short_seq_prob,
-            "seed": seed,
-            "words": None if word_segmenter is None else (word_table(tokenizer), word_segmenter),
-        },
+        fn_kwargs=options,
         num_proc=num_proc,
         desc="Tokenizing passages",
     )
@@ -154,7 +141,39 @@ class Frame:
         return first, tokens[first_length : len(tokens) - len(self.suffix)]
 
 
-def _tokenize_batch(
+def cutting_options(
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    short_seq_prob: float,
+    seed: int,
+    pairs: bool,
+    word_segmenter: WordSegmenter | None,
+) -> dict[str, Any]:
+    """What `cut_passages` is told beside the documents, from the arguments of `tokenize_passages`.
+
+    Raises:
+        RetroMAEError: an argument is out of range, or the tokenizer does not fit.
+    """
+    frame = Frame.of(tokenizer, pairs)
+    room = (max_length - len(frame.tokens([], []))) // (2 if pairs else 1)
+    if room < 1 + pairs:
+        least = "two segments of two tokens" if pairs else "a token"
+        raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
+    if not 0 <= short_seq_prob <= 1:
+        raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
+    if not tokenizer.is_fast:
+        raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
+    return {
+        "tokenizer": tokenizer,
+        "frame": frame,
+        "room": room,
+        "short_seq_prob": short_seq_prob,
+        "seed": seed,
+        "words": None if word_segmenter is None else (word_table(tokenizer), word_segmenter),
+    }
+
+
+def cut_passages(
     texts: list[str],
     indices: list[int],
     tokenizer: PreTrainedTokenizerBase,
@@ -164,6 +183,18 @@ def _tokenize_batch(
     seed: int,
     words: tuple[torch.Tensor, WordSegmenter] | None,
 ) -> dict[str, list[Any]]:
+    """The passages of some documents as columns, see `tokenize_passages`.
+
+    Args:
+        texts: the documents.
+        indices: their numbers, below 2^39; they go into the passages' ids and choose the short targets.
+        tokenizer: this and the others are `cutting_options`.
+        frame: likewise.
+        room: likewise.
+        short_seq_prob: likewise.
+        seed: likewise.
+        words: likewise.
+    """
     pairs = bool(frame.middle)
     rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
     rows |= {"token_type_ids": [], "document_id": []} if pairs else {}

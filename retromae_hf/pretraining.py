@@ -18,14 +18,18 @@ from .callbacks import RetrievalCallback, RetroMAECallback
 from .configuration_retromae import check_ratio, check_replacement
 from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
+from .document_stream import DocumentStream
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .health import HealthCallback
+from .hub import prepare_pushes, pushing
 from .json_lines import SKIP, check_on_broken_line
 from .modeling_retromae import RetroMAEForPreTraining
+from .passage_stream import PassageStream
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .retrieval_tasks import RetrievalTask, dev_task
 from .starting_model import ModelArguments, load_model_and_tokenizer
+from .streaming import check_streaming, held_out_head, open_passage_stream
 from .training_run import check_training_arguments, prepare_run, run_and_save
 from .words import chinese_segmenter
 
@@ -62,6 +66,13 @@ class DataArguments:
     on_broken_line: str = field(
         default=SKIP,
         metadata={"help": "Lines of a .jsonl file that are broken: skip (count and report them) or error."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the text while training, in memory that does not grow with it; needs max_steps."},
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Passages of a stream that each worker shuffles among themselves."}
     )
     max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
     short_seq_prob: float = field(
@@ -101,6 +112,7 @@ class DataArguments:
             1,
             preprocessing_num_workers=self.preprocessing_num_workers,
             pad_to_multiple_of=self.pad_to_multiple_of,
+            shuffle_buffer_size=self.shuffle_buffer_size,
         )
         check_at_least(0, dev_queries=self.dev_queries, max_skipped_batches=self.max_skipped_batches)
         check_on_broken_line(self.on_broken_line)
@@ -132,11 +144,14 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     if training_args.label_smoothing_factor:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
     started_from = (model_args.model_name_or_path, model_args.config_name, model_args.tokenizer_name)
+    prepare_pushes(training_args)
     run = prepare_run(training_args, args.overwrite_output_dir, started_from, args, model_args)
     segmenter = chinese_segmenter() if args.segment_chinese else None
+    stream = open_stream(args, model_args, training_args, run.checkpoint is not None) if args.streaming else None
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
-        documents, task = load_text(args)
+        # Of a stream the documents that are held out, on which it is evaluated.
+        documents, task = load_text(args) if stream is None else held_out_head(stream, args.dev_queries)
         model, tokenizer = load_model_and_tokenizer(model_args, documents["text"], args.max_length, run.checkpoint)
         check_gradient_checkpointing(training_args, model)
         passages = tokenize_passages(
@@ -149,16 +164,29 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
             pairs=model.config.pair_objective is not None,
             word_segmenter=segmenter,
         )
+        # Arrays, which the loader need not take apart into Python's numbers.
+        passages = passages.with_format("numpy")
+        train_passages: Dataset | PassageStream
+        if stream is None:
+            train_passages, eval_passages = split_passages(passages)
+            size = f"{len(train_passages):,} passages, {train_passages['length'][:].sum():,} tokens"
+        else:
+            eval_passages = passages.select(evaluated_rows(passages, EVAL_PASSAGES))
+            train_passages = open_passage_stream(
+                stream,
+                tokenizer,
+                args.max_length,
+                args.short_seq_prob,
+                model.config.pair_objective,
+                segmenter,
+                args.shuffle_buffer_size,
+                training_args,
+                run.checkpoint,
+            )
+            size = f"a stream of {stream.num_shards} shards, its first {len(documents):,} documents held out"
     # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
     training_args.label_names = ["labels"]
-    # Arrays, which the loader need not take apart into Python's numbers.
-    train_passages, eval_passages = split_passages(passages.with_format("numpy"))
-    logger.info(
-        "%d passages, %d tokens; the model has %.1f million parameters",
-        len(train_passages),
-        train_passages["length"][:].sum(),
-        model.num_parameters() / 1e6,
-    )
+    logger.info("%s; the model has %.1f million parameters", size, model.num_parameters() / 1e6)
     with in_one_sentence("the training arguments cannot be used"):
         trainer = Trainer(
             model=model,
@@ -179,7 +207,8 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
     trainer.add_callback(HealthCallback(args.max_skipped_batches))
-    run_and_save(trainer, run)
+    with pushing(trainer):
+        run_and_save(trainer, run)
     return trainer
 
 
@@ -191,6 +220,16 @@ def check_gradient_checkpointing(args: TrainingArguments, model: RetroMAEForPreT
             f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
             "leave gradient_checkpointing out"
         )
+
+
+def open_stream(
+    args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments, resumed: bool
+) -> DocumentStream:
+    """The documents as a stream, after a check that the run can do with one."""
+    check_streaming(args.dataset, model_args, training_args, resumed)
+    return DocumentStream.open(
+        args.dataset, args.dataset_config_name, args.dataset_split, args.text_column, training_args.seed
+    )
 
 
 def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
@@ -227,7 +266,12 @@ def split_passages(passages: Dataset) -> tuple[Dataset, Dataset]:
     if len(passages) < 2:
         raise RetroMAEError("the corpus holds a single passage; give a source with more text")
     count = max(min(EVAL_PASSAGES, len(passages) // 10), 1)
-    held_out = np.linspace(0, len(passages) - 1, count, dtype=int).tolist()
+    held_out = evaluated_rows(passages, count)
     between = zip([-1, *held_out], [*held_out, len(passages)], strict=True)
     slices = [passages.select(range(start + 1, stop)) for start, stop in between if stop - start > 1]
     return concatenate_datasets(slices), passages.select(held_out)
+
+
+def evaluated_rows(passages: Dataset, count: int) -> list[int]:
+    """So many rows at most, spread evenly."""
+    return np.linspace(0, len(passages) - 1, min(count, len(passages)), dtype=int).tolist()

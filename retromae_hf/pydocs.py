@@ -13,7 +13,7 @@ import inspect
 import sysconfig
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +115,19 @@ class HeldOut:
             held-out query stands anywhere in the text.
         queries: the held-out first sentences, by name.
         bodies: the bodies to search, by name, among them that of every query.
-        pairs: first sentences and bodies that are not held out (`query`, `body`), to fine-tune on.
+        paired: the documents that `pairs` are made of.
     """
 
     pretraining: Dataset
     queries: dict[str, str]
     bodies: dict[str, str]
-    pairs: Dataset
+    paired: Dataset
+
+    @functools.cached_property
+    def pairs(self) -> Dataset:
+        """First sentences and bodies that are not held out (`query`, `body`), to fine-tune on."""
+        split = [split_first_sentence(text) for text in _texts(self.paired)]
+        return Dataset.from_dict({"query": [query for query, _ in split], "body": [body for _, body in split]})
 
 
 def hold_out(documents: Dataset, queries: int, bodies: int) -> HeldOut:
@@ -132,21 +138,25 @@ def hold_out(documents: Dataset, queries: int, bodies: int) -> HeldOut:
         queries: held-out queries at most.
         bodies: bodies to search at most.
     """
-    names, texts = documents["name"][:], documents["text"][:]
-    split = [split_first_sentence(text) for text in texts]
-    # A body that two documents share would make the one right answer ambiguous.
-    by_body: dict[str, int] = {}
+    names = documents["name"][:]
+    # A body that two documents share would make the one right answer ambiguous. Their digests do, and the texts are
+    # read again where they are wanted, since all of them may not fit into memory.
+    by_body: dict[bytes, int] = {}
     by_name: dict[str, int] = {}
-    for index, (query, body) in enumerate(split):
+    for index, text in enumerate(_texts(documents)):
+        query, body = split_first_sentence(text)
         long_enough = len(query.split()) >= MIN_QUERY_WORDS and len(body.split()) >= MIN_BODY_WORDS
-        if long_enough and by_body.setdefault(_fold(body), index) == index:
+        if long_enough and by_body.setdefault(_digest(_fold(body), 16), index) == index:
             by_name.setdefault(names[index], index)  # overloads share a name too
     eligible = sorted(by_name.values(), key=lambda index: _digest(names[index]))
-    unique = _only_once(texts, {index: split[index][0] for index in eligible[: 3 * queries]})
-    held_out = [index for index in eligible[: 3 * queries] if index in unique][:queries]
+    candidates = eligible[: 3 * queries]
+    split = {index: split_first_sentence(documents[index]["text"]) for index in candidates}
+    unique = _only_once(_texts(documents), {index: split[index][0] for index in candidates})
+    held_out = [index for index in candidates if index in unique][:queries]
     chosen = set(held_out)
-    searched = held_out + [index for index in eligible if index not in chosen][: max(bodies - len(held_out), 0)]
     rest = [index for index in eligible if index not in chosen]
+    others = rest[: max(bodies - len(held_out), 0)]
+    split |= {index: split_first_sentence(documents[index]["text"]) for index in others if index not in split}
     return HeldOut(
         pretraining=documents.map(
             _replace_text,
@@ -156,10 +166,8 @@ def hold_out(documents: Dataset, queries: int, bodies: int) -> HeldOut:
             desc="Holding out queries",
         ),
         queries={names[index]: split[index][0] for index in held_out},
-        bodies={names[index]: split[index][1] for index in searched},
-        pairs=Dataset.from_dict(
-            {"query": [split[index][0] for index in rest], "body": [split[index][1] for index in rest]}
-        ),
+        bodies={names[index]: split[index][1] for index in held_out + others},
+        paired=documents.select(rest),
     )
 
 
@@ -173,15 +181,21 @@ def _replace_text(text: str, index: int, replacements: dict[int, str]) -> dict[s
     return {"text": replacements.get(index, text)}
 
 
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+def _texts(documents: Dataset) -> Iterator[str]:
+    """The texts one after another, of which few are in memory."""
+    for batch in documents.select_columns("text").iter(1000):
+        yield from batch["text"]
+
+
+def _digest(name: str, size: int = 8) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=size).digest()
 
 
 def _fold(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _only_once(texts: list[str], phrases: dict[int, str]) -> set[int]:
+def _only_once(texts: Iterable[str], phrases: dict[int, str]) -> set[int]:
     """Which phrases stand exactly once in all the texts together, white space and case apart.
 
     A phrase is looked for where its first words stand, so that the texts are read once for all phrases.

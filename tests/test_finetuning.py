@@ -97,7 +97,7 @@ def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_p
 
     uncut = weights(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    for part in ("checkpoint-2", "mined-negatives"):
+    for part in ("checkpoint-2", "_mined-negatives"):
         (tmp_path / "a" / part).rename(tmp_path / "b" / part)
     # What was mined is not mined again.
     monkeypatch.setattr("retromae_hf.finetuning.mine_with_model", None)

@@ -19,7 +19,10 @@ class EvaluateArguments:
     """Arguments of `retromae-hf evaluate`."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Exported encoder, training checkpoint or any sentence-transformers model; or 'bm25'."}
+        metadata={
+            "help": "Exported encoder or its .onnx file, training checkpoint, any sentence-transformers model, "
+            "or 'bm25'."
+        }
     )
     dataset: list[str] = field(
         metadata={

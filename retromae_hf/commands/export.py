@@ -9,7 +9,9 @@ from pathlib import Path
 from ..checkpoints import load_checkpoint, load_tokenizer
 from ..errors import RetroMAEError, in_one_sentence
 from ..export import export_encoder, export_sparse_encoder
+from ..hub import create_repo, push_folder
 from ..modeling_retromae import RetroMAEForPreTraining
+from ..onnx_export import check_quantization, export_onnx, import_onnxruntime
 from .common import command, parse
 
 
@@ -24,9 +26,28 @@ class ExportArguments:
         default=False,
         metadata={"help": "Export the lexical half of a DupMAE encoder, for SparseEncoder, instead of the dense one."},
     )
+    onnx: bool = field(
+        default=False, metadata={"help": "Write onnx/model.onnx too, which sentence-transformers' ONNX backend loads."}
+    )
+    quantize: str | None = field(
+        default=None, metadata={"help": "int8: write onnx/model_int8.onnx, with 8-bit weights, beside it."}
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub to push the folder to, in one commit: USER/NAME."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private if it is new."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
     )
+
+    def __post_init__(self) -> None:
+        check_quantization(self.quantize)
+        if self.quantize is not None and not self.onnx:
+            raise RetroMAEError("quantize is about the ONNX file; give --onnx true too, or leave it out")
+        if self.onnx and self.sparse:
+            raise RetroMAEError("only the dense encoder is exported to ONNX; leave out onnx or sparse")
+        if self.onnx:
+            import_onnxruntime()
 
 
 @command
@@ -40,13 +61,19 @@ def main(argv: list[str] | None = None) -> None:
         raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
     tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    repo_id = None if args.push_to_hub is None else create_repo(args.push_to_hub, args.hub_private_repo)
     with in_one_sentence(f"the encoder cannot be exported to {folder}"):
         if args.sparse:
             export_sparse_encoder(model, tokenizer, folder)
         else:
             export_encoder(model, tokenizer, folder, args.pooling)
+        if args.onnx:
+            export_onnx(folder, args.quantize)
     loader = "SparseEncoder" if args.sparse else "SentenceTransformer"
     print(f"Exported the encoder to {folder}; {loader}({str(folder)!r}) loads it.")
+    if repo_id is not None:
+        commit = push_folder(folder, repo_id, f"Encoder of {Path(args.model_name_or_path).name}")
+        print(f"Pushed it: {commit}; {loader}({repo_id!r}) loads it.")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ class RetroMAEError(ValueError):
     """
 
     def __init__(self, message: str):
+        if message.startswith("Caught "):  # torch puts the traceback of a loader's process before its sentence
+            message = message.strip().rpartition("RetroMAEError: ")[2]
         told = message if len(message) <= LONGEST_SENTENCE else f"{message[:LONGEST_SENTENCE]} ..."
         super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in told))
 

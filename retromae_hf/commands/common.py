@@ -122,9 +122,7 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         try:
             function(argv)
         except RetroMAEError as error:
-            # Of one in a loader's worker torch tells the whole traceback, and the sentence last.
-            sentence = str(error).rpartition(f"{RetroMAEError.__name__}: ")[2].strip()
-            print(f"retromae-hf: error: {sentence}", file=sys.stderr)
+            print(f"retromae-hf: error: {error}", file=sys.stderr)
             return 2
         except RunInterruptedError as interrupted:
             print(f"retromae-hf: {interrupted}", file=sys.stderr)

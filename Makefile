@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Nothing is downloaded from the Hub by the demo or the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-.PHONY: setup demo test lint bench bench-growth support soak clean
+.PHONY: setup demo test lint bench bench-growth support soak space space-test clean
 
 setup: .venv/ready
 
@@ -48,6 +48,16 @@ support: setup
 # Small runs, killed again and again, end as uncut ones do.
 soak: setup
 	$(OFFLINE) $(BIN)/python examples/soak.py
+
+# The page in a browser, with the demo's model, or CHECKPOINT=..., ENCODER=... and CORPUS=...
+space: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[space]"
+	$(BIN)/python examples/space/app.py
+
+# Its tests need a Chromium: one on the path, or playwright's own (.venv/bin/playwright install chromium).
+space-test: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
+	$(OFFLINE) $(BIN)/python -m pytest tests/test_space.py
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,36 +25,41 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from retromae_hf import load_documents
 from retromae_hf.saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
+from retromae_hf.vocabulary import train_wordpiece
 
 OUTPUT = Path("runs/soak.json")
 SHARE_OF_SIGTERM = 0.2
 LONGEST_START = 120  # seconds until a run has got under way
 RUN = (
     "pretrain --use_cpu --disable_tqdm true --hidden_size 64 --num_hidden_layers 2 --num_attention_heads 4 "
-    "--vocab_size 400 --max_length 32 --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 120 "
+    "--max_length 32 --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 120 "
     "--save_steps 3 --save_total_limit 2 --eval_steps 10 --logging_steps 5 --dev_queries 20 --dataloader_num_workers 2"
 )
 MAP_STYLE = f"-m retromae_hf.commands.main {RUN}"
 SCENARIOS = {
-    "map-style, 2 workers": MAP_STYLE,
-    "two processes": f"-m torch.distributed.run --standalone --nproc_per_node 2 {MAP_STYLE}",
+    "map-style, 2 workers": f"{MAP_STYLE} --vocab_size 400",
+    "a stream, 2 workers": f"{MAP_STYLE} --streaming true --tokenizer_name TOKENIZER",
+    "two processes": f"-m torch.distributed.run --standalone --nproc_per_node 2 {MAP_STYLE} --vocab_size 400",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Soak every scenario; the exit status is 1 where one does not end as it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, nargs="+", default=[14, 6], help="how often each scenario is cut")
+    parser.add_argument("--kills", type=int, nargs="+", default=[10, 5, 5], help="how often each scenario is cut")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(argv)
     moments, results = random.Random(options.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        corpus = write_corpus(Path(folder) / "corpus.txt")
+        corpus, tokenizer = write_corpus(Path(folder) / "corpus"), Path(folder) / "tokenizer"
+        train_wordpiece(load_documents(str(corpus))["text"], 400, 32).save_pretrained(tokenizer)
         for (name, line), kills in zip(SCENARIOS.items(), options.kills, strict=False):
             work = Path(folder) / f"scenario-{len(results)}"
             work.mkdir()
-            results.append({"scenario": name, **soak(f"{line} --dataset {corpus}".split(), work, kills, moments, name)})
+            arguments = f"{line} --dataset {corpus}".replace("TOKENIZER", str(tokenizer)).split()
+            results.append({"scenario": name, **soak(arguments, work, kills, moments, name)})
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
@@ -145,16 +150,19 @@ def same_weights(one: Path, other: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def write_corpus(file: Path) -> Path:
-    """A few hundred documents of made-up sentences."""
+def write_corpus(folder: Path) -> Path:
+    """A folder with some files of made-up sentences, a few hundred documents in all."""
     words = random.Random(0)
     animals, verbs, places = ("fox", "heron", "otter", "wolf"), ("waits", "runs", "sleeps"), ("river", "tower", "wood")
     sentences = [
         f"The {words.choice(animals)} {words.choice(verbs)} at the {words.choice(places)} {number}."
         for number in range(2400)
     ]
-    file.write_text("\n".join(" ".join(sentences[i : i + 4]) for i in range(0, len(sentences), 4)), encoding="utf-8")
-    return file
+    documents = [" ".join(sentences[start : start + 4]) for start in range(0, len(sentences), 4)]
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.txt").write_text("\n".join(documents[number::8]), encoding="utf-8")
+    return folder
 
 
 def table(results: list[dict[str, Any]]) -> str:

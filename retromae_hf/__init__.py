@@ -6,6 +6,7 @@ from .configuration_retromae import RetroMAEConfig
 from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
 from .errors import RetroMAEError
+from .explanation import EmbeddingExplanation, explain_embedding
 from .export import export_encoder, export_sparse_encoder
 from .modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
 from .passages import tokenize_passages
@@ -19,6 +20,7 @@ register_auto_classes()
 
 __all__ = [
     "DataCollatorForRetroMAE",
+    "EmbeddingExplanation",
     "RetrievalCallback",
     "RetroMAECallback",
     "RetroMAEConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "RetroMAEModel",
     "RetroMAEPreTrainingOutput",
     "chinese_segmenter",
+    "explain_embedding",
     "export_encoder",
     "export_sparse_encoder",
     "extend_positions",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import get_sampler
+from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -21,6 +21,7 @@ from .evaluation import evaluate_embedder
 from .losses import chunk_rows, labelled_rows
 from .masking import passage_seeds
 from .modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from .processes import gathered
 from .retrieval_tasks import RetrievalTask
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,11 @@ class RetroMAECallback(TrainerCallback):
         self._collator = _collator_of(train_dataloader)
         if self._collator is not None:
             self._collator.check_matches(model.config)
-        sampler = get_sampler(train_dataloader)
+        sampler = _sampler_of(train_dataloader)
         if isinstance(sampler, LengthGroupedSampler):
+            # Of the batches of all processes, so that none waits for one with longer passages, and so that the order
+            # does not depend on how many processes share a batch.
+            sampler.batch_size *= args.world_size
             # It sorts by single lengths, and a column of a dataset is slow to give them one by one.
             sampler.lengths = np.asarray(sampler.lengths[:]).tolist()
             if sampler.generator is None:
@@ -144,6 +148,12 @@ def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
     return collator if isinstance(collator, DataCollatorForRetroMAE) else None
 
 
+def _sampler_of(dataloader: Any) -> Any:
+    """The sampler of passages; where several processes share the batches it lies one level deeper."""
+    shard = dataloader.batch_sampler
+    return shard.batch_sampler.sampler if isinstance(shard, BatchSamplerShard) else get_sampler(dataloader)
+
+
 class RetrievalCallback(TrainerCallback):
     """At every evaluation, logs zero-shot retrieval on a small task and what the embedding is worth to the decoder.
 
@@ -178,7 +188,7 @@ class RetrievalCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure and log."""
-        with self.trainer.accelerator.autocast():
+        with self.trainer.accelerator.autocast(), gathered(model):
             measured = self._measure(args, model)
         measured = {f"eval_{name}": value for name, value in measured.items()}
         metrics.update(measured)  # so that metric_for_best_model can name them

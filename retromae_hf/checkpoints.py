@@ -50,6 +50,9 @@ def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpo
     with loading(f"{name_or_path} holds no model that can be loaded"):
         kind = read_config(name_or_path).get("model_type")
     if kind != RetroMAEConfig.model_type:
-        raise RetroMAEError(f"{name_or_path} holds a {kind} model, not a RetroMAE checkpoint")
+        raise RetroMAEError(
+            f"{name_or_path} holds a {kind} model, not a RetroMAE checkpoint; name the folder that pretraining wrote "
+            "(an exported encoder has no decoder any more)"
+        )
     with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
         return model_class.from_pretrained(name_or_path, dtype=torch.float32)

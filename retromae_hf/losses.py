@@ -188,6 +188,7 @@ def grouped_cross_entropy(
     labels: Tensor,
     sizes: Sequence[int],
     group_weights: Sequence[float],
+    counts: Sequence[Tensor] | Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted sum of the mean cross-entropies of several groups of rows against one output projection.
 
@@ -203,23 +204,30 @@ def grouped_cross_entropy(
         labels: int64 `[T]`, -100 where a row is none.
         sizes: rows of each group, T in all.
         group_weights: weight of each group's mean in the sum.
+        counts: scalars that the groups' sums are divided by to make their means; by default the numbers of labels.
 
     Returns:
         The sum, a scalar in float32 or wider that can be differentiated once, and the groups' means, which cannot.
     """
     compute_dtype = autocast_dtype(features)
     real = labels != IGNORE_INDEX
+    if counts is None:
+        counts = count_labels(labels.split(list(sizes)))
     # Sums run in float32 at least: half precision would lose the small terms.
-    shares = [
-        group.to(torch.promote_types(compute_dtype, torch.float32)) / group.sum().clamp(min=1)
-        for group in real.split(list(sizes))
-    ]
+    sum_dtype = torch.promote_types(compute_dtype, torch.float32)
+    groups = zip(real.split(list(sizes)), counts, strict=True)
+    shares = [group.to(sum_dtype) / count.masked_fill(count == 0, 1) for group, count in groups]
     row_weights = torch.cat([share * group for share, group in zip(shares, group_weights, strict=True)])
     total, losses = _WeightedCrossEntropy.apply(
         features, weight, bias, labels.masked_fill(~real, 0), row_weights, compute_dtype
     )
     means = [(share * part).sum() for share, part in zip(shares, losses.split(list(sizes)), strict=True)]
     return total, means
+
+
+def count_labels(groups: Sequence[Tensor]) -> Tensor:
+    """How many labels each tensor of labels holds, int64 `[groups]`."""
+    return torch.stack([(labels != IGNORE_INDEX).sum() for labels in groups])
 
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:

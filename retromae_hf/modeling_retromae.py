@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -17,10 +19,11 @@ from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
 from .decoder import DecoderLayer, VisibleRows
 from .errors import RetroMAEError, in_one_sentence
-from .losses import grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
+from .losses import count_labels, grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
 from .masking import visibility_mask
 from .model_files import check_code, safetensors_only
 from .pair_head import PairHead
+from .processes import average_over_processes, sharded_by_accelerate
 
 LONG_PASSAGE = 1024
 """Tokens up to which a passage's visibility mask is made as a whole."""
@@ -29,6 +32,9 @@ LONG_PASSAGE = 1024
 @dataclass
 class RetroMAEPreTrainingOutput(ModelOutput):
     """What `RetroMAEForPreTraining` returns. A loss is None where its labels or its part of the model are absent.
+
+    Where several processes train together, a loss is the sum over this process's labels (or passages) divided by the
+    average number of them in a process: its mean over the processes is the mean over all their labels.
 
     Attributes:
         loss: scalar, the weighted sum of the parts that are there; the one to differentiate.
@@ -75,17 +81,22 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         with safetensors_only(pretrained_model_name_or_path or "", kwargs.get("subfolder") or ""):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The encoder's word embeddings."""
-        return self.encoder.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Module | None:
+        """The encoder's word embeddings; None where accelerate shards the model, see `get_output_embeddings`."""
+        return None if sharded_by_accelerate() else self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the encoder's word embeddings."""
         self.encoder.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The encoder's output projection."""
-        return self.encoder.get_output_embeddings()
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The encoder's output projection; None where accelerate shards the model.
+
+        It asks for both to give them units of their own, whose weights are whole only while the modules are called.
+        The losses read weight and bias without calling, and masked-LM heads share them with other modules, so they
+        have to stay in the root's unit, which is whole from the forward pass to the end of the backward pass.
+        """
+        return None if sharded_by_accelerate() else self.encoder.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the encoder's output projection."""
@@ -140,7 +151,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     `save_pretrained` keeps both, so training can go on from what it wrote; `export_encoder` hands over the encoder.
     """
 
-    # The loss is the mean over the batch's own labels: Trainer must not rescale it by a count of its own.
+    # The losses are divided by counts of their own labels: Trainer must not rescale them by a count of its own.
     accepts_loss_kwargs = False
 
     def __init__(self, config: RetroMAEConfig):
@@ -162,6 +173,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if config.pair_objective is not None:
             self.pair_head = PairHead(config.hidden_size)
         self.post_init()
+        # FSDP's units, beside the root's. Some families name their embeddings too, whose weights the head shares.
+        layers = {type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)}
+        self._no_split_modules = layers
 
     @classmethod
     def from_encoder(cls, name_or_path: str, **config: Any) -> RetroMAEForPreTraining:
@@ -207,6 +221,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         word_ids: Tensor | None = None,
         label_slots: Tensor | None = None,
         decoder_label_slots: Tensor | None = None,
+        step_counts: Tensor | None = None,
         passage_id: Tensor | None = None,
         document_id: Tensor | None = None,
         length: Tensor | None = None,
@@ -230,6 +245,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             label_slots: of no content, `[B, T, 0]`: its shape says that there are T labels in the batch, or fewer. The
                 shape is known on the host, so that nobody waits for an accelerator to count them.
             decoder_label_slots: likewise for `decoder_labels`.
+            step_counts: int64 `[batches, 3]`, the numbers of encoder labels, decoder labels and passages in each batch
+                of a step that accumulates gradients; their averages then take the place of the batch's own counts.
             passage_id: not used. Its name here keeps `Trainer` from dropping the column before the collator, which
                 derives the seeds from it, and lets a callback tell which passages a batch holds.
             document_id: not used, likewise; the collator draws false successors from other documents.
@@ -243,7 +260,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         """
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
-            words = self.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
+            words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
             input_ids, decoder_input_ids = words.split(len(input_ids))
         states, middle_states = self.encode_for_decoder(input_ids, attention_mask, token_type_ids)
         if self.config.decoding == "condenser":
@@ -265,18 +282,39 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 middle_states,
                 decoder_label_slots,
             )
-        loss, parts = self._token_losses(to_predict)
+        *label_counts, passage_count = self._counts(to_predict, sentence_embedding, step_counts)
+        loss, parts = self._token_losses(to_predict, label_counts)
         if decoder_labels is not None and self.config.bow_loss_weight > 0:
-            parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels)
+            parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels) * len(states) / passage_count
             loss = loss + self.config.bow_loss_weight * parts["bow_loss"]
         if pair_labels is not None:
             logits = self.pair_logits(sentence_embedding)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            parts["pair_loss"] = cross_entropy(logits, pair_labels)
+            parts["pair_loss"] = cross_entropy(logits, pair_labels, reduction="sum") / passage_count
             loss = parts["pair_loss"] + (0 if loss is None else loss)
-        return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding, **parts)
+        # A clone, because FSDP warns of outputs that are views, as is right where somebody writes to them.
+        return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=sentence_embedding.clone(), **parts)
 
-    def _token_losses(self, to_predict: dict[str, tuple[Tensor, Tensor]]) -> tuple[Any, dict[str, Tensor]]:
+    def _counts(
+        self, to_predict: dict[str, tuple[Tensor, Tensor]], sentence_embedding: Tensor, step_counts: Tensor | None
+    ) -> Tensor:
+        """What the sums of the losses are divided by: the labels of each kind, and behind them the passages.
+
+        In training these are averages over the processes and over the batches of a step, which then equals that of one
+        process on one batch of them all; a mean of means would count a label of a short batch for more than others.
+        """
+        if step_counts is None:
+            passages = torch.zeros_like(sentence_embedding[:, 0], dtype=torch.int64)  # none of them is IGNORE_INDEX
+            counts = count_labels([*(labels for _, labels in to_predict.values()), passages])
+        else:
+            encoder, decoder, passages = (step_counts.sum(0) / len(step_counts)).unbind()
+            kinds = {"mlm_loss": encoder, "decoder_loss": encoder if self.config.decoding == "condenser" else decoder}
+            counts = torch.stack([*(kinds[name] for name in to_predict), passages])
+        return average_over_processes(counts) if self.training else counts
+
+    def _token_losses(
+        self, to_predict: dict[str, tuple[Tensor, Tensor]], counts: Sequence[Tensor]
+    ) -> tuple[Any, dict[str, Tensor]]:
         """The weighted sum of the losses of the given states and labels, `[T, H]` and `[T]`, and each by itself.
 
         All go through the head at once, so that the large gradient of its projection is made once.
@@ -290,6 +328,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             torch.cat(labels),
             sizes=[len(part) for part in labels],
             group_weights=[self.config.mlm_loss_weight if name == "mlm_loss" else 1.0 for name in to_predict],
+            counts=counts,
         )
         return total, dict(zip(to_predict, means, strict=True))
 

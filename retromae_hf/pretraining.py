@@ -14,6 +14,7 @@ from transformers import (
     set_seed,
 )
 
+from .accumulation import AccumulatingTrainer
 from .callbacks import RetrievalCallback, RetroMAECallback
 from .configuration_retromae import check_ratio, check_replacement
 from .corpus import load_documents
@@ -188,7 +189,7 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     training_args.label_names = ["labels"]
     logger.info("%s; the model has %.1f million parameters", size, model.num_parameters() / 1e6)
     with in_one_sentence("the training arguments cannot be used"):
-        trainer = Trainer(
+        trainer = AccumulatingTrainer(
             model=model,
             args=training_args,
             train_dataset=train_passages,

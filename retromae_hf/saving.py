@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,9 @@ logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What a cluster sends before it takes a machine back, and what Ctrl-C sends."""
 
-AGREE_EVERY = 10
-"""Steps after which several processes ask one another whether any was told to stop."""
+AGREE_EVERY = 5.0
+"""Seconds, about, after which several processes ask one another whether any was told to stop; each waits for its device
+then. A launcher leaves them half a minute."""
 
 
 class SavingCallback(TrainerCallback):
@@ -48,6 +50,7 @@ class SavingCallback(TrainerCallback):
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._limit: int | None = None
+        self._talked_after, self._talked_at, self._talk_after = 0, 0.0, 0
 
     def on_train_begin(
         self,
@@ -59,6 +62,8 @@ class SavingCallback(TrainerCallback):
     ) -> None:
         """Clear away what an earlier run left half-written or will be written again, and listen for signals."""
         self.saving, self.stopped_by, self._asked = False, None, None
+        self._talked_after, self._talked_at = state.global_step, time.monotonic()
+        self._talk_after = state.global_step + 1
         run = Path(args.output_dir)
         if args.should_save:
             for half in remove_incomplete(run):
@@ -118,10 +123,15 @@ class SavingCallback(TrainerCallback):
     def _all_stop(self, args: TrainingArguments, state: TrainerState) -> bool:
         if args.world_size == 1:
             return self._asked is not None
-        if state.global_step % AGREE_EVERY:
+        if state.global_step < self._talk_after:
             return False
-        asked = torch.tensor(float(self._asked is not None), device=args.device)
-        return bool(reduce(asked, "sum") > 0)
+        now = time.monotonic()
+        seconds_a_step = (now - self._talked_at) / (state.global_step - self._talked_after)
+        told = torch.tensor([float(self._asked is not None), seconds_a_step], device=args.device)
+        asked, seconds_a_step = reduce(told, "mean").tolist()  # the same in all processes, and so is the next time
+        self._talked_after, self._talked_at = state.global_step, now
+        self._talk_after = state.global_step + max(1, int(AGREE_EVERY / max(seconds_a_step, 1e-3)))
+        return asked > 0
 
 
 def _ignore_signals_then(init: Any, worker: int) -> None:

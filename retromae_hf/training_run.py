@@ -24,8 +24,8 @@ from .saving import SavingCallback
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-"""The arguments of the run that a folder holds."""
+RUN_FILE = "_run.json"
+"""The arguments of the run that a folder holds; what begins so stays behind when `Trainer` pushes to the Hub."""
 
 NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "logging_dir"}
 """Arguments that may differ when a run goes on."""
@@ -36,6 +36,7 @@ LITTLE_SPACE = 1 << 20
 
 def check_training_arguments(args: TrainingArguments) -> None:
     """Raise `RetroMAEError` for values that `TrainingArguments` lets pass and that fail only after the preparation."""
+    check_processes(args)
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least(1, **{name: getattr(args, name) for name in positive})
     check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})
@@ -46,6 +47,19 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
     if getattr(args, "enable_jit_checkpoint", False):
         raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
+
+    They would all train the same and write to the same files.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > 1 and args.world_size == 1:
+        raise RetroMAEError(
+            f"{launched} processes were started on a machine without an accelerator, where Trainer brings them "
+            "together only with --use_cpu; give it, or start one process"
+        )
 
 
 @dataclass(frozen=True)
@@ -195,8 +209,8 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
                 "rows (with texts of their own, where duplicates are kept apart); lower per_device_train_batch_size"
             )
         saving.saving = True
+        trainer.save_state()  # first, since saving the model may push the folder to the Hub
         trainer.save_model()
-        trainer.save_state()
 
 
 def _write_run_file(run: Run) -> None:
@@ -213,8 +227,8 @@ def _save_again(trainer: Trainer, run: Run) -> None:
     logger.info("%s was trained to its end", run.folder)
     trainer._load_from_checkpoint(run.checkpoint)
     trainer.state = TrainerState.load_from_json(str(Path(str(run.checkpoint), TRAINER_STATE_NAME)))
-    trainer.save_model()
     trainer.save_state()
+    trainer.save_model()
 
 
 @contextmanager

@@ -73,13 +73,22 @@ def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, t
     assert measured[0] == measured[1]
     assert measured[2]["mrr@10"] == 1.0
     documents = Dataset.from_dict({"name": [f"zoo.Animal{i}" for i in range(9)] + ["zoo._hidden"], "text": texts[:10]})
-    monkeypatch.setattr("retromae_hf.search.load_pydocs", lambda num_proc: documents)
+    monkeypatch.setattr("retromae_hf.corpus.load_pydocs", lambda num_proc: documents)
     capsys.readouterr()
     for _ in range(2):  # the second time from the cache
         assert main(["search", str(encoder), "a quick fox", "--top", "3"]) == 0
         listed = capsys.readouterr().out
         assert listed.count("zoo.Animal") == 3
         assert "zoo._hidden" not in listed
+
+
+def test_searching_a_corpus_of_ones_own(checkpoint, tmp_path, capsys, texts):
+    rows = [{"title": f"Passage {number}" if number else None, "text": text} for number, text in enumerate(texts[:5])]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["search", str(checkpoint), texts[0], "--dataset", str(tmp_path / "texts.jsonl"), "--top", "9"]) == 0
+    first, *_ = listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()[::2]]
+    assert first == "document 1"  # it has no title
+    assert sorted(listed[1:]) == ["Passage 1", "Passage 2", "Passage 3", "Passage 4"]
 
 
 def test_evaluating_on_several_tasks_with_all_that_there_is(encoder_folder, tmp_path, capsys):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,9 +15,14 @@ from typing import Any, NoReturn
 
 import yaml
 from datasets.utils.logging import set_verbosity as set_datasets_verbosity
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers import HfArgumentParser
 
 from ..errors import RetroMAEError, RunInterruptedError, in_one_sentence
+from ..processes import end_process_group
+
+FIRST_WORD_SECONDS = 10
+"""How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
 
 
 class _Parser(HfArgumentParser):
@@ -112,21 +119,36 @@ def read_recipe(file: str) -> dict[str, Any]:
 
 
 def command(function: Callable[..., None]) -> Callable[..., int]:
-    """Make a command's `main`: bad input is one sentence on standard error and exit status 2."""
+    """Make a command's `main`: bad input is one sentence on standard error and exit status 2.
+
+    Of several processes that find the same fault one tells it; what else ends a process stands in the launcher's
+    report.
+    """
 
     @functools.wraps(function)
     def main(argv: list[str] | None = None) -> int:
+        rank = int(os.environ.get("RANK", 0))
         logging.basicConfig(format="%(message)s")
-        logging.getLogger("retromae_hf").setLevel(logging.INFO)
+        logging.getLogger("retromae_hf").setLevel(logging.ERROR if rank else logging.INFO)
         set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
         try:
             function(argv)
         except RetroMAEError as error:
+            if rank:
+                # The launcher ends this process as soon as the first one has told the same fault. Where the first one
+                # has found none, this one tells it.
+                time.sleep(FIRST_WORD_SECONDS)
             print(f"retromae-hf: error: {error}", file=sys.stderr)
             return 2
         except RunInterruptedError as interrupted:
-            print(f"retromae-hf: {interrupted}", file=sys.stderr)
+            if not rank:  # all processes stop together
+                print(f"retromae-hf: {interrupted}", file=sys.stderr)
+            end_process_group()
             return interrupted.status
+        except Exception as error:
+            get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere
+            raise
+        end_process_group()
         return 0
 
     return main

@@ -1,4 +1,4 @@
-"""`retromae-hf search`: ask the documentation in this Python environment."""
+"""`retromae-hf search`: ask the documentation in this Python environment, or a corpus of your own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ..errors import check_at_least
-from ..search import format_results, search
+from ..search import PYDOCS, format_results, search
 from .common import command, parse
 
 
@@ -14,9 +14,13 @@ from .common import command, parse
 class SearchArguments:
     """Options of `retromae-hf search`."""
 
+    dataset: str = field(
+        default=PYDOCS,
+        metadata={"help": "Corpus: pydocs, a text, JSON, CSV or Parquet file, a folder of them, or a Hub dataset."},
+    )
     top: int = field(default=5, metadata={"help": "Results to list."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model; have read it before."}
     )
@@ -30,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     """Answer one question."""
     args, words = parse(
         "search",
-        "Search the documentation of the Python packages installed here.",
+        "Search the documentation of the Python packages installed here, or a corpus of your own.",
         [SearchArguments],
         argv,
         positionals={
@@ -38,7 +42,15 @@ def main(argv: list[str] | None = None) -> None:
             "question": "What to look for, in words.",
         },
     )
-    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc, args.trust_remote_code)
+    (results,) = search(
+        words.model,
+        [words.question],
+        args.top,
+        args.batch_size,
+        args.num_proc,
+        args.dataset,
+        trust_remote_code=args.trust_remote_code,
+    )
     print(format_results(results))
 
 

@@ -1,0 +1,265 @@
+"""What a sentence embedding remembers of its passage, read out by the decoder that it was pretrained with."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .backbones import max_text_length
+from .errors import RetroMAEError
+from .losses import chunk_rows
+from .masking import IGNORE_INDEX, visibility_mask
+from .modeling_retromae import RetroMAEForPreTraining
+from .text import without_surrogates
+
+VISIBILITY_SEED = 0
+"""The one seed of the visible tokens: what a row sees at a small share it sees at every larger one."""
+
+BASIC_PASSES = 64
+"""Passages that basic decoding rebuilds at a time, each for the sake of a single token."""
+
+SHADES = (0.001, 0.01, 0.1, 0.5)
+"""Probabilities at which one colour ends and the next begins, about a power of ten each: words are rare, so that a
+hundredth is much already."""
+SHADE_NAMES = ("under 0.1%", "0.1 to 1%", "1 to 10%", "10 to 50%", "over 50%")
+
+
+@dataclass(frozen=True)
+class Rebuilding:
+    """What the decoder makes of a token's place: the true token's probability, and the token that it finds likeliest.
+
+    Attributes:
+        probability: of the true token, 0 to 1.
+        guess: the likeliest token, as the vocabulary writes it.
+        right: whether that is the true one.
+    """
+
+    probability: float
+    guess: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class ExplainedToken:
+    """One token of the passage, and how it was rebuilt.
+
+    Attributes:
+        text: the token as it stands in the passage; empty where a token before it covers the same character.
+        start: where it stands there, in characters.
+        rebuilt: from the sentence embedding.
+        zeroed: the same with an embedding of zeros.
+    """
+
+    text: str
+    start: int
+    rebuilt: Rebuilding
+    zeroed: Rebuilding
+
+
+@dataclass(frozen=True)
+class EmbeddingExplanation:
+    """A passage, rebuilt with and without its sentence embedding.
+
+    Attributes:
+        text: the passage.
+        tokens: its ordinary tokens in order; special and unknown ones are not rebuilt.
+        visible: share of the other tokens that each was rebuilt from.
+        gain: how much more log-probability a token has with the embedding than with zeros, mean over the tokens, nats.
+        truncated: whether the passage has more tokens than the model reads, which are not among `tokens`.
+    """
+
+    text: str
+    tokens: list[ExplainedToken]
+    visible: float
+    gain: float
+    truncated: bool
+
+
+@torch.inference_mode()
+def explain_embedding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, visible: float = 0.0
+) -> EmbeddingExplanation:
+    """Encode a passage and rebuild each of its tokens from the sentence embedding, and from zeros in its place.
+
+    Each token is rebuilt from a sample of the others that is drawn for it alone, as enhanced decoding does (RetroMAE,
+    section 3.3, equation 7), and never sees itself. A model with basic decoding gets the same samples: the passage is
+    masked anew for every token. What zeros leave is what the decoder knows from the position and the sample; the
+    difference is what the embedding carries. The decoder was trained with embeddings and a share of 1 minus
+    `decoder_mask_ratio`, so other settings ask it for what it has not practised.
+
+    Args:
+        model: a `RetroMAEForPreTraining` with enhanced or basic decoding.
+        tokenizer: its tokenizer, one that knows where in the text a token stands (tokenizers in `tokenizer.json` do).
+        text: the passage.
+        visible: share of the other tokens that a token is rebuilt from, 0 to 1. Samples are nested: what is visible at
+            0.2 is at 0.4 too. At 0 there is nothing but the embedding and the positions.
+
+    Returns:
+        `EmbeddingExplanation`.
+
+    Raises:
+        RetroMAEError: the model has no decoder that rebuilds a passage from its embedding, `visible` is no share, or
+            the text has no token to rebuild.
+    """
+    decoding = _check(model, tokenizer, visible)
+    text = without_surrogates(text)
+    encoded = tokenizer(
+        text,
+        truncation=True,
+        max_length=max_text_length(tokenizer, model.config.encoder_config),
+        return_offsets_mapping=True,
+        return_overflowing_tokens=True,  # a row for every piece; the first is the passage
+    )
+    tokens = torch.tensor(encoded["input_ids"][0], device=model.device)
+    special = torch.tensor(tokenizer.all_special_ids, device=model.device)
+    labels = tokens.masked_fill(torch.isin(tokens, special), IGNORE_INDEX)
+    true = labels[labels != IGNORE_INDEX]
+    if len(true) == 0:
+        raise RetroMAEError("the text has no token to rebuild; give a text with words that the vocabulary knows")
+    was_training = model.training
+    model.eval()
+    embedding = model.encode(tokens[None])[:, 0]
+    seen = visibility_mask(VISIBILITY_SEED, len(tokens), 1.0 - visible).to(model.device)
+    rebuild = _rebuild_enhanced if decoding == "enhanced" else _rebuild_basic
+    log_probabilities, guesses = zip(
+        *(
+            _predict(model, rebuild(model, tokenizer, h, tokens, labels, seen), true)
+            for h in (embedding, torch.zeros_like(embedding))
+        ),
+        strict=True,
+    )
+    model.train(was_training)
+    sides = (
+        [
+            Rebuilding(probability, _written(tokenizer, guess), guess == token)
+            for probability, guess, token in zip(chances.exp().tolist(), best.tolist(), true.tolist(), strict=True)
+        ]
+        for chances, best in zip(log_probabilities, guesses, strict=True)
+    )
+    spans = [span for span, label in zip(encoded["offset_mapping"][0], labels.tolist(), strict=True) if label >= 0]
+    return EmbeddingExplanation(
+        text=text,
+        tokens=[
+            ExplainedToken(piece, start, *pair)
+            for (start, piece), *pair in zip(_pieces(text, spans), *sides, strict=True)
+        ],
+        visible=visible,
+        gain=(log_probabilities[0] - log_probabilities[1]).mean().item(),
+        truncated=len(encoded["input_ids"]) > 1,
+    )
+
+
+def shade(probability: float) -> int:
+    """The number of a probability's colour, an index into `SHADE_NAMES`."""
+    return bisect_right(SHADES, probability)
+
+
+def segments(explanation: EmbeddingExplanation) -> Iterator[tuple[str, ExplainedToken | None]]:
+    """The passage from its beginning to its end, a piece at a time, each with its token; None is what is between."""
+    end = 0
+    for token in explanation.tokens:
+        if token.start > end:
+            yield explanation.text[end : token.start], None
+        yield token.text, token
+        end = token.start + len(token.text)
+    if end < len(explanation.text):
+        yield explanation.text[end:], None
+
+
+def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, visible: float) -> str:
+    """The model's decoding, or what is wrong with the arguments."""
+    if not isinstance(model, RetroMAEForPreTraining):
+        raise RetroMAEError(
+            f"a {type(model).__name__} has no decoder to rebuild a passage with; take the training checkpoint "
+            "(RetroMAEForPreTraining) that the encoder was exported from"
+        )
+    decoding = model.config.decoding
+    if decoding not in ("enhanced", "basic"):
+        raise RetroMAEError(
+            f"a model with decoding={decoding!r} has no decoder that rebuilds a passage from its sentence embedding; "
+            "take one that was trained with decoding='enhanced' or 'basic'"
+        )
+    if not tokenizer.is_fast:
+        raise RetroMAEError(
+            f"{type(tokenizer).__name__} does not tell where in the text a token stands; use a tokenizer that has a "
+            "tokenizer.json"
+        )
+    if isinstance(visible, bool) or not isinstance(visible, int | float) or not 0 <= visible <= 1:
+        raise RetroMAEError(f"visible={visible!r} must be a share between 0 and 1")
+    return decoding
+
+
+def _rebuild_enhanced(
+    model: RetroMAEForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    embedding: Tensor,
+    tokens: Tensor,
+    labels: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    """The decoder's states `[T, H]` at the T labelled tokens.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        embedding: `[1, H]`.
+        tokens: int64 `[L]`, the passage.
+        labels: int64 `[L]`, -100 at what is not rebuilt.
+        seen: bool `[L, L]`, True where a row sees a column.
+    """
+    states, _ = model.decode(embedding, tokens[None], labels[None], decoder_visibility=seen[None])
+    return states
+
+
+def _rebuild_basic(
+    model: RetroMAEForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    embedding: Tensor,
+    tokens: Tensor,
+    labels: Tensor,
+    seen: Tensor,
+) -> Tensor:
+    """Likewise with basic decoding, whose rows see all that is not masked, themselves too: a passage for every row."""
+    states = []
+    for rows in (labels != IGNORE_INDEX).nonzero().squeeze(1).split(BASIC_PASSES):
+        # Special tokens are never masked in training.
+        masked = torch.where(seen[rows] | (labels == IGNORE_INDEX), tokens, tokenizer.mask_token_id)
+        own = torch.full_like(masked, IGNORE_INDEX).scatter(1, rows[:, None], tokens[rows, None])
+        states.append(model.decode(embedding.expand(len(rows), -1), masked, own)[0])
+    return torch.cat(states)
+
+
+def _predict(model: RetroMAEForPreTraining, states: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the true tokens and the likeliest tokens, both `[T]`, for states `[T, H]`."""
+    features = model.backbone.head_features(model.encoder, states)
+    weight, bias = model.backbone.output_projection(model.encoder)
+    rows = chunk_rows(features)
+    chances, best = [], []
+    for part, labels in zip(features.split(rows), true.split(rows), strict=True):
+        log_probabilities = linear(part, weight, bias).float().log_softmax(dim=1)
+        chances.append(log_probabilities.gather(1, labels[:, None]).squeeze(1))
+        best.append(log_probabilities.argmax(dim=1))
+    return torch.cat(chances), torch.cat(best)
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """A token for a reader: decoded, without the sign for a space; a token of nothing else by its name."""
+    return tokenizer.decode([token_id]).strip() or tokenizer.convert_ids_to_tokens(token_id)
+
+
+def _pieces(text: str, spans: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+    """Start and text of the tokens with these spans, without the space before them and without overlaps."""
+    end = 0
+    for start, stop in spans:
+        start = max(start, end)
+        piece = text[start:stop]
+        if piece.strip():  # some tokenizers count the space before a word to its token
+            start += len(piece) - len(piece.lstrip())
+        yield start, text[start:stop]
+        end = max(end, stop)

@@ -1,0 +1,285 @@
+"""What an embedding remembers: told from the decoder alone, without a token ever seeing itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+
+import pytest
+import torch
+from conftest import features_of
+
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    RetroMAEModel,
+    explain_embedding,
+    export_encoder,
+)
+from retromae_hf.commands.main import main
+from retromae_hf.explanation import SHADE_NAMES, SHADES, segments, shade
+from retromae_hf.masking import visibility_mask
+from retromae_hf.vocabulary import train_tokenizer
+
+TEXT = "The quick fox jumps over the river number 7."
+DECODINGS = pytest.mark.parametrize("decoding", ["enhanced", "basic"])
+
+
+@pytest.fixture
+def build(encoder_config):
+    def build(decoding: str = "enhanced", **config) -> RetroMAEForPreTraining:
+        return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, **config)).eval()
+
+    return build
+
+
+def watch(model, monkeypatch) -> list[dict]:
+    """What the decoder is asked from now on, and the states that it answers with."""
+    calls, decode = [], model.decode
+
+    def watched(embedding, tokens, labels, **options):
+        states, found = decode(embedding, tokens, labels, **options)
+        calls.append({"embedding": embedding, "tokens": tokens, "states": states, **options})
+        return states, found
+
+    monkeypatch.setattr(model, "decode", watched)
+    return calls
+
+
+def states_from_zeros(model, tokenizer, text, visible, monkeypatch) -> torch.Tensor:
+    with monkeypatch.context() as patch:
+        calls = watch(model, patch)
+        explain_embedding(model, tokenizer, text, visible)
+    return torch.cat([call["states"] for call in calls if not call["embedding"].any()])
+
+
+@DECODINGS
+def test_a_token_is_rebuilt_without_seeing_itself(build, decoding, tokenizer, monkeypatch):
+    model = build(decoding)
+    one, other = (
+        states_from_zeros(model, tokenizer, f"the quick {animal} jumps", 1.0, monkeypatch) for animal in ("fox", "wolf")
+    )
+    same = (one - other).abs().amax(dim=1) < 1e-6
+    assert same.tolist() == [False, False, True, False]
+
+
+@DECODINGS
+def test_with_nothing_visible_the_other_tokens_do_not_matter(build, decoding, tokenizer, monkeypatch):
+    model = build(decoding)
+    one, other = (
+        states_from_zeros(model, tokenizer, text, 0.0, monkeypatch)
+        for text in ("the quick fox jumps", "a wolf slept near")
+    )
+    torch.testing.assert_close(one, other)
+
+
+def test_what_is_visible_at_a_small_share_is_visible_at_every_larger_one(model, tokenizer, monkeypatch):
+    calls = watch(model, monkeypatch)
+    shares = [0.0, 0.2, 0.4, 0.8, 1.0]
+    for share in shares:
+        explain_embedding(model, tokenizer, TEXT, share)
+    seen = [call["decoder_visibility"] for call in calls[::2]]
+    assert all((less <= more).all() for less, more in itertools.pairwise(seen))
+    counts = [int(mask[0, 1:, 1:].sum()) for mask in seen]
+    assert counts == sorted(set(counts))
+    assert counts[0] == 0
+
+
+def test_basic_decoding_masks_more_of_the_passage_the_less_is_visible(build, tokenizer, monkeypatch):
+    model = build("basic")
+    calls = watch(model, monkeypatch)
+    for share in (0.8, 0.4):
+        explain_embedding(model, tokenizer, TEXT, share)
+    less_hidden, more_hidden = (call["tokens"] == tokenizer.mask_token_id for call in calls[::2])
+    assert (less_hidden <= more_hidden).all()
+    assert less_hidden.sum() < more_hidden.sum()
+
+
+@pytest.mark.parametrize("decoder_query", ["sum", "embedded"])
+def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, decoder_query):
+    model = build(decoder_query=decoder_query)
+    explanation = explain_embedding(model, tokenizer, TEXT, 0.3)
+    tokens = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    labels = tokens.clone()
+    labels[:, [0, -1]] = -100
+    seen = visibility_mask(0, tokens.shape[1], 0.7)[None]
+    loss = model(tokens, decoder_input_ids=tokens, decoder_labels=labels, decoder_visibility=seen).decoder_loss
+    surprise, surprise_from_zeros = (
+        -torch.tensor([getattr(token, side).probability for token in explanation.tokens]).log().mean()
+        for side in ("rebuilt", "zeroed")
+    )
+    torch.testing.assert_close(surprise, loss)
+    assert explanation.gain == pytest.approx(float(surprise_from_zeros - surprise), abs=1e-5)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("decoding", "steps"), [("enhanced", 150), ("basic", 300)])
+def test_training_puts_the_passage_into_the_embedding(build, decoding, steps, tokenizer):
+    model = build(decoding, decoder_mask_ratio=0.9)
+    passages = [
+        "the quick fox jumps over the river",
+        "a lazy heron wanders near meadow",
+        "silent bells rang in old tower",
+    ]
+    before = [explain_embedding(model, tokenizer, passage) for passage in passages]
+    collator = DataCollatorForRetroMAE.from_config(tokenizer, model.config, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(steps):
+        collator.set_epoch(step)
+        model(**collator(features_of(tokenizer, passages))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = [explain_embedding(model, tokenizer, passage) for passage in passages]
+    assert sum(explanation.gain for explanation in before) < 0.3
+    assert sum(explanation.gain for explanation in after) > 1.0
+    tokens = [token for explanation in after for token in explanation.tokens]
+    assert sum(token.rebuilt.right for token in tokens) > 0.9 * len(tokens)
+    assert sum(token.zeroed.right for token in tokens) < 0.7 * len(tokens)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        "  two  spaces\n\tand a line ",
+        "the fox \U0001f600 jumps",
+        "[MASK] the [SEP] fox",
+        "\u05e9\u05dc\u05d5\u05dd the fox",
+        "fo\ud800x \x00 jumps",
+        "e\u0301te\u0301",
+        "<b>the fox</b> & {{x}}",
+    ],
+)
+def test_the_tokens_stand_where_they_do_in_the_passage(texts, kind, text, encoder_config):
+    tokenizer = train_tokenizer(kind, texts, vocab_size=300, max_length=32, lowercase=True)
+    encoder = type(encoder_config)(**encoder_config.to_dict() | {"vocab_size": len(tokenizer)})
+    explanation = explain_embedding(RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder)), tokenizer, text)
+    pieces = list(segments(explanation))
+    assert "".join(piece for piece, _ in pieces) == explanation.text == text.replace("\ud800", "?")
+    assert [token for _, token in pieces if token is not None] == explanation.tokens
+    for token in explanation.tokens:
+        assert explanation.text[token.start :].startswith(token.text)
+        assert token.text == token.text.strip() or not token.text.strip()
+        assert 0 <= token.rebuilt.probability <= 1
+
+
+def test_a_guess_is_right_where_it_is_the_true_token(model, tokenizer):
+    explanation = explain_embedding(model, tokenizer, TEXT.lower(), 0.5)
+    for token in explanation.tokens:
+        for side in (token.rebuilt, token.zeroed):
+            assert side.right == (side.guess.removeprefix("##") == token.text)
+
+
+def test_only_the_beginning_of_a_long_passage_is_read(model, tokenizer):
+    long, short = (explain_embedding(model, tokenizer, "fox " * words) for words in (100, 30))
+    assert (len(long.tokens), long.truncated) == (30, True)
+    assert (len(short.tokens), short.truncated) == (30, False)
+    assert "".join(piece for piece, _ in segments(long)) == "fox " * 100
+
+
+def test_it_leaves_the_model_and_the_random_state_as_they_were(model, tokenizer):
+    model.train()
+    state = torch.get_rng_state()
+    assert explain_embedding(model, tokenizer, TEXT, 0.5) == explain_embedding(model, tokenizer, TEXT, 0.5)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_shades_go_up_with_the_probability():
+    edges = [0.0, *SHADES]
+    assert [shade(edge) for edge in edges] == list(range(len(SHADE_NAMES)))
+    assert shade(0.999999) == shade(1.0) == len(SHADE_NAMES) - 1
+
+
+@pytest.mark.parametrize("decoding", ["none", "condenser"])
+def test_a_model_without_such_a_decoder_is_one_sentence(build, decoding, tokenizer):
+    with pytest.raises(RetroMAEError, match=f"decoding='{decoding}' has no decoder that rebuilds"):
+        explain_embedding(build(decoding), tokenizer, TEXT)
+
+
+def test_an_encoder_alone_is_one_sentence(model, tokenizer):
+    for encoder in (model.encoder, RetroMAEModel(model.config)):
+        with pytest.raises(RetroMAEError, match="has no decoder to rebuild a passage with; take the training checkpo"):
+            explain_embedding(encoder, tokenizer, TEXT)
+
+
+@pytest.mark.parametrize("visible", [-0.1, 1.1, float("nan"), "0.5", None, True])
+def test_a_share_lies_between_0_and_1(model, tokenizer, visible):
+    with pytest.raises(RetroMAEError, match="must be a share between 0 and 1"):
+        explain_embedding(model, tokenizer, TEXT, visible)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "[MASK]", "\U0001f600"])
+def test_a_text_without_a_known_word_is_one_sentence(model, tokenizer, text):
+    with pytest.raises(RetroMAEError, match="no token to rebuild"):
+        explain_embedding(model, tokenizer, text)
+
+
+@pytest.fixture
+def checkpoint(model, tokenizer, tmp_path) -> str:
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    return str(tmp_path / "run")
+
+
+def explained(capsys, checkpoint, *options, text=TEXT) -> str:
+    assert main(["explain", "--model_name_or_path", checkpoint, "--text", text, *options]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):  # capsys puts its own standard output in place first
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def test_the_command_tells_every_token_in_figures(checkpoint, capsys):
+    told = explained(capsys, checkpoint)
+    assert "\x1b" not in told
+    tokens = ["The", "quick", "fox", "jumps", "over", "the", "river", "number", "7", "."]
+    assert [line.split()[0] for line in told.splitlines()[1:-2]] == tokens
+    assert "nats a token" in told
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_shows_colours(checkpoint, capsys):
+    told = explained(capsys, checkpoint, "--visible", "0.5")
+    passage, from_zeros = (re.sub("\x1b.*?m", "", line) for line in told.splitlines() if "fox" in line)
+    assert passage == from_zeros == TEXT
+    assert all(name in told for name in SHADE_NAMES)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_no_color_is_respected(checkpoint, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in explained(capsys, checkpoint)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_passage_does_not_steer_the_terminal(checkpoint, capsys):
+    told = explained(capsys, checkpoint, text="the fox \x1b[2J\x07 jumps")
+    assert "\x1b[2J" not in told
+    assert "\x07" not in told
+
+
+def test_the_command_writes_json(checkpoint, capsys, model, tokenizer):
+    told = json.loads(explained(capsys, checkpoint, "--json", "--visible", "0.5"))
+    explanation = explain_embedding(model, tokenizer, TEXT, 0.5)
+    assert told["gain"] == pytest.approx(explanation.gain)
+    assert [token["text"] for token in told["tokens"]] == [token.text for token in explanation.tokens]
+
+
+def test_the_command_says_when_a_passage_is_too_long(checkpoint, capsys):
+    assert "longer than the model reads" in explained(capsys, checkpoint, text="fox " * 100)
+    assert "longer than the model reads" not in explained(capsys, checkpoint)
+
+
+def test_an_exported_encoder_is_one_sentence_and_status_2(model, tokenizer, tmp_path, capsys):
+    folder = export_encoder(model, tokenizer, tmp_path / "encoder")
+    assert main(["explain", "--model_name_or_path", str(folder), "--text", TEXT]) == 2
+    assert "an exported encoder has no decoder" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the README.
 
-Likewise those of examples/onnx_cost.py. Those of examples/full_scale.py become model_cards/recipes.md.
+Likewise those of examples/onnx_cost.py. Those of examples/full_scale.py become model_cards/recipes.md, those of
+examples/bad_inputs.py a page beside it.
 
 No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
 with the results files.
@@ -13,8 +14,10 @@ import re
 import shutil
 from pathlib import Path
 
+import bad_inputs
 import demo_report
 import full_scale
+import fuzz
 import onnx_cost
 import soak
 import stream_memory
@@ -27,6 +30,7 @@ from retromae_hf.commands import benchmark
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECIPES_PAGE = ROOT / "model_cards/recipes.md"
+BAD_INPUTS = ROOT / "model_cards/bad-inputs.json"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
 COMPARISONS = ("compare-cpu", "compare-cpu-more")
 PUBLISHED = {
@@ -44,6 +48,8 @@ PUBLISHED = {
     ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
     ROOT / "runs/soak.json": ROOT / "model_cards/soak.json",
+    ROOT / bad_inputs.OUTPUT: BAD_INPUTS,
+    ROOT / fuzz.OUTPUT: ROOT / "model_cards/fuzz.json",
     ROOT / full_scale.RESULTS: ROOT / "model_cards/full-scale.json",
 }
 
@@ -56,6 +62,7 @@ def main() -> None:
             shutil.copyfile(result, published)
             print(f"{result.relative_to(ROOT)} -> {published.relative_to(ROOT)}")
     RECIPES_PAGE.write_text(recipes_page(), encoding="utf-8")
+    BAD_INPUTS.with_suffix(".md").write_text(bad_inputs_page(), encoding="utf-8")
     README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -71,6 +78,8 @@ def fill(readme: str) -> str:
     comparisons = [
         json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in COMPARISONS
     ]
+    fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
+    refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
     streamed = json.loads((ROOT / "model_cards/benchmark/stream-memory.json").read_text(encoding="utf-8"))
     blocks = {
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
@@ -79,6 +88,7 @@ def fill(readme: str) -> str:
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
         "soak": soak.table(soaked),
+        "hostile": f"Bad inputs: {bad_inputs.conditions(refused)} Fuzzing: {fuzz.conditions(fuzzed)}",
         "compare": "\n\n".join(comparison(one) for one in comparisons),
         "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
         "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
@@ -108,6 +118,11 @@ def recipes_page() -> str:
         for name in ("full-scale", "benchmark/base")
     )
     return full_scale.page(counted, measured["step"][0]["utilisation"]["retromae"])
+
+
+def bad_inputs_page() -> str:
+    """Bad inputs with the sentence that each gets."""
+    return bad_inputs.page(json.loads(BAD_INPUTS.read_text(encoding="utf-8")))
 
 
 def objectives() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets.config import HF_CACHE_HOME
 
-from .errors import RetroMAEError, in_one_sentence
+from .errors import RetroMAEError, check_file_name, in_one_sentence
 from .retrieval_tasks import RetrievalTask, load_beir, load_task, make_task
 
 BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
@@ -62,6 +62,7 @@ def _nanobeir(name: str) -> list[RetrievalTask]:
 
 def _beir(name: str) -> list[RetrievalTask]:
     """A collection in its published form, kept beside the Hugging Face caches; its test qrels."""
+    check_file_name("the name of a collection of BEIR", name)
     util = _package("beir.util", "benchmarks")
     folder = util.download_and_unzip(BEIR_ADDRESS.format(name=name), str(Path(HF_CACHE_HOME) / "retromae_hf" / "beir"))
     return [load_beir(folder)]

@@ -10,21 +10,36 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError
 from .hub import loading
+from .model_files import check_code, has_code, read_config
 from .modeling_retromae import RetroMAEPreTrainedModel
 
 Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
 
 
-def load_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of any model."""
+def load_config(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of any model.
+
+    Raises:
+        RetroMAEError: there is none, or reading it takes code of the model's own and `trust_remote_code` is False.
+    """
     with loading(f"{name_or_path} holds no model that can be loaded"):
-        return AutoConfig.from_pretrained(name_or_path)
+        check_code(name_or_path, trust_remote_code)
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of any model."""
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of any model.
+
+    Raises:
+        RetroMAEError: there is none, or it takes code of the model's own and `trust_remote_code` is False.
+    """
     with loading(f"{name_or_path} holds no tokenizer that can be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise has_code(name_or_path, "its tokenizer asks for") from error
+            raise
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise RetroMAEError(f"{name_or_path} holds no tokenizer; save one there or name one")
     return tokenizer
@@ -32,11 +47,12 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:
     """A RetroMAE checkpoint in float32, from safetensors alone."""
-    config = load_config(name_or_path)
-    if not isinstance(config, RetroMAEConfig):
+    with loading(f"{name_or_path} holds no model that can be loaded"):
+        kind = read_config(name_or_path).get("model_type")
+    if kind != RetroMAEConfig.model_type:
         raise RetroMAEError(
-            f"{name_or_path} holds a {config.model_type} model, not a RetroMAE checkpoint; name the folder that "
-            "pretraining wrote (an exported encoder has no decoder any more)"
+            f"{name_or_path} holds a {kind} model, not a RetroMAE checkpoint; name the folder that pretraining wrote "
+            "(an exported encoder has no decoder any more)"
         )
     with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
-        return model_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+        return model_class.from_pretrained(name_or_path, dtype=torch.float32)

@@ -26,9 +26,10 @@ from transformers import TrainingArguments, set_seed
 from .baselines import BASELINES, train_baseline
 from .benchmark_tasks import load_tasks
 from .embedders import load_embedder
-from .errors import RetroMAEError, check_at_least
+from .errors import RetroMAEError, check_at_least, check_file_name
 from .evaluation import evaluate_bm25, run_in_memory
 from .export import export_encoder
+from .field_types import check_types
 from .finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
 from .measures import paired_test, score_queries
 from .pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, load_text, pretrain
@@ -80,6 +81,8 @@ class Comparison:
     folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
+        for name in self.objectives:
+            check_file_name("the objective's name", name)
         self.folder = Path(self.output_dir)
         check_at_least(1, seeds=len(self.seeds), tasks=len(self.tasks), objectives=len(self.objectives))
         if self.reference not in self.objectives:
@@ -150,14 +153,12 @@ def distribute(values: dict[str, Any], classes: list[Any], where: str) -> list[A
     Raises:
         RetroMAEError: a value is no field of any of them, or is not accepted.
     """
-    names = [{one.name for one in fields(cls) if one.init} for cls in classes]
-    if unknown := set(values) - set().union(*names):
-        raise RetroMAEError(f"{where}: unknown arguments {', '.join(sorted(unknown))}")
+    names = set().union(*({one.name for one in fields(cls) if one.init} for cls in classes))
+    if unknown := values.keys() - names:
+        raise RetroMAEError(f"{where}: unknown arguments {', '.join(sorted(map(str, unknown)))}")
+    typed = [check_types(values, cls, where) for cls in classes]
     try:
-        return [
-            cls(**{name: value for name, value in values.items() if name in own})
-            for cls, own in zip(classes, names, strict=True)
-        ]
+        return [cls(**own) for cls, own in zip(classes, typed, strict=True)]
     except (TypeError, ValueError) as error:
         raise RetroMAEError(f"{where}: {' '.join(str(error).split())}") from error
 

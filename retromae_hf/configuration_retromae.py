@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .errors import RetroMAEError
+from .errors import RetroMAEError, in_one_sentence
 
 DECODINGS = ("enhanced", "basic", "condenser", "none")
 PAIR_OBJECTIVES = ("nsp", "sop")
 DECODER_QUERIES = ("sum", "embedded")
+MAX_DECODER_LAYERS = 64
+"""The papers have 1 and 2; a number far above is a broken file, and would be built layer by layer."""
+LARGEST = {"vocab_size": 10**7, "hidden_size": 10**6, "num_hidden_layers": 10**4, "max_position_embeddings": 10**8}
+"""Sizes of an encoder above which its configuration is a broken file."""
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
 
@@ -29,9 +34,14 @@ def check_decoding(decoding: str) -> None:
         raise RetroMAEError(f"decoding={decoding!r} is unknown; choose one of {', '.join(DECODINGS)}")
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
 def check_ratio(name: str, ratio: float) -> None:
     """Raise `RetroMAEError` unless 0 < `ratio` < 1."""
-    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+    if not is_number(ratio) or not 0 < ratio < 1:
         raise RetroMAEError(f"{name}={ratio!r} must lie between 0 and 1, both excluded")
 
 
@@ -45,10 +55,46 @@ def check_replacement(mask_replace_prob: float, random_replace_prob: float) -> N
     """Raise `RetroMAEError` unless both are shares of the chosen tokens that add up to 1 at most."""
     shares = {"mask_replace_prob": mask_replace_prob, "random_replace_prob": random_replace_prob}
     for name, share in shares.items():
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise RetroMAEError(f"{name}={share!r} must lie between 0 and 1")
     if sum(shares.values()) > 1 + 1e-9:
         raise RetroMAEError(f"mask_replace_prob and random_replace_prob add up to {sum(shares.values()):g}, over 1")
+
+
+def check_whole_number(name: str, value: object, largest: int) -> None:
+    """Raise `RetroMAEError` unless `value` is a whole number from 1 to `largest`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+        raise RetroMAEError(f"{name}={value!r} must be a whole number from 1 to {largest:,}")
+
+
+def read_encoder_config(config: Any) -> PreTrainedConfig:
+    """An encoder's configuration, from an object or from what it saves; None is BERT's defaults.
+
+    Raises:
+        RetroMAEError: it is neither, names no known type, or has a value of a wrong type or size.
+    """
+    if config is None:
+        config = {"model_type": "bert"}
+    if isinstance(config, Mapping):
+        model_type = config.get("model_type")
+        if model_type is None:
+            raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
+        if model_type == RetroMAEConfig.model_type or str(model_type) not in CONFIG_MAPPING:
+            raise RetroMAEError(
+                f"encoder_config has the model_type {model_type!r}, which is no encoder's; give 'bert' or another"
+            )
+        if "num_labels" in config:  # a name is made for each
+            check_whole_number("encoder_config: num_labels", config["num_labels"], 10**5)
+        with in_one_sentence(f"encoder_config is no configuration of a {model_type} model"):
+            config = AutoConfig.for_model(**config)
+    if not isinstance(config, PreTrainedConfig):
+        raise RetroMAEError(
+            f"encoder_config is a {type(config).__name__}; give a configuration, or the mapping that one saves"
+        )
+    for name, largest in LARGEST.items():
+        if (size := getattr(config, name, None)) is not None:
+            check_whole_number(f"encoder_config: {name}", size, largest)
+    return config
 
 
 class RetroMAEConfig(PreTrainedConfig):
@@ -90,30 +136,33 @@ class RetroMAEConfig(PreTrainedConfig):
                 "this is the configuration of an encoder, not of a RetroMAE checkpoint; give it as encoder_config, or "
                 "start from the encoder's checkpoint with RetroMAEForPreTraining.from_encoder"
             )
-        if self.encoder_config is None:
-            self.encoder_config = AutoConfig.for_model("bert")
-        elif isinstance(self.encoder_config, dict):
-            if "model_type" not in self.encoder_config:
-                raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
-            self.encoder_config = AutoConfig.for_model(**self.encoder_config)
+        if "num_labels" in kwargs:
+            raise RetroMAEError("num_labels belongs to a classifier's configuration, not to RetroMAE's; leave it out")
+        self.encoder_config = read_encoder_config(self.encoder_config)
         self.check_values()
         # Where Trainer looks for them when it compares model and tokenizer.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self, name, getattr(self.encoder_config, name, None))
             kwargs.pop(name, None)
-        super().__post_init__(**kwargs)
+        with in_one_sentence("the configuration has a value that transformers does not take"):
+            super().__post_init__(**kwargs)
         # All of them whichever class is saved, and never those of the repository that a checkpoint came from.
         self.auto_map = dict(AUTO_MAP)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `transformers`; what does not fit is a `RetroMAEError`."""
+        with in_one_sentence("this is no configuration of a RetroMAE checkpoint"):
+            return super().from_dict(config_dict, **kwargs)
 
     def check_values(self) -> None:
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""
         check_decoding(self.decoding)
         check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
-        if not isinstance(self.num_decoder_layers, int) or self.num_decoder_layers < 1:
-            raise RetroMAEError(f"num_decoder_layers={self.num_decoder_layers} must be a whole number from 1 up")
+        check_whole_number("num_decoder_layers", self.num_decoder_layers, MAX_DECODER_LAYERS)
         for name in ("mlm_loss_weight", "bow_loss_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RetroMAEError(f"{name}={getattr(self, name)} must be 0 or a finite number above")
+            if not is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise RetroMAEError(f"{name}={getattr(self, name)!r} must be 0 or a finite number above")
         if self.decoder_query not in DECODER_QUERIES:
             raise RetroMAEError(
                 f"decoder_query={self.decoder_query!r} is unknown; choose one of {', '.join(DECODER_QUERIES)}"

@@ -160,6 +160,8 @@ class DataCollatorForRetroMAE:
             `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
             `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
         """
+        if not len(features):
+            raise RetroMAEError("a batch without passages cannot be made; give one passage at least")
         rows = [_without_padding(feature) for feature in features]
         seeds = self._seeds(features)
         batch: dict[str, Tensor] = {}
@@ -175,6 +177,12 @@ class DataCollatorForRetroMAE:
         input_ids = _pad(rows, "input_ids", real, self.tokenizer.pad_token_id)
         if "token_type_ids" in rows[0]:
             batch["token_type_ids"] = _pad(rows, "token_type_ids", real, 0)
+        least, most = (int(bound) for bound in input_ids.aminmax())
+        if least < 0 or most >= len(self._ordinary):
+            raise RetroMAEError(
+                f"token ids go from {least} to {most}, and the tokenizer's end at {len(self._ordinary) - 1}; "
+                "tokenise with the tokenizer that the collator has"
+            )
         candidates = self._ordinary[input_ids] & real
         word_ids = self._word_ids(rows, input_ids, real)
         batch["attention_mask"] = real.to(torch.int64)
@@ -271,6 +279,10 @@ def _without_padding(feature: Mapping[str, Any]) -> Row:
     length = len(feature["input_ids"]) if mask is None else int(sum(mask) if isinstance(mask, list) else mask.sum())
     if mask is not None and length < len(mask) and not mask[0]:
         raise RetroMAEError("a passage is padded on the left; tokenise with padding_side='right' or without padding")
+    if length < 2:
+        raise RetroMAEError(
+            "a passage has less than the two special tokens at its ends; tokenise with these, or drop it"
+        )
     row = {name: feature[name][:length] for name in SEGMENT_COLUMNS if name in feature}
     return row | {name: feature[name] for name in ("document_id",) if name in feature}
 

@@ -20,8 +20,10 @@ from .backbones import max_text_length
 from .checkpoints import load_checkpoint, load_config, load_tokenizer
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
+from .model_files import check_modules, safetensors_only
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
 from .onnx_export import compute_with_onnx, encoder_folder
+from .text import head_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def embed(
     for start in tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=not progress, leave=False):
         indices = order[start : start + batch_size]
         batch = tokenizer(
-            [texts[index] for index in indices],
+            [head_of(texts[index]) for index in indices],
             truncation=True,
             max_length=max_length or max_text_length(tokenizer, model.config.encoder_config),
             padding=True,
@@ -70,20 +72,24 @@ def embed(
     return embeddings
 
 
-def load_embedder(name_or_path: str, batch_size: int = 64, progress: bool = True) -> Embedder:
+def load_embedder(
+    name_or_path: str, batch_size: int = 64, progress: bool = True, trust_remote_code: bool = False
+) -> Embedder:
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
-    An ONNX file in an exported encoder's folder stands for that encoder, computed from the file on the CPU.
+    An ONNX file in an exported encoder's folder stands for that encoder, computed from the file on the CPU. Code
+    that comes with a model runs with `trust_remote_code` alone.
 
     Raises:
-        RetroMAEError: there is no model, or sentence-transformers is needed and missing.
+        RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`, or
+            sentence-transformers is needed and missing.
     """
     check_at_least(1, batch_size=batch_size)
     onnx_file = name_or_path if name_or_path.endswith(".onnx") else None
     if onnx_file is not None:
         name_or_path = str(encoder_folder(onnx_file))
-    if isinstance(load_config(name_or_path), RetroMAEConfig):
-        tokenizer = load_tokenizer(name_or_path)
+    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
+        tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
 
         def cosine(texts: list[str]) -> Tensor:
@@ -99,11 +105,13 @@ def load_embedder(name_or_path: str, batch_size: int = 64, progress: bool = True
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report on a head that is not used and a pooler that is not there
     try:
-        with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+        check_modules(name_or_path, trust_remote_code)
+        with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
             encoder = SentenceTransformer(
                 name_or_path,
                 device="cpu" if onnx_file is not None else str(process_state().device),
                 model_kwargs={"use_safetensors": True},
+                trust_remote_code=trust_remote_code,
             )
         if onnx_file is not None:
             compute_with_onnx(encoder[0].auto_model, onnx_file)
@@ -120,8 +128,8 @@ def load_embedder(name_or_path: str, batch_size: int = 64, progress: bool = True
         "normalize_embeddings": encoder.similarity_fn_name == "cosine",
     }
     return Embedder(
-        documents=lambda texts: encoder.encode_document(texts, **options).float().cpu(),
-        queries=lambda texts: encoder.encode_query(texts, **options).float().cpu(),
+        documents=lambda texts: encoder.encode_document([head_of(text) for text in texts], **options).float().cpu(),
+        queries=lambda texts: encoder.encode_query([head_of(text) for text in texts], **options).float().cpu(),
     )
 
 

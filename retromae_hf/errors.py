@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_NAME = 200
+"""Bytes of a name that becomes part of a file's; file systems take 255 in all."""
+
+LONGEST_SENTENCE = 1000
+"""Characters of an error's message."""
+
 
 class RetroMAEError(ValueError):
-    """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy."""
+    """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy.
+
+    What it quotes may be anything, so line ends and control characters are escaped, and a very long text is cut.
+    """
+
+    def __init__(self, message: str):
+        if message.startswith("Caught "):  # torch puts the traceback of a loader's process before its sentence
+            message = message.strip().rpartition("RetroMAEError: ")[2]
+        told = message if len(message) <= LONGEST_SENTENCE else f"{message[:LONGEST_SENTENCE]} ..."
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in told))
 
 
 class RunInterruptedError(Exception):
@@ -23,8 +38,13 @@ class RunInterruptedError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name where it has none."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line of an error's message, or the error's name where it has none.
+
+    Where the first line only announces the next one, by a colon at its end, that is told too.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    told = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return told or type(error).__name__
 
 
 @contextmanager
@@ -39,6 +59,18 @@ def in_one_sentence(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RetroMAEError(f"{what}: {first_line(error)}") from error
+
+
+def check_file_name(what: str, name: object) -> None:
+    """Raise `RetroMAEError` for a name that cannot be part of a file's, or would lead out of its folder."""
+    if not isinstance(name, str) or not name.strip() or name in (".", ".."):
+        raise RetroMAEError(f"{what} {name!r} becomes part of a file name; give one of letters and digits")
+    if any(character in "/\\" or not character.isprintable() for character in name):
+        raise RetroMAEError(f"{what} {name!r} becomes part of a file name; take slashes and control characters out")
+    if len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+        raise RetroMAEError(
+            f"{what} {name[:20]!r}... becomes part of a file name; give one of {LONGEST_NAME} bytes at most"
+        )
 
 
 def check_at_least(minimum: float, **values: float | None) -> None:

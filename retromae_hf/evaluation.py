@@ -81,6 +81,7 @@ def evaluate_model(
     bm25: bool = False,
     embeddings_dir: str | Path | None = None,
     run_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any] | None:
     """Evaluate a model on tasks; under `accelerate launch` every process has to call it, and they share the embedding.
 
@@ -93,6 +94,7 @@ def evaluate_model(
         embeddings_dir: where embeddings are kept, so that a killed run goes on and the next one embeds nothing; None
             takes a temporary folder. Processes on several machines need one that they all see.
         run_dir: an existing folder for runs in TREC's format, `<task>-dense.trec` and `<task>-bm25.trec`.
+        trust_remote_code: whether code that comes with the model may run.
 
     Returns:
         The results as the module's docstring describes them in the main process; None in the others.
@@ -117,7 +119,7 @@ def evaluate_model(
             check_trec_ids(task)
     with _folder_for_all(embeddings_dir) as folder:
         if dense:
-            embedder = load_embedder(name_or_path, batch_size, progress=state.is_local_main_process)
+            embedder = load_embedder(name_or_path, batch_size, state.is_local_main_process, trust_remote_code)
             identity = model_identity(name_or_path)
             embedded = {
                 task.name: _timed(

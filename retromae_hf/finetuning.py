@@ -23,6 +23,7 @@ from .finetuning_data import (
     shorten,
 )
 from .hub import prepare_pushes, pushing
+from .model_files import check_modules, safetensors_only
 from .negatives import mine_with_bm25, mine_with_model
 from .training_run import check_training_arguments, prepare_run, run_and_save
 
@@ -85,6 +86,9 @@ class FinetuneArguments:
         metadata={"help": "Texts encoded at a time; the batch may be far larger than the memory (GradCache)."},
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew where a run is already."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
+    )
 
     def __post_init__(self) -> None:
         for name, values in (("objective", OBJECTIVES), ("similarity", SIMILARITIES)):
@@ -132,11 +136,13 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
     check_training_arguments(training_args)
     prepare_pushes(training_args)
     run = prepare_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
+    if run.checkpoint is not None:
+        check_modules(str(run.checkpoint), args.trust_remote_code)  # the trainer opens it with fewer precautions
     if args.objective == "contrastive" and training_args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
         # A text that stands in a batch twice would be its own negative.
         training_args.batch_sampler = BatchSamplers.NO_DUPLICATES
     set_seed(training_args.seed)
-    model = load_sentence_transformer(args.model_name_or_path)
+    model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
     model.similarity_fn_name = args.similarity  # type: ignore[assignment]
     model.max_seq_length = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
     prompts = {"query": args.query_prompt, "document": args.passage_prompt}
@@ -159,11 +165,12 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
     return trainer
 
 
-def load_sentence_transformer(name_or_path: str) -> SentenceTransformer:
+def load_sentence_transformer(name_or_path: str, trust_remote_code: bool = False) -> SentenceTransformer:
     """A sentence-transformers model, or an encoder of `transformers` with [CLS] pooling.
 
     Raises:
-        RetroMAEError: there is no such model, it is a training checkpoint, or sentence-transformers is missing.
+        RetroMAEError: there is no such model, it is pickled or a training checkpoint, it needs code of its own without
+            `trust_remote_code`, or sentence-transformers is missing.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -171,17 +178,18 @@ def load_sentence_transformer(name_or_path: str) -> SentenceTransformer:
         from sentence_transformers.util import is_sentence_transformer_model
     except ImportError as error:
         raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
-    if isinstance(load_config(name_or_path), RetroMAEConfig):
+    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
         raise RetroMAEError(
             f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "
             f"--model_name_or_path {name_or_path} --output_dir FOLDER"
         )
-    options = {"use_safetensors": True}
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"):
+    check_modules(name_or_path, trust_remote_code)
+    options, code = {"use_safetensors": True}, {"trust_remote_code": trust_remote_code}
+    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
         if is_sentence_transformer_model(name_or_path):
-            return SentenceTransformer(name_or_path, model_kwargs=options)
+            return SentenceTransformer(name_or_path, model_kwargs=options, trust_remote_code=trust_remote_code)
         # Left to itself sentence-transformers takes the mean over the tokens, which none of these models was taught.
-        transformer = Transformer(name_or_path, model_kwargs=options)
+        transformer = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
         return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "cls")])
 
 

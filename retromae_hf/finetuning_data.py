@@ -22,6 +22,7 @@ from .corpus import load_rows
 from .errors import RetroMAEError, in_one_sentence
 from .pydocs import load_held_out_pydocs
 from .retrieval_tasks import MAX_MISSING_SHARE, load_beir
+from .text import head_of
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ def _json_lines(file: Path) -> Iterator[Any]:
         for number, line in enumerate(lines, start=1):
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
 
 
@@ -249,7 +250,7 @@ def shorten(
         shortened = {}
         for name, length in lengths.items():
             prompt = prompts[name]
-            texts = [prompt + text for text in columns[name]]
+            texts = [prompt + head_of(text) for text in columns[name]]
             encoded = tokenizer(texts, truncation=True, max_length=length, return_offsets_mapping=True)
             ends = (max(end for _, end in offsets) for offsets in encoded["offset_mapping"])
             shortened[name] = [text[len(prompt) : end] for text, end in zip(texts, ends, strict=True)]

@@ -18,9 +18,10 @@ from .backbones import backbone_for
 from .bag_of_words import bag_of_words_loss
 from .configuration_retromae import RetroMAEConfig
 from .decoder import DecoderLayer, VisibleRows
-from .errors import RetroMAEError
+from .errors import RetroMAEError, in_one_sentence
 from .losses import count_labels, grouped_cross_entropy, labelled_rows, linear_cross_entropy, token_accuracy
 from .masking import visibility_mask
+from .model_files import check_code, safetensors_only
 from .pair_head import PairHead
 from .processes import average_over_processes, sharded_by_accelerate
 
@@ -65,8 +66,20 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RetroMAEConfig):
         super().__init__(config)
         self.backbone = backbone_for(config.encoder_config)
-        self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config)
+        with in_one_sentence(f"no {config.encoder_config.model_type} encoder can be made of this configuration"):
+            self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config)
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers`, from safetensors alone: a pickle can run code when it is read.
+
+        Raises:
+            RetroMAEError: the weights are pickled.
+        """
+        kwargs["use_safetensors"] = True
+        with safetensors_only(pretrained_model_name_or_path or "", kwargs.get("subfolder") or ""):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module | None:
         """The encoder's word embeddings; None where accelerate shards the model, see `get_output_embeddings`."""
@@ -173,18 +186,25 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             **config: fields of `RetroMAEConfig`.
 
         Raises:
-            RetroMAEError: the encoder's family is not known, or the checkpoint is itself a RetroMAE checkpoint.
+            RetroMAEError: the encoder's family is not known, its weights are pickled, or the checkpoint is itself a
+                RetroMAE checkpoint.
         """
-        encoder_config = AutoConfig.from_pretrained(name_or_path)
+        check_code(name_or_path, trust_remote_code=False)
+        encoder_config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         if isinstance(encoder_config, RetroMAEConfig):
             raise RetroMAEError(
                 f"{name_or_path} is a RetroMAE checkpoint; continue it with RetroMAEForPreTraining.from_pretrained"
             )
         model = cls(RetroMAEConfig(encoder_config=encoder_config, **config))
         # float32 whatever the file holds: the optimizer's small steps are lost in half precision.
-        model.encoder = AutoModelForMaskedLM.from_pretrained(
-            name_or_path, config=encoder_config, dtype=torch.float32, use_safetensors=True
-        )
+        with safetensors_only(name_or_path):
+            model.encoder = AutoModelForMaskedLM.from_pretrained(
+                name_or_path,
+                config=encoder_config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,  # the backbones know the classes of transformers alone
+            )
         return model
 
     def forward(

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
 from .errors import RetroMAEError
-from .text import cut_sentences
+from .text import LONGEST_PIECE, cut_long, cut_sentences
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
 
 logger = logging.getLogger(__name__)
@@ -195,33 +195,19 @@ def cut_passages(
         seed: likewise.
         words: likewise.
     """
-    texts = [text.strip() for text in texts]
-    # Documents as a whole, since a tokenizer may see a sentence's beginning otherwise when it stands alone.
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
     pairs = bool(frame.middle)
     rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
     rows |= {"token_type_ids": [], "document_id": []} if pairs else {}
     rows |= {"word_ids": []} if words else {}
-    for index, text, tokens, offsets in zip(
-        indices, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        lengths = _tokens_of_sentences(text, offsets)
-        starts = _word_starts(text, tokens, offsets, *words) if words else []
+    for index, (tokens, lengths, starts) in zip(indices, _tokenize_documents(texts, tokenizer, words), strict=True):
         targets = _targets(room, short_seq_prob, random.Random(f"{seed} {index}"))
         segments = list(_pack(lengths, room, targets))
         spans = (
             _pair_up(segments, list(accumulate(lengths))) if pairs else [(start, end, end) for start, end in segments]
         )
         for place, (start, middle, end) in enumerate(spans):
-            first, second = tokens[start:middle], tokens[middle:end]
-            rows["input_ids"].append(frame.tokens(first, second))
+            first, second = tokens[start:middle].tolist(), tokens[middle:end].tolist()
+            rows["input_ids"].append(np.array(frame.tokens(first, second), dtype=np.int32))
             rows["length"].append(len(rows["input_ids"][-1]))
             rows["passage_id"].append(index * _MAX_PASSAGES + place)
             if pairs:
@@ -231,6 +217,51 @@ def cut_passages(
                 starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
                 rows["word_ids"].append(number_words(torch.tensor(starts_here)).tolist())
     return rows
+
+
+def _tokenize_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, words: tuple[torch.Tensor, WordSegmenter] | None
+) -> Iterator[tuple[np.ndarray, list[int], list[bool]]]:
+    """Each document's tokens (int32), how many of them each of its sentences has, and which begin a word.
+
+    Documents go through the tokenizer as a whole, since it may see a sentence's beginning otherwise when it stands
+    alone. Those that are longer than any book go piece by piece: a tokenizer holds some hundred bytes a character.
+    """
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    starts: list[bool] = []
+    for pieces in _groups(texts):
+        encoded = tokenizer(
+            [piece for piece, _ in pieces],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        for (piece, is_last), ids, offsets in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            tokens.append(np.array(ids, dtype=np.int32))
+            lengths += _tokens_of_sentences(piece, offsets)
+            starts += _word_starts(piece, ids, offsets, *words) if words else []
+            if is_last:
+                yield np.concatenate(tokens), lengths, starts
+                tokens, lengths, starts = [], [], []
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """The documents' pieces, each with whether it is its document's last, in groups to be tokenised at once."""
+    group: list[tuple[str, bool]] = []
+    size = 0
+    for text in texts:
+        *others, last = cut_long(text)
+        for piece, is_last in [*((other, False) for other in others), (last, True)]:
+            if group and size + len(piece) > LONGEST_PIECE:
+                yield group
+                group, size = [], 0
+            group.append((piece, is_last))
+            size += len(piece)
+    if group:
+        yield group
 
 
 def _tokens_of_sentences(text: str, offsets: list[tuple[int, int]]) -> list[int]:

@@ -23,6 +23,7 @@ from .document_stream import DocumentStream
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .health import HealthCallback
 from .hub import prepare_pushes, pushing
+from .json_lines import SKIP, check_on_broken_line
 from .modeling_retromae import RetroMAEForPreTraining
 from .passage_stream import PassageStream
 from .passages import tokenize_passages
@@ -63,6 +64,10 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    on_broken_line: str = field(
+        default=SKIP,
+        metadata={"help": "Lines of a .jsonl file that are broken: skip (count and report them) or error."},
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the text while training, in memory that does not grow with it; needs max_steps."},
@@ -111,6 +116,7 @@ class DataArguments:
             shuffle_buffer_size=self.shuffle_buffer_size,
         )
         check_at_least(0, dev_queries=self.dev_queries, max_skipped_batches=self.max_skipped_batches)
+        check_on_broken_line(self.on_broken_line)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
         if self.segment_chinese and not self.whole_word_mask:
@@ -242,6 +248,7 @@ def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
             args.dataset_split,
             args.text_column,
             args.preprocessing_num_workers,
+            args.on_broken_line,
         )
         documents = documents.select_columns("text").add_column("name", [str(row) for row in range(len(documents))])
         held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import RetroMAEError
+from .errors import RetroMAEError, check_file_name
 from .pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
 from .text import without_surrogates
 
@@ -86,6 +86,7 @@ def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
             the judgments name ids that are not there.
     """
     folder = Path(folder)
+    check_file_name("split", split)
     for file in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
         if not (folder / file).is_file():
             raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
@@ -118,6 +119,7 @@ def make_task(
         RetroMAEError: there are no documents or nothing judged, a judged query is empty, or more than 1 % of the
             judgments name ids that are not there.
     """
+    check_file_name("the task's name", name)
     if not documents:
         raise RetroMAEError(f"{source} holds no documents; give a collection with some")
     judged = {query: grades for query, grades in qrels.items() if grades and query in queries}
@@ -174,7 +176,7 @@ def _texts(file: Path, titles: bool = False) -> dict[str, str]:
             row = json.loads(line)
             name, text = str(row["_id"]), without_surrogates(row["text"])
             title = without_surrogates(row.get("title") or "") if titles else ""
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
         if name in texts:
             raise RetroMAEError(f"{file} line {number} has the _id {name!r} a second time; give every id once")

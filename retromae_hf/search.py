@@ -65,7 +65,11 @@ class SearchIndex:
 
 
 def load_index(
-    name_or_path: str, dataset: str = PYDOCS, batch_size: int = 64, num_proc: int | None = None
+    name_or_path: str,
+    dataset: str = PYDOCS,
+    batch_size: int = 64,
+    num_proc: int | None = None,
+    trust_remote_code: bool = False,
 ) -> SearchIndex:
     """The documents of a corpus with their embeddings by a model.
 
@@ -77,11 +81,12 @@ def load_index(
             column `name`, `title`, `_id` or `id` says, else by its number.
         batch_size: texts a batch.
         num_proc: processes to read the corpus with.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         RetroMAEError: model or corpus cannot be read.
     """
-    embedder = load_embedder(name_or_path, batch_size, progress=False)
+    embedder = load_embedder(name_or_path, batch_size, progress=False, trust_remote_code=trust_remote_code)
     documents = load_documents(dataset, num_proc=num_proc)
     documents = public_documents(documents) if dataset == PYDOCS else named_documents(documents)
     return SearchIndex(embedder, documents, _embeddings(name_or_path, embedder, documents))
@@ -94,9 +99,10 @@ def search(
     batch_size: int = 64,
     num_proc: int | None = None,
     dataset: str = PYDOCS,
+    trust_remote_code: bool = False,
 ) -> list[list[SearchResult]]:
     """The `top` documents of a corpus that are nearest to each question; the arguments are those of `load_index`."""
-    return load_index(name_or_path, dataset, batch_size, num_proc).search(questions, top)
+    return load_index(name_or_path, dataset, batch_size, num_proc, trust_remote_code).search(questions, top)
 
 
 def format_results(results: list[SearchResult]) -> str:

@@ -94,6 +94,9 @@ class ModelArguments:
         default=None,
         metadata={"help": "nsp, sop or none, beside the other losses; default: the checkpoint's or none."},
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
+    )
 
     def __post_init__(self) -> None:
         check_at_least(1, vocab_size=self.vocab_size, **{name: getattr(self, name) for name in SIZES})
@@ -134,7 +137,7 @@ def load_model_and_tokenizer(
     if tokenizer_source is None:
         tokenizer = train_tokenizer(args.tokenizer_type, texts, args.vocab_size, max_length, args.lowercase)
     else:
-        tokenizer = load_tokenizer(tokenizer_source)
+        tokenizer = load_tokenizer(tokenizer_source, args.trust_remote_code)
     if tokenizer.mask_token_id is None:
         raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
     model = _load_model(args, source) if source else _new_model(args, encoder_config, tokenizer, max_length)

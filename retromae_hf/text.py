@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 # A sentence ends at . ! ? before white space, unless a lower-case letter follows (an abbreviation, as a rule) or the
@@ -12,6 +13,12 @@ _SENTENCE_END = re.compile(
     r"|\n\s*\n\s*"
     r"|(?P<full_width>[。！？]+[”’」』）》〉】〕]*)"
 )
+
+
+LONGEST_PIECE = 1 << 20
+"""Characters that are tokenised at once at most, a book: a tokenizer takes some hundred bytes for each."""
+LONGEST_READ = 1 << 18
+"""Characters of a text that are looked at where its first tokens alone are wanted."""
 
 
 def cut_sentences(text: str) -> list[str]:
@@ -39,6 +46,29 @@ def split_first_sentence(text: str) -> tuple[str, str]:
     """A text's first sentence, with its white space folded, and the rest; the rest is empty for a single sentence."""
     first, *rest = cut_sentences(text) or [""]
     return " ".join(first.split()), "".join(rest).strip()
+
+
+def cut_long(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
+    """A text in pieces of at most `longest` characters, without white space around them; most texts are one piece.
+
+    Cut at the last white space of a piece, where its last tenth has any.
+    """
+    text = text.strip()
+    start = 0
+    while len(text) - start > longest:
+        tail = text[start + longest - longest // 10 : start + longest]
+        word = tail.rsplit(maxsplit=1)[-1] if tail.strip() else tail
+        inside_a_word = not (tail[-1:].isspace() or text[start + longest].isspace()) and len(word) < len(tail)
+        end = start + longest - (len(word) if inside_a_word else 0)
+        if piece := text[start:end].strip():
+            yield piece
+        start = end
+    yield text[start:].strip()
+
+
+def head_of(text: str) -> str:
+    """A text as far as a tokenizer reads it that cuts it off, with "?" for lone surrogates."""
+    return without_surrogates(text[:LONGEST_READ])
 
 
 def without_surrogates(text: str) -> str:

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -188,6 +189,11 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
     with _full_disk_told(saving, run.folder):
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
+        except pickle.UnpicklingError as error:  # transformers reads the optimizer's state as tensors alone
+            raise RetroMAEError(
+                f"{run.checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, "
+                "and was not read; resume from another checkpoint"
+            ) from error
         finally:
             saving.stop_listening()
         step, steps = trainer.state.global_step, trainer.state.max_steps

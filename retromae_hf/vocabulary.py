@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import (
@@ -22,6 +22,7 @@ from tokenizers import (
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import RetroMAEError, check_at_least
+from .text import cut_long, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -62,9 +63,9 @@ def check_tokenizer_kind(kind: str) -> None:
 def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = True) -> BertTokenizer:
     """Train BERT's tokenizer, uncased by default; see `train_tokenizer`."""
     trainer = BertWordPieceTokenizer(lowercase=lowercase)
-    alphabet, continuing = _alphabet(texts, trainer._tokenizer)
+    alphabet, continuing = _alphabet(_pieces(texts), trainer._tokenizer)
     trainer.train_from_iterator(
-        texts,
+        _pieces(texts),
         vocab_size=vocab_size,
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
@@ -99,7 +100,7 @@ def train_byte_level_bpe(
         initial_alphabet=sorted(alphabet),
         show_progress=True,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_pieces(texts), trainer)
     return _like_robertas(tokenizer, max_length)
 
 
@@ -124,7 +125,7 @@ def train_unigram(
             normalizers.Strip(),
         ]
     )
-    lines = (normalizer.normalize_str(line) for text in texts for line in text.splitlines())
+    lines = (normalizer.normalize_str(line) for text in _pieces(texts) for line in text.splitlines())
     trained = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -182,7 +183,7 @@ def _like_robertas(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizer
     )
 
 
-def _alphabet(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """The most frequent characters after normalisation, and those of them that may stand inside a word.
 
     Both in a fixed order. The texts are counted as they are, and only each distinct character is normalised.
@@ -211,7 +212,12 @@ def _alphabet(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[str], li
     return alphabet, [character for character in alphabet if character in continuing]
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[str]:
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The texts with long ones cut: a trainer takes fifty times a text's size in memory."""
+    return (piece for text in texts for piece in cut_long(without_surrogates(text)))
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
     """The texts joined into pieces that are worth a pass over all code points each."""
     pending, size = [], 0
     for text in texts:

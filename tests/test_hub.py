@@ -145,7 +145,7 @@ def test_copies_of_several_revisions_do_not_meet(with_the_package, without_the_p
 def test_a_training_checkpoint_carries_the_model_code_and_no_more(pushed, hub):
     code = {name for name in hub.files("tester/checkpoint") if name.endswith(".py")}
     names = ("backbones", "bag_of_words", "configuration_retromae", "decoder", "errors", "losses", "masking")
-    assert code == {f"{name}.py" for name in (*names, "modeling_retromae", "pair_head", "processes")}
+    assert code == {f"{name}.py" for name in (*names, "model_files", "modeling_retromae", "pair_head", "processes")}
 
 
 def test_a_training_run_pushes_whole_checkpoints(pushed, hub):

@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from datasets.utils.logging import set_verbosity as set_datasets_verbosity
@@ -22,6 +23,13 @@ from ..processes import end_process_group
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
+
+
+class _Parser(HfArgumentParser):
+    """Tells what is wrong in one sentence, not below a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RetroMAEError(f"{message}; see --help")
 
 
 def parse(
@@ -48,7 +56,7 @@ def parse(
     Raises:
         RetroMAEError: the recipe cannot be read or names an argument that does not exist.
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         list(classes),
         prog=f"retromae-hf {command}",
         description=description,
@@ -63,22 +71,31 @@ def parse(
         recipe = read_recipe(arguments.pop(0))
         if unknown := recipe.keys() - known.keys():
             raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(map(str, unknown)))}; see --help")
+        mappings = {one.name for cls in classes for one in fields(cls) if "dict" in str(one.type)}
         values |= {
-            name: _as_typed(name, value, known[name].nargs) for name, value in recipe.items() if value is not None
+            name: _as_typed(name, value, known[name].nargs, name in mappings)
+            for name, value in recipe.items()
+            if value is not None
         }
     for name, value in values.items():
         known[name].required = False
         parser.set_defaults(**{name: value})
     try:
         return parser.parse_args_into_dataclasses(arguments)
+    except RetroMAEError:
+        raise
     except Exception as error:  # an unknown flag, or what a dataclass raises about its values
         raise RetroMAEError(" ".join(str(error).split())) from error
 
 
-def _as_typed(name: str, value: Any, nargs: int | str | None) -> Any:
+def _as_typed(name: str, value: Any, nargs: int | str | None, takes_mapping: bool) -> Any:
     """A recipe's value as it would be typed behind its flag: argparse converts and checks defaults that are strings."""
     if isinstance(value, dict):
-        return value  # some of TrainingArguments are
+        if not takes_mapping:
+            raise RetroMAEError(f"{name} in the recipe is a mapping; give a single value")
+        return value
+    if "\0" in str(value):
+        raise RetroMAEError(f"{name} in the recipe holds a NUL character; take it out")
     if not isinstance(value, list):
         return str(value) if nargs in (None, "?") else [str(value)]
     if nargs in (None, "?"):
@@ -94,7 +111,7 @@ def read_recipe(file: str) -> dict[str, Any]:
     """
     try:
         recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RetroMAEError(f"the recipe {file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise RetroMAEError(f"the recipe {file} must be a YAML mapping of arguments to values")
@@ -121,9 +138,7 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
                 # The launcher ends this process as soon as the first one has told the same fault. Where the first one
                 # has found none, this one tells it.
                 time.sleep(FIRST_WORD_SECONDS)
-            # Of one in a loader's worker torch tells the whole traceback, and the sentence last.
-            sentence = str(error).rpartition(f"{RetroMAEError.__name__}: ")[2].strip()
-            print(f"retromae-hf: error: {sentence}", file=sys.stderr)
+            print(f"retromae-hf: error: {error}", file=sys.stderr)
             return 2
         except RunInterruptedError as interrupted:
             if not rank:  # all processes stop together

@@ -48,6 +48,9 @@ class EvaluateArguments:
     bm25: bool = field(default=False, metadata={"help": "Measure BM25 beside the model and test the difference."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
+    )
 
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc)
@@ -66,7 +69,15 @@ def main(argv: list[str] | None = None) -> None:
     }
     with process_state().main_process_first():  # it downloads what others then find
         tasks = load_tasks(args.dataset, args.num_proc, args.split)
-    results = evaluate_model(args.model_name_or_path, tasks, args.batch_size, args.search, args.bm25, **folders)
+    results = evaluate_model(
+        args.model_name_or_path,
+        tasks,
+        args.batch_size,
+        args.search,
+        args.bm25,
+        **folders,
+        trust_remote_code=args.trust_remote_code,
+    )
     if results is None:
         return
     text = json.dumps(results, indent=2)

@@ -36,6 +36,9 @@ class ExportArguments:
         default=None, metadata={"help": "Repository on the Hub to push the folder to, in one commit: USER/NAME."}
     )
     hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private if it is new."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
+    )
 
     def __post_init__(self) -> None:
         check_quantization(self.quantize)
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
-    tokenizer = load_tokenizer(args.model_name_or_path)
+    tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     repo_id = None if args.push_to_hub is None else create_repo(args.push_to_hub, args.hub_private_repo)
     with in_one_sentence(f"the encoder cannot be exported to {folder}"):
         if args.sparse:

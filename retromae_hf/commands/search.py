@@ -21,6 +21,9 @@ class SearchArguments:
     top: int = field(default=5, metadata={"help": "Results to list."})
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
+    )
 
     def __post_init__(self) -> None:
         check_at_least(1, top=self.top, batch_size=self.batch_size, num_proc=self.num_proc)
@@ -39,7 +42,15 @@ def main(argv: list[str] | None = None) -> None:
             "question": "What to look for, in words.",
         },
     )
-    (results,) = search(words.model, [words.question], args.top, args.batch_size, args.num_proc, args.dataset)
+    (results,) = search(
+        words.model,
+        [words.question],
+        args.top,
+        args.batch_size,
+        args.num_proc,
+        args.dataset,
+        trust_remote_code=args.trust_remote_code,
+    )
     print(format_results(results))
 
 

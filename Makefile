@@ -45,9 +45,11 @@ bench-growth: setup
 support: setup
 	$(OFFLINE) $(BIN)/python examples/support.py
 
-# Small runs, killed again and again, end as uncut ones do.
+# Small runs, killed again and again, end as uncut ones do; bad and random inputs get a sentence each.
 soak: setup
 	$(OFFLINE) $(BIN)/python examples/soak.py
+	$(OFFLINE) $(BIN)/python examples/bad_inputs.py
+	$(OFFLINE) $(BIN)/python examples/fuzz.py
 
 # The page in a browser, with the demo's model, or CHECKPOINT=..., ENCODER=... and CORPUS=...
 space: setup

@@ -38,7 +38,7 @@ def test_the_command(tiny, tmp_path, capsys):
         assert row["seconds"].keys() == row["utilisation"].keys() == {"retromae", "mlm"}
     for row in report["collator"]:
         # Ids, labels and the mask of encoder and decoder, and an integer a passage.
-        assert row["bytes_per_passage"]["retromae"] == 5 * 4 * row["length"] + 8
+        assert row["bytes_per_passage"]["retromae"] == 5 * 4 * row["length"] + 2 * 8
     for row in report["trainer"]:
         assert 0 <= row["padding_share"] < 0.5
         assert row["tokens_per_second"] > 0

@@ -207,7 +207,8 @@ def _data(stage: dict[str, Any]) -> str:
 def _training(stage: dict[str, Any]) -> str:
     training = stage["training"]
     told = f"{training['steps']:,} steps of {training['batch_size']:,}"
-    return f"{told}, {training['epochs']:g} epochs" if "epochs" in training else told
+    epochs = training.get("epochs")
+    return told if epochs is None else f"{told}, {epochs:g} epoch{'s' * (epochs != 1)}"
 
 
 def _machine(stage: dict[str, Any]) -> str:

@@ -51,6 +51,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import cached_file
@@ -247,7 +248,8 @@ def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str
     return {
         "training": {
             "steps": state.global_step,
-            "epochs": round(state.epoch or 0, 3),
+            # Of a stream Trainer does not know them.
+            **({"epochs": round(state.epoch or 0, 3)} if isinstance(trainer.train_dataset, Dataset) else {}),
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             **{name: _plain(getattr(args, name)) for name in SETTINGS},
             "precision": precision,

@@ -203,6 +203,17 @@ def test_a_model_s_record_goes_back_to_its_first_weights(folders):
     assert {"mlm_loss", "decoder_loss", "eval_embedding_gap"} <= {name for entry in first["logs"] for name in entry}
 
 
+def test_what_a_stream_does_not_tell_is_left_out(folders, tmp_path):
+    corpus = folders["checkpoint"].parent / "corpus.txt"
+    tokenizer = f"--tokenizer_name {folders['checkpoint']} --streaming true"
+    assert run(f"pretrain --dataset {corpus} --output_dir {tmp_path} {PRETRAIN} {tokenizer}") == 0
+    (stage,) = read_record(tmp_path)["stages"]
+    assert stage["data"] == {"source": "corpus.txt", "on_hub": False, "max_length": 32}
+    assert stage["tokens_seen"] is None
+    assert "epochs" not in stage["training"]
+    assert "epoch" not in (tmp_path / CARD_FILE).read_text()
+
+
 def test_no_path_of_the_machine_is_told(folders):
     for folder in folders.values():
         for file in (RECORD_FILE, CARD_FILE):

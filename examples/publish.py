@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import bad_inputs
@@ -19,6 +20,7 @@ import demo_report
 import full_scale
 import fuzz
 import onnx_cost
+import published_cards
 import soak
 import stream_memory
 import support
@@ -63,6 +65,8 @@ def main() -> None:
             print(f"{result.relative_to(ROOT)} -> {published.relative_to(ROOT)}")
     RECIPES_PAGE.write_text(recipes_page(), encoding="utf-8")
     BAD_INPUTS.with_suffix(".md").write_text(bad_inputs_page(), encoding="utf-8")
+    for file, card in cards().items():
+        file.write_text(card, encoding="utf-8")
     README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -101,6 +105,18 @@ def fill(readme: str) -> str:
             raise SystemExit(f"README.md has no block {begin}")
         readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
     return readme
+
+
+def cards() -> dict[Path, str]:
+    """The cards of the models that were trained here, by their files; the results files are beside them."""
+    made = {"demo": published_cards.demo_card}
+    made |= {name: partial(published_cards.comparison_card, name) for name in published_cards.COMPARED}
+    folders = {name: ROOT / "model_cards" / name for name in made}
+    return {
+        folders[name]
+        / "README.md": f"{card(json.loads((folders[name] / 'results.json').read_text(encoding='utf-8')))}\n"
+        for name, card in made.items()
+    }
 
 
 def comparison(report: dict) -> str:

@@ -249,7 +249,7 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
         result |= train_baseline(kind, data, training_args, start, encoder)
     else:
         trainer = pretrain(*comparison.arguments(objective, seed))
-        export_encoder(trainer.model, trainer.processing_class, encoder)
+        export_encoder(trainer.model, trainer.processing_class, encoder, source=str(folder / "checkpoint"))
         result |= {"tokens": trainer.state.num_input_tokens_seen, "logs": trainer.state.log_history}
         del trainer
         shutil.rmtree(folder / "checkpoint")

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .backbones import max_text_length
+from .card_writer import write_export_card
 from .errors import RetroMAEError
 from .modeling_retromae import RetroMAEPreTrainedModel
 
@@ -15,7 +16,11 @@ POOLINGS = ("cls", "mean")
 
 
 def export_encoder(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, pooling: str = "cls"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    pooling: str = "cls",
+    source: str | None = None,
 ) -> Path:
     """Write one folder that `AutoModel`, `AutoModelForMaskedLM` and `SentenceTransformer` load without this package.
 
@@ -27,6 +32,8 @@ def export_encoder(
         tokenizer: its tokenizer.
         folder: where to write; made if need be.
         pooling: "cls" or "mean".
+        source: the checkpoint that the model is, a folder or a Hub name, whose card's tale this one takes over; None
+            where it was not saved.
 
     Returns:
         The folder.
@@ -47,10 +54,13 @@ def export_encoder(
     }
     _write_modules(folder, "sentence_transformers.models", "Transformer", "Pooling", pooled)
     _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    write_export_card(folder, "encoder", source, encoder, max_text_length(tokenizer, encoder.config), pooling)
     return folder
 
 
-def export_sparse_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
+def export_sparse_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, source: str | None = None
+) -> Path:
     """Write the lexical half of a DupMAE encoder as a folder that sentence-transformers' `SparseEncoder` loads.
 
     A text becomes one weight for each entry of the vocabulary: the masked-LM head's logits, max-pooled over the text's
@@ -62,15 +72,17 @@ def export_sparse_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM`.
         tokenizer: its tokenizer.
         folder: where to write; made if need be.
+        source: as for `export_encoder`.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
-    _save(model, tokenizer, folder)
+    encoder = _save(model, tokenizer, folder)
     pooled: dict[str, object] = {"pooling_strategy": "max", "activation_function": "relu"}
     _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", "SpladePooling", pooled)
     _write(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", "similarity_fn_name": "dot"})
+    write_export_card(folder, "sparse-encoder", source, encoder, max_text_length(tokenizer, encoder.config), None)
     return folder
 
 

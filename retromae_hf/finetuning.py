@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, load_from_disk
 from transformers import TrainingArguments, set_seed
 
+from .card_writer import CardArguments, describe_finetuning, describe_sentence_transformer, describing
 from .checkpoints import load_config
 from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
@@ -118,12 +119,15 @@ class FinetuneArguments:
             raise RetroMAEError("teacher_scores are for the objectives kl and margin_mse; choose one")
 
 
-def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> SentenceTransformerTrainer:
-    """Prepare the data, train, and save a sentence-transformers model in the output folder.
+def finetune(
+    args: FinetuneArguments, training_args: TrainingArguments, card_args: CardArguments | None = None
+) -> SentenceTransformerTrainer:
+    """Prepare the data, train, and save a sentence-transformers model and its card in the output folder.
 
     Args:
         args: what to do.
         training_args: `SentenceTransformerTrainingArguments`.
+        card_args: what the user says of the model.
 
     Raises:
         RetroMAEError: bad input, found before anything is trained.
@@ -160,7 +164,8 @@ def finetune(args: FinetuneArguments, training_args: TrainingArguments) -> Sente
         trainer = SentenceTransformerTrainer(
             model=model, args=training_args, train_dataset=rows, loss=loss_of(args, model, training_args.world_size > 1)
         )
-    with pushing(trainer):
+    stage, described = describe_finetuning(args, rows), describe_sentence_transformer(model)
+    with pushing(trainer), describing(trainer, "encoder", described, stage, args.model_name_or_path, card_args):
         run_and_save(trainer, run)
     return trainer
 

@@ -16,6 +16,7 @@ from transformers import (
 
 from .accumulation import AccumulatingTrainer
 from .callbacks import RetrievalCallback, RetroMAECallback
+from .card_writer import CardArguments, describe_checkpoint, describe_pretraining, describing
 from .configuration_retromae import check_ratio, check_replacement
 from .corpus import load_documents
 from .data_collator import DataCollatorForRetroMAE
@@ -135,8 +136,13 @@ class DataArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def pretrain(args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> Trainer:
-    """Prepare the data, train, and save the checkpoint, the tokenizer and `trainer_state.json` in the output folder.
+def pretrain(
+    args: DataArguments,
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    card_args: CardArguments | None = None,
+) -> Trainer:
+    """Prepare the data, train, and save checkpoint, tokenizer, `trainer_state.json` and card in the output folder.
 
     Raises:
         RetroMAEError: bad input, found before anything is trained.
@@ -208,7 +214,12 @@ def pretrain(args: DataArguments, model_args: ModelArguments, training_args: Tra
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
     trainer.add_callback(HealthCallback(args.max_skipped_batches))
-    with pushing(trainer):
+    stage = describe_pretraining(args, model_args, model, documents, train_passages)
+    described = describe_checkpoint(model, tokenizer)
+    with (
+        pushing(trainer),
+        describing(trainer, "checkpoint", described, stage, model_args.model_name_or_path, card_args),
+    ):
         run_and_save(trainer, run)
     return trainer
 

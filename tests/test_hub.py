@@ -164,6 +164,13 @@ def test_a_training_run_pushes_whole_checkpoints(pushed, hub):
     assert commits[-1]["model.safetensors"] == (pushed["folder"] / "run" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["encoder", "run"])
+def test_a_card_names_its_repository(pushed, hub, name):
+    files = hub.files(f"tester/{name}")
+    assert f'name = "tester/{name}"' in files["README.md"].decode()
+    assert json.loads(files["training.json"])["repository"] == f"tester/{name}"
+
+
 @pytest.mark.parametrize("name", ["cut-in-upload", "cut-in-commit"])
 def test_a_cut_upload_publishes_nothing(pushed, hub, name):
     assert pushed[name]["status"] == 2

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..card_writer import name_repository
 from ..checkpoints import load_checkpoint, load_tokenizer
 from ..errors import RetroMAEError, in_one_sentence
 from ..export import export_encoder, export_sparse_encoder
@@ -64,11 +65,13 @@ def main(argv: list[str] | None = None) -> None:
     repo_id = None if args.push_to_hub is None else create_repo(args.push_to_hub, args.hub_private_repo)
     with in_one_sentence(f"the encoder cannot be exported to {folder}"):
         if args.sparse:
-            export_sparse_encoder(model, tokenizer, folder)
+            export_sparse_encoder(model, tokenizer, folder, args.model_name_or_path)
         else:
-            export_encoder(model, tokenizer, folder, args.pooling)
+            export_encoder(model, tokenizer, folder, args.pooling, args.model_name_or_path)
         if args.onnx:
             export_onnx(folder, args.quantize)
+        if repo_id is not None:
+            name_repository(folder, repo_id)
     loader = "SparseEncoder" if args.sparse else "SentenceTransformer"
     print(f"Exported the encoder to {folder}; {loader}({str(folder)!r}) loads it.")
     if repo_id is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from ..card_writer import CardArguments
 from ..errors import RetroMAEError
 from ..finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
 from .common import command, parse
@@ -16,14 +17,14 @@ def main(argv: list[str] | None = None) -> None:
         from sentence_transformers import SentenceTransformerTrainingArguments
     except ImportError as error:
         raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
-    args, training_args = parse(
+    args, training_args, card_args = parse(
         "finetune",
         "Fine-tune an encoder for retrieval; takes every argument of SentenceTransformerTrainingArguments.",
-        [FinetuneArguments, SentenceTransformerTrainingArguments],
+        [FinetuneArguments, SentenceTransformerTrainingArguments, CardArguments],
         argv,
         DEFAULT_FINETUNING_ARGUMENTS,
     )
-    trainer = finetune(args, training_args)
+    trainer = finetune(args, training_args, card_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         print(f"Trained {trainer.state.global_step} steps; the model is in {folder}.")

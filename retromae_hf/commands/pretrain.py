@@ -6,6 +6,7 @@ import sys
 
 from transformers import TrainingArguments
 
+from ..card_writer import CardArguments
 from ..pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, pretrain
 from ..starting_model import ModelArguments
 from .common import command, parse
@@ -14,14 +15,14 @@ from .common import command, parse
 @command
 def main(argv: list[str] | None = None) -> None:
     """Pretrain and save."""
-    args, model_args, training_args = parse(
+    args, model_args, training_args, card_args = parse(
         "pretrain",
         "Pretrain an encoder on a corpus; takes every argument of transformers.TrainingArguments.",
-        [DataArguments, ModelArguments, TrainingArguments],
+        [DataArguments, ModelArguments, TrainingArguments, CardArguments],
         argv,
         DEFAULT_TRAINING_ARGUMENTS,
     )
-    trainer = pretrain(args, model_args, training_args)
+    trainer = pretrain(args, model_args, training_args, card_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         print(f"Trained {trainer.state.global_step} steps; the checkpoint, decoder included, is in {folder}.")

@@ -1,0 +1,47 @@
+"""`retromae-hf card`: a model's card once more, with results of `retromae-hf evaluate` in it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..card_writer import CardArguments
+from ..errors import in_one_sentence
+from ..model_card import CARD_FILE, read_results, write_card
+from ..training_record import RECORD_FILE, require_record
+from .common import command, parse
+
+
+@dataclass
+class RewriteArguments:
+    """Options of `retromae-hf card`."""
+
+    results: list[str] | None = field(
+        default=None, metadata={"help": "JSON files that retromae-hf evaluate has written; their tasks are added."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace a README.md that somebody else has written or edited."}
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Write a card again."""
+    card_args, args, words = parse(
+        "card",
+        f"Write the card of a model again, from {RECORD_FILE} in its folder.",
+        [CardArguments, RewriteArguments],
+        argv,
+        positionals={"folder": "Folder that retromae-hf pretrain, finetune or export has written."},
+    )
+    record = require_record(words.folder)
+    record |= {name: value for name, value in vars(card_args).items() if value is not None}
+    results = read_results(words.folder, args.results or [])
+    with in_one_sentence(f"the card cannot be written to {words.folder}"):
+        if write_card(words.folder, record, results, args.overwrite):
+            print(f"Wrote {Path(words.folder, CARD_FILE)}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

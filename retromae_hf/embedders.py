@@ -19,10 +19,10 @@ from transformers.utils import logging as transformers_logging
 from .backbones import max_text_length
 from .checkpoints import load_checkpoint, load_config, load_tokenizer
 from .configuration_retromae import RetroMAEConfig
-from .errors import RetroMAEError, check_at_least, in_one_sentence
-from .model_files import check_modules, safetensors_only
+from .errors import RetroMAEError, check_at_least
 from .modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
 from .onnx_export import compute_with_onnx, encoder_folder
+from .sentence_models import load_sentence_transformer
 from .text import head_of
 
 
@@ -77,8 +77,8 @@ def load_embedder(
 ) -> Embedder:
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
-    An ONNX file in an exported encoder's folder stands for that encoder, computed from the file on the CPU. Code
-    that comes with a model runs with `trust_remote_code` alone.
+    A plain encoder is pooled at [CLS], as `finetune` does. An ONNX file in an exported encoder's folder stands for that
+    encoder, computed from the file on the CPU. Code that comes with a model runs with `trust_remote_code` alone.
 
     Raises:
         RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`, or
@@ -96,23 +96,11 @@ def load_embedder(
             return normalize(embed(model, tokenizer, texts, batch_size=batch_size, progress=progress), dim=1)
 
         return Embedder(documents=cosine, queries=cosine)
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise RetroMAEError(
-            f"{name_or_path} needs sentence-transformers; pip install retromae-hf[retrieval]"
-        ) from error
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report on a head that is not used and a pooler that is not there
     try:
-        check_modules(name_or_path, trust_remote_code)
-        with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
-            encoder = SentenceTransformer(
-                name_or_path,
-                device="cpu" if onnx_file is not None else str(process_state().device),
-                model_kwargs={"use_safetensors": True},
-                trust_remote_code=trust_remote_code,
-            )
+        device = "cpu" if onnx_file is not None else str(process_state().device)
+        encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
         if onnx_file is not None:
             compute_with_onnx(encoder[0].auto_model, onnx_file)
     finally:

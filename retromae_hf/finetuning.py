@@ -13,8 +13,6 @@ from datasets import Dataset, load_from_disk
 from transformers import TrainingArguments, set_seed
 
 from .card_writer import CardArguments, describe_finetuning, describe_sentence_transformer, describing
-from .checkpoints import load_config
-from .configuration_retromae import RetroMAEConfig
 from .errors import RetroMAEError, check_at_least, in_one_sentence
 from .finetuning_data import (
     JudgedCorpus,
@@ -24,8 +22,9 @@ from .finetuning_data import (
     shorten,
 )
 from .hub import prepare_pushes, pushing
-from .model_files import check_modules, safetensors_only
+from .model_files import check_modules
 from .negatives import mine_with_bm25, mine_with_model
+from .sentence_models import load_sentence_transformer
 from .training_run import check_training_arguments, prepare_run, run_and_save
 
 if TYPE_CHECKING:
@@ -168,34 +167,6 @@ def finetune(
     with pushing(trainer), describing(trainer, "encoder", described, stage, args.model_name_or_path, card_args):
         run_and_save(trainer, run)
     return trainer
-
-
-def load_sentence_transformer(name_or_path: str, trust_remote_code: bool = False) -> SentenceTransformer:
-    """A sentence-transformers model, or an encoder of `transformers` with [CLS] pooling.
-
-    Raises:
-        RetroMAEError: there is no such model, it is pickled or a training checkpoint, it needs code of its own without
-            `trust_remote_code`, or sentence-transformers is missing.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-        from sentence_transformers.util import is_sentence_transformer_model
-    except ImportError as error:
-        raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
-    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
-        raise RetroMAEError(
-            f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "
-            f"--model_name_or_path {name_or_path} --output_dir FOLDER"
-        )
-    check_modules(name_or_path, trust_remote_code)
-    options, code = {"use_safetensors": True}, {"trust_remote_code": trust_remote_code}
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
-        if is_sentence_transformer_model(name_or_path):
-            return SentenceTransformer(name_or_path, model_kwargs=options, trust_remote_code=trust_remote_code)
-        # Left to itself sentence-transformers takes the mean over the tokens, which none of these models was taught.
-        transformer = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
-        return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "cls")])
 
 
 def prepare_rows(

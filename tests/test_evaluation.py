@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_beir
+from torch.nn.functional import normalize
 
 from retromae_hf import RetroMAEError
 from retromae_hf.embedders import Embedder, load_embedder
 from retromae_hf.evaluation import evaluate_bm25, evaluate_embedder, evaluate_model
-from retromae_hf.finetuning import load_sentence_transformer
 from retromae_hf.measures import DEFAULT_MEASURES, score_run
 from retromae_hf.retrieval_tasks import RetrievalTask, load_beir
+from retromae_hf.sentence_models import load_sentence_transformer
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +170,9 @@ def test_a_model_is_searched_as_it_was_trained(encoder_folder, tmp_path):
     assert np.allclose(query, model.encode("the otter swims"), atol=1e-6)
     assert np.allclose(document, model.encode("the river"), atol=1e-6)
     assert document.norm() != pytest.approx(1)
+
+
+def test_a_plain_encoder_is_pooled_as_it_is_fine_tuned(encoder_folder):
+    embedder = load_embedder(encoder_folder, progress=False)
+    states = load_sentence_transformer(encoder_folder).encode("the river", output_value="token_embeddings")
+    assert np.allclose(embedder.documents(["the river"])[0], normalize(states[0], dim=0).cpu(), atol=1e-6)

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from retromae_hf import RetroMAEError
 from retromae_hf.commands.main import main
-from retromae_hf.finetuning import FinetuneArguments, load_sentence_transformer, training_rows, with_labels
+from retromae_hf.finetuning import FinetuneArguments, training_rows, with_labels
 from retromae_hf.finetuning_data import (
     JudgedCorpus,
     load_training_data,
@@ -22,6 +22,7 @@ from retromae_hf.finetuning_data import (
     shorten,
 )
 from retromae_hf.negatives import mine_with_bm25, mine_with_model
+from retromae_hf.sentence_models import load_sentence_transformer
 
 ANIMALS = ["otter", "wolf", "horse", "raven", "trout", "badger", "heron", "lynx"]
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"

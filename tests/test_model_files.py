@@ -23,7 +23,7 @@ from retromae_hf import (
 from retromae_hf.checkpoints import load_config, load_tokenizer
 from retromae_hf.commands.main import main
 from retromae_hf.embedders import load_embedder
-from retromae_hf.finetuning import load_sentence_transformer
+from retromae_hf.sentence_models import load_sentence_transformer
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,12 @@ def sharded_by_accelerate() -> bool:
 
 
 def end_process_group() -> None:
-    """Leave the process group, where there is one: left open, it may abort a process that ends in good order."""
+    """Leave the process group, where there is one: left open, it may abort a process that ends in good order.
+
+    So may native threads (gloo's, Arrow's) that ask for Python while it shuts down. What they belong to is held by
+    `Trainer`'s circles of references until somebody collects them.
+    """
+    gc.collect()
     if count_processes() > 1:
         dist.destroy_process_group()
 

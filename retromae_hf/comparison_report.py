@@ -44,6 +44,7 @@ def conditions(report: dict[str, Any], task: str) -> str:
     seeds = len(recipe["seeds"])
     continued = "".join(
         f"; {name}: {changes.get('max_steps', training['max_steps']):,} more from {changes['start']}"
+        + (f" at learning rate {changes['learning_rate']:g}" if "learning_rate" in changes else "")
         for name, changes in recipe["objectives"].items()
         if "start" in changes
     )

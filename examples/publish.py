@@ -1,10 +1,10 @@
-"""Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the README.
+"""Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the pages.
 
-Likewise those of examples/onnx_cost.py. Those of examples/full_scale.py become model_cards/recipes.md, those of
-examples/bad_inputs.py a page beside it.
+Likewise those of `retromae-hf compare` and examples/onnx_cost.py. Those of examples/full_scale.py become
+model_cards/recipes.md, those of examples/bad_inputs.py a page beside it.
 
-No figure of the README is typed by hand: what stands between two markers there is written here, and a test compares it
-with the results files.
+No figure of the README and the guides is typed by hand: what stands between two markers there is written here, and a
+test compares it with the results files.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import bad_inputs
 import demo_report
+import first_result
 import full_scale
 import fuzz
 import onnx_cost
@@ -30,7 +32,8 @@ from retromae_hf.backbones import BACKBONES
 from retromae_hf.commands import benchmark
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+BEGIN, END = "<!-- {}: written by examples/publish.py -->", "<!-- /{} -->"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md")))
 RECIPES_PAGE = ROOT / "model_cards/recipes.md"
 BAD_INPUTS = ROOT / "model_cards/bad-inputs.json"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
@@ -57,7 +60,7 @@ PUBLISHED = {
 
 
 def main() -> None:
-    """Copy what is there and fill the README."""
+    """Copy what is there and fill the pages."""
     for result, published in PUBLISHED.items():
         if result.is_file():
             published.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +70,28 @@ def main() -> None:
     BAD_INPUTS.with_suffix(".md").write_text(bad_inputs_page(), encoding="utf-8")
     for file, card in cards().items():
         file.write_text(card, encoding="utf-8")
-    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, page in fill({file: file.read_text(encoding="utf-8") for file in PAGES}).items():
+        file.write_text(page, encoding="utf-8")
 
 
-def fill(readme: str) -> str:
-    """The README with the published results between its markers."""
+def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
+    """The pages with the published results between their markers; every block stands once in one of them."""
+    written = blocks()
+    found = [name for page in pages.values() for name in re.findall(BEGIN.format(r"([\w-]+)"), page)]
+    if sorted(found) != sorted(written):
+        wrong = sorted(name for name in {*found, *written} if found.count(name) != 1 or name not in written)
+        raise SystemExit(f"these blocks do not stand once in the README and the guides: {', '.join(wrong)}")
+    filled = dict(pages)
+    for name, block in written.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        pattern = re.compile(f"({begin}).*?({end})", re.DOTALL)
+        for file, page in filled.items():
+            filled[file] = pattern.sub(lambda match, text=block: f"{match[1]}\n{text}\n{match[2]}", page)
+    return filled
+
+
+def blocks() -> dict[str, str]:
+    """What is written between the markers, by their names."""
     demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
@@ -85,7 +105,8 @@ def fill(readme: str) -> str:
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
     refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
     streamed = json.loads((ROOT / "model_cards/benchmark/stream-memory.json").read_text(encoding="utf-8"))
-    blocks = {
+    return {
+        "result": first_result.block(comparisons[0]),
         "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
         "searches": f"```console\n{demo_report.searches(demo)}\n```",
         "objectives": objectives(),
@@ -94,17 +115,11 @@ def fill(readme: str) -> str:
         "soak": soak.table(soaked),
         "hostile": f"Bad inputs: {bad_inputs.conditions(refused)} Fuzzing: {fuzz.conditions(fuzzed)}",
         "compare": "\n\n".join(comparison(one) for one in comparisons),
+        "costs": costs(benchmarks),
         "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
         "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
     }
-    for name, block in blocks.items():
-        begin, end = f"<!-- {name}: written by examples/publish.py -->", f"<!-- /{name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if not pattern.search(readme):
-            raise SystemExit(f"README.md has no block {begin}")
-        readme = pattern.sub(lambda _, text=f"{begin}\n{block}\n{end}": text, readme)
-    return readme
 
 
 def cards() -> dict[Path, str]:
@@ -125,6 +140,17 @@ def comparison(report: dict) -> str:
         f"{comparison_report.table(report, task)}\n\n{comparison_report.conditions(report, task)}"
         for task in report["tasks"]
     )
+
+
+def costs(benchmarks: list[dict]) -> str:
+    """How long a step takes beside plain masked language modelling, one sentence."""
+    steps = [
+        f"{step['seconds']['retromae'] / step['seconds']['mlm']:.2f} times as long at "
+        f"{one['setting']['num_hidden_layers']} layers x {one['setting']['hidden_size']} and {step['length']} tokens"
+        for one in benchmarks[:2]
+        for step in one["step"][:1]
+    ]
+    return f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling."
 
 
 def recipes_page() -> str:

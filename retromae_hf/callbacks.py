@@ -42,7 +42,8 @@ class RetroMAECallback(TrainerCallback):
     """Tells collator and sampler the epoch, checks that the collator fits the model, and logs the parts of the loss.
 
     The parts stand beside `loss` in the logs and in `trainer_state.json`, each the mean since the last log. They are
-    summed on the device, so that only logging waits for it.
+    summed on the device, so that only logging waits for it. Training does not start, with a `RetroMAEError`, where
+    collator and model were configured differently.
     """
 
     def __init__(self) -> None:

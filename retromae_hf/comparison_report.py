@@ -23,13 +23,14 @@ def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for objective, row in report["objectives"].items():
-        cells = [_cell(row[stage][task][measure]) for stage in STAGES]
+        cells = [cell(row[stage][task][measure]) for stage in STAGES]
         lines.append(f"| {objective} | {' | '.join(cells)} | {row['seconds']:,.0f} | {row['tokens'] / 1e6:.1f} |")
     lines.append(f"| BM25 | {report['tasks'][task]['bm25'][measure]:.3f} | | | |")
     return "\n".join(lines)
 
 
-def _cell(measured: dict[str, Any]) -> str:
+def cell(measured: dict[str, Any]) -> str:
+    """A figure: the mean, its deviation over the seeds, and the star of the paired test."""
     deviation = "" if measured["std"] is None else f" ± {measured['std']:.3f}"
     tested = measured.get("against_reference")
     star = " *" if tested and tested["p_value"] < SIGNIFICANT else ""
@@ -43,6 +44,7 @@ def conditions(report: dict[str, Any], task: str) -> str:
     seeds = len(recipe["seeds"])
     continued = "".join(
         f"; {name}: {changes.get('max_steps', training['max_steps']):,} more from {changes['start']}"
+        + (f" at learning rate {changes['learning_rate']:g}" if "learning_rate" in changes else "")
         for name, changes in recipe["objectives"].items()
         if "start" in changes
     )

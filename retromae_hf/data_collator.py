@@ -128,7 +128,19 @@ class DataCollatorForRetroMAE:
     def from_config(
         cls, tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig, **kwargs: Any
     ) -> DataCollatorForRetroMAE:
-        """A collator with what it must share with the model; `kwargs` are the other arguments."""
+        """A collator with what it must share with the model.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            config: the model's configuration, which names `decoding`, `decoder_mask_ratio` and `pair_objective`.
+            **kwargs: the other arguments of the class.
+
+        Returns:
+            The collator.
+
+        Raises:
+            RetroMAEError: a value is out of range or the tokenizer lacks a token.
+        """
         return cls(tokenizer, **{name: getattr(config, name) for name in SHARED_WITH_MODEL}, **kwargs)
 
     def set_epoch(self, epoch: int) -> None:

@@ -76,6 +76,9 @@ def export_sparse_encoder(
 
     Returns:
         The folder.
+
+    Raises:
+        RetroMAEError: the encoder's family is not known.
     """
     folder = Path(folder)
     encoder = _save(model, tokenizer, folder)

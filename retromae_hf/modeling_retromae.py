@@ -129,7 +129,14 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
 
 class RetroMAEModel(RetroMAEPreTrainedModel):
-    """The encoder of a RetroMAE checkpoint, without the decoder; what `AutoModel` makes of such a checkpoint."""
+    """The encoder of a RetroMAE checkpoint, without the decoder; what `AutoModel` makes of such a checkpoint.
+
+    Args:
+        config: the checkpoint's; of the decoder's fields none is used.
+
+    Raises:
+        RetroMAEError: the encoder's family is not known.
+    """
 
     _keys_to_ignore_on_load_unexpected = (r"^(decoder|decoder_positions|pair_head)\.",)
 
@@ -140,7 +147,17 @@ class RetroMAEModel(RetroMAEPreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> BaseModelOutputWithPooling:
-        """Token states `[B, L, H]` as `last_hidden_state`, sentence embeddings `[B, H]` as `pooler_output`."""
+        """Encode passages.
+
+        Args:
+            input_ids: int64 `[B, L]`, [CLS] first, padding last.
+            attention_mask: `[B, L]`, 1 at tokens and 0 at padding; all tokens by default.
+            token_type_ids: int64 `[B, L]`, segment ids, for encoders that tell segments apart.
+
+        Returns:
+            Token states `[B, L, H]` as `last_hidden_state`, sentence embeddings `[B, H]`, which are the final states of
+            [CLS], as `pooler_output`.
+        """
         states = self.encode(input_ids, attention_mask, token_type_ids)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
@@ -148,7 +165,14 @@ class RetroMAEModel(RetroMAEPreTrainedModel):
 class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     """Encoder and decoder with the RetroMAE objective (arXiv 2205.12035, section 3).
 
-    `save_pretrained` keeps both, so training can go on from what it wrote; `export_encoder` hands over the encoder.
+    `save_pretrained` keeps both, so training can go on from what it wrote; `export_encoder` hands over the encoder,
+    which is the plain `*ForMaskedLM` model `encoder`.
+
+    Args:
+        config: of the encoder and the decoder, whose weights are new; `from_encoder` starts from a trained encoder.
+
+    Raises:
+        RetroMAEError: the encoder's family is not known, or does not go with the decoder.
     """
 
     # The losses are divided by counts of their own labels: Trainer must not rescale them by a count of its own.
@@ -184,6 +208,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         Args:
             name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads, from safetensors.
             **config: fields of `RetroMAEConfig`.
+
+        Returns:
+            The model, in float32.
 
         Raises:
             RetroMAEError: the encoder's family is not known, its weights are pickled, or the checkpoint is itself a

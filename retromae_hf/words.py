@@ -48,7 +48,10 @@ _INNER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several bytes in UT
 
 
 def chinese_segmenter() -> WordSegmenter:
-    """The words of Chinese text (rjieba).
+    """The words of Chinese text (rjieba), for `tokenize_passages`.
+
+    Returns:
+        A function that takes a text apart into its words, in order and without a loss.
 
     Raises:
         RetroMAEError: rjieba is not installed.

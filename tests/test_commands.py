@@ -225,6 +225,18 @@ def test_help_is_complete(command, capsys):
     help_text = capsys.readouterr().out
     assert f"retromae-hf {command}" in help_text
     assert help_text.count("--") > 2
+    # A flag is named once, though it may be typed with hyphens too, and there is no default where there is none.
+    assert [line for line in help_text.splitlines() if line.startswith("  --") and ", --" in line] == []
+    assert "(default: None)" not in " ".join(help_text.split())
+
+
+def test_help_says_what_is_required(capsys):
+    with pytest.raises(SystemExit):
+        run("explain --help")
+    help_text = capsys.readouterr().out
+    assert help_text.count("(required)") == 2
+    assert "--visible VISIBLE" in help_text
+    assert "(default: 0.0)" in help_text
 
 
 def test_the_list_of_commands(capsys):

@@ -1,4 +1,4 @@
-"""The README keeps what it promises."""
+"""The README, the guides and the index of the examples keep what they promise."""
 
 from __future__ import annotations
 
@@ -11,21 +11,122 @@ import pytest
 from conftest import write_beir
 from sentence_transformers import SentenceTransformer
 
+from retromae_hf import export_encoder
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.evaluation import evaluate_model
 from retromae_hf.retrieval_tasks import load_beir
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+PAGES = {file: file.read_text(encoding="utf-8") for file in (*publish.PAGES, EXAMPLES / "README.md")}
+LINKED = [*PAGES, EXAMPLES / "space/README.md", *sorted((ROOT / "model_cards").rglob("*.md"))]
+
+PYTHON = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+TRIED = {
+    "trainer.train()": "test_its_example_runs",
+    "evaluate.load(": "test_its_example_of_the_metric_runs",
+    'AutoModel.from_pretrained("me/my-encoder")': "test_its_examples_of_the_hub_run",
+    "AutoModelForPreTraining.from_pretrained(": "test_its_examples_of_the_hub_run",
+    "compute_with_onnx(": "test_its_example_of_onnx_runs",
+}
+"""What tells a piece of Python from the others, and the test that runs it."""
 
 
 def example_with(call: str) -> str:
     """The piece of Python that makes a call."""
-    (example,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if call in block]
+    assert call in TRIED
+    (example,) = [block for block in PYTHON if call in block]
     return example
 
 
+def run(example: str) -> dict:
+    """Run a piece of Python and return its names."""
+    names: dict = {}
+    exec(compile(example, "a page", "exec"), names)
+    return names
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(file: Path, page: str) -> list[str]:
+    """The relative links of a page that lead nowhere."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page, flags=re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve()
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8") if path else page)):
+            broken.append(link)
+    return broken
+
+
 def test_its_figures_are_those_of_the_results_files():
-    assert publish.fill(README) == README
+    pages = {file: PAGES[file] for file in publish.PAGES}
+    assert publish.fill(pages) == pages
+
+
+@pytest.mark.parametrize("change", [("<!-- demo:", "<!-- "), ("<!-- demo:", "<!-- domo:")])
+def test_a_block_that_is_lost_is_told(change):
+    with pytest.raises(SystemExit, match="demo"):
+        publish.fill({file: PAGES[file].replace(*change) for file in publish.PAGES})
+
+
+def test_a_block_that_stands_twice_is_told():
+    twice = {file: PAGES[file] for file in publish.PAGES} | {EXAMPLES / "README.md": PAGES[ROOT / "README.md"]}
+    with pytest.raises(SystemExit, match="result"):
+        publish.fill(twice)
+
+
+def test_the_first_result_says_what_the_report_shows():
+    report = json.loads((ROOT / "model_cards/compare-cpu/results.json").read_text(encoding="utf-8"))
+    seeds = len(report["recipe"]["seeds"])
+    for stage in ("zero_shot", "finetuned"):
+        report["objectives"]["retromae"][stage]["pydocs"]["mrr@10"] |= {"seeds": [0.0] * seeds, "mean": 0.9}
+    block = publish.first_result.block(report)
+    assert f"above MLM in 0 of {seeds} seeds zero-shot and 0 of {seeds} seeds fine-tuned" in block
+    assert "The best of them is ahead of BM25." in block
+
+
+def test_its_first_screen_shows_the_result_the_picture_and_two_commands():
+    first = PAGES[ROOT / "README.md"].splitlines()[:40]
+    order = [
+        next(number for number, line in enumerate(first) if start in line)
+        for start in ("<!-- result:", "comparison.png", "make demo", "make test")
+    ]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("file", LINKED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_its_links_lead_somewhere(file):
+    assert broken_links(file, file.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_seen():
+    page = "# The *one* page\n[a](#the-one-page) [b](#another) [c](missing.md) [d](https://example.org) `[e](code.md)`"
+    assert broken_links(ROOT / "README.md", page) == ["#another", "missing.md"]
+
+
+def test_the_guides_are_reached_from_the_readme_and_the_index():
+    for guide in (EXAMPLES / "guides").glob("*.md"):
+        assert f"(examples/guides/{guide.name}" in PAGES[ROOT / "README.md"]
+        assert f"(guides/{guide.name})" in PAGES[EXAMPLES / "README.md"]
+
+
+def test_the_index_names_every_example():
+    listed = PAGES[EXAMPLES / "README.md"]
+    there = {file.name for file in EXAMPLES.iterdir()} - {"README.md", "guides", "__pycache__"}
+    assert [name for name in there if f"({name})" not in listed] == []
+
+
+def test_every_piece_of_python_is_run_by_a_test():
+    assert [block for block in PYTHON if sum(call in block for call in TRIED) != 1] == []
+    assert all(test in globals() for test in TRIED.values())
 
 
 def test_its_example_runs(encoder_folder, texts, tmp_path, monkeypatch):
@@ -33,8 +134,7 @@ def test_its_example_runs(encoder_folder, texts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     example = example.replace("bert-base-uncased", encoder_folder).replace("max_length=128", "max_length=32")
-    example = example.replace('TrainingArguments("runs/mine"', 'TrainingArguments("runs/mine", use_cpu=True')
-    exec(compile(example, "README.md", "exec"), {})
+    run(example.replace('TrainingArguments("runs/mine"', 'TrainingArguments("runs/mine", use_cpu=True'))
     assert SentenceTransformer("runs/mine/encoder").encode("hello").shape == (32,)
     (state,) = Path("runs/mine").glob("checkpoint-*/trainer_state.json")
     assert json.loads(state.read_text())["global_step"] > 0
@@ -42,14 +142,34 @@ def test_its_example_runs(encoder_folder, texts, tmp_path, monkeypatch):
 
 def test_its_example_of_the_metric_runs():
     example = example_with("evaluate.load(")
-    variables: dict = {}
-    exec(compile(example.replace("metric.compute(", "measured = metric.compute("), "README.md", "exec"), variables)
-    assert variables["measured"]["mrr@10"] == 0.5
-    assert variables["measured"]["paired_test"]["mrr@10"]["difference"] == 0.5
+    measured = run(example.replace("metric.compute(", "measured = metric.compute("))["measured"]
+    assert measured["mrr@10"] == 0.5
+    assert measured["paired_test"]["mrr@10"]["difference"] == 0.5
+
+
+def test_its_examples_of_the_hub_run(model, tokenizer, tmp_path, monkeypatch):
+    # Names of repositories are folders here.
+    monkeypatch.chdir(tmp_path)
+    for each in (model, tokenizer):
+        each.save_pretrained("me/my-checkpoint")
+    export_encoder(model, tokenizer, "me/my-encoder")
+    run(example_with('AutoModel.from_pretrained("me/my-encoder")'))
+    run(example_with("AutoModelForPreTraining.from_pretrained("))
+
+
+def test_its_example_of_onnx_runs(model, tokenizer, tmp_path, monkeypatch):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="the extra is not installed: pip install 'retromae-hf[onnx]'")
+    from retromae_hf.onnx_export import export_onnx
+
+    monkeypatch.chdir(tmp_path)
+    export_onnx(export_encoder(model, tokenizer, "runs/mine/encoder"), "int8")
+    names = run(example_with("compute_with_onnx("))
+    assert names["model"].encode("hello").shape == (32,)
 
 
 def test_its_results_are_in_the_schema_of_the_command(tmp_path):
-    (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"```json\n(.*?)```", PAGES[EXAMPLES / "guides/evaluating.md"], re.DOTALL)
     (told,) = json.loads(block)["tasks"].values()
     (written,) = evaluate_model("bm25", [load_beir(write_beir(tmp_path / "task"))])["tasks"].values()
     assert told.keys() - {"bm25"} == written.keys()
@@ -58,11 +178,11 @@ def test_its_results_are_in_the_schema_of_the_command(tmp_path):
 
 
 def test_its_flags_exist(capsys):
-    # of accelerate launch and torchrun
-    known = {"--num_processes", "--mixed_precision", "--config_file", "--standalone", "--nproc_per_node"}
+    # of accelerate launch and torchrun, and of examples
+    known = {"--num_processes", "--mixed_precision", "--config_file", "--standalone", "--nproc_per_node", "--folder"}
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         known |= set(re.findall(r"--\w+", capsys.readouterr().out))
-    text = re.sub(r"<!--.*?-->", "", README)
-    assert set(re.findall(r"(?<![\w-])--\w+", text)) <= known
+    for page in PAGES.values():
+        assert set(re.findall(r"(?<![\w-])--\w+", re.sub(r"<!--.*?-->", "", page))) <= known

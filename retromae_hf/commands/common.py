@@ -8,7 +8,9 @@ import os
 import sys
 import tempfile
 import time
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +25,22 @@ from ..processes import end_process_group
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Names a flag once, though it may be typed with hyphens too, and a default only where there is one."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy(action)
+        shown.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.required and action.option_strings:
+            return f"{action.help} (required)"
+        if action.default is None or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
@@ -60,6 +78,7 @@ def parse(
         list(classes),
         prog=f"retromae-hf {command}",
         description=description,
+        formatter_class=_HelpFormatter,
         usage=" ".join(["%(prog)s [RECIPE.yaml]", *(name.upper() for name in positionals or {}), "[flags]"]),
     )
     for name, text in (positionals or {}).items():

@@ -17,10 +17,11 @@ def main(argv: list[str] | None = None) -> None:
         from sentence_transformers import SentenceTransformerTrainingArguments
     except ImportError as error:
         raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
-    args, training_args, card_args = parse(
+    args, card_args, training_args = parse(
         "finetune",
-        "Fine-tune an encoder for retrieval; takes every argument of SentenceTransformerTrainingArguments.",
-        [FinetuneArguments, SentenceTransformerTrainingArguments, CardArguments],
+        "Fine-tune an encoder for retrieval. Every argument of SentenceTransformerTrainingArguments is taken too, "
+        "below these.",
+        [FinetuneArguments, CardArguments, SentenceTransformerTrainingArguments],
         argv,
         DEFAULT_FINETUNING_ARGUMENTS,
     )

@@ -15,10 +15,10 @@ from .common import command, parse
 @command
 def main(argv: list[str] | None = None) -> None:
     """Pretrain and save."""
-    args, model_args, training_args, card_args = parse(
+    args, model_args, card_args, training_args = parse(
         "pretrain",
-        "Pretrain an encoder on a corpus; takes every argument of transformers.TrainingArguments.",
-        [DataArguments, ModelArguments, TrainingArguments, CardArguments],
+        "Pretrain an encoder on a corpus. Every argument of transformers.TrainingArguments is taken too, below these.",
+        [DataArguments, ModelArguments, CardArguments, TrainingArguments],
         argv,
         DEFAULT_TRAINING_ARGUMENTS,
     )

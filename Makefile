@@ -20,8 +20,9 @@ setup: .venv/ready
 demo: setup
 	$(OFFLINE) $(BIN)/python examples/demo.py
 
+# Two files of tests at a time, with one thread each: most of them start processes and wait.
 test: setup
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -83,7 +84,8 @@ def encoder_config(tokenizer) -> BertConfig:
 
 @pytest.fixture
 def model(encoder_config) -> RetroMAEForPreTraining:
-    return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config)).eval()
+    # A copy, since resizing the vocabulary writes to it.
+    return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=copy.deepcopy(encoder_config))).eval()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from .document_stream import DocumentStream, Place
 from .errors import RetroMAEError
@@ -166,6 +168,10 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _read(self, lane: int, start: Place) -> Iterator[tuple[Place, list[dict[str, Any]]]]:
         """A lane's passages as they come, some at a time, with the place where they begin."""
+        if get_worker_info() is not None:
+            # A forked worker has none of the tokenizer's threads and would wait for them for ever; the workers
+            # themselves are what runs at once.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
         last_epoch = start.epoch
         for place, numbers, texts in self.documents.read(lane, self.lanes, start):
             passages: list[dict[str, Any]] = []

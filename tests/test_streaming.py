@@ -53,7 +53,9 @@ def assert_same(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("workers", "later"), [(0, 0), (2, 2), (2, 3)])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_cut_run_ends_as_an_uncut_one(line, tmp_path, workers, later):
+def test_a_cut_run_ends_as_an_uncut_one(line, tmp_path, workers, later, monkeypatch):
+    # Asked for by the user, threads of the tokenizer in this process must not be waited for in forked workers.
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"
     assert run(f"{line} --output_dir {uncut} --dataloader_num_workers {workers}") == 0
     assert any("eval_loss" in entry for entry in json.loads((uncut / "trainer_state.json").read_text())["log_history"])

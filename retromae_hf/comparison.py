@@ -15,6 +15,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -175,23 +176,32 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     comparison.folder.mkdir(parents=True, exist_ok=True)
     keep_recipe(comparison)
     data, _, _ = comparison.arguments(next(iter(comparison.objectives)), comparison.seeds[0])
-    if not torch.cuda.is_available() and data.max_length <= SHORT:
-        # On a CPU the backward pass of the fused attention is slower than the plain one for passages this short.
-        torch.backends.cuda.enable_flash_sdp(False)
     make_tokenizer(comparison)
     tasks = {task.name: task for task in load_tasks(comparison.tasks)}
     cells = list(all_cells(comparison))
-    for number, (objective, seed) in enumerate(cells, start=1):
-        folder = comparison.cell(objective, seed)
-        if not (folder / RESULT).is_file():
-            logger.info("Cell %d of %d: %s, seed %d", number, len(cells), objective, seed)
-            train_cell(comparison, objective, seed)
-        if not (folder / ENCODERS["finetuned"]).is_dir():
-            finetune_cell(comparison, folder, seed)
-        evaluate_cell(folder, tasks)
+    with suited_attention(data.max_length):
+        for number, (objective, seed) in enumerate(cells, start=1):
+            folder = comparison.cell(objective, seed)
+            if not (folder / RESULT).is_file():
+                logger.info("Cell %d of %d: %s, seed %d", number, len(cells), objective, seed)
+                train_cell(comparison, objective, seed)
+            if not (folder / ENCODERS["finetuned"]).is_dir():
+                finetune_cell(comparison, folder, seed)
+            evaluate_cell(folder, tasks)
     report = summarise(comparison, tasks)
     write(comparison.folder / "results.json", report)
     return report
+
+
+@contextmanager
+def suited_attention(max_length: int) -> Iterator[None]:
+    """On a CPU the backward pass of the fused attention is slower than the plain one for short passages."""
+    fused = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(fused and (torch.cuda.is_available() or max_length > SHORT))
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_flash_sdp(fused)
 
 
 def keep_recipe(comparison: Comparison) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from .comparison import STAGES, UNTRAINED
+from .finetuning import DEFAULT_FINETUNING_ARGUMENTS
+from .pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 
 TITLES = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
 SIGNIFICANT = 0.05
@@ -40,11 +45,14 @@ def cell(measured: dict[str, Any]) -> str:
 def conditions(report: dict[str, Any], task: str) -> str:
     """What the figures hold for."""
     recipe, measured = report["recipe"], report["tasks"][task]
-    training, tuning = recipe["pretraining"], recipe["finetuning"]
+    training = _over_defaults(DEFAULT_TRAINING_ARGUMENTS | recipe["pretraining"])
+    tuning = _over_defaults(DEFAULT_FINETUNING_ARGUMENTS | recipe["finetuning"])
     seeds = len(recipe["seeds"])
+    machine = report["environment"]
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     continued = "".join(
-        f"; {name}: {changes.get('max_steps', training['max_steps']):,} more from {changes['start']}"
-        + (f" at learning rate {changes['learning_rate']:g}" if "learning_rate" in changes else "")
+        f"; {name}: {_extent(training | changes).removesuffix(' steps')} more from {changes['start']}"
+        + (f" at learning rate {float(changes['learning_rate']):g}" if "learning_rate" in changes else "")
         for name, changes in recipe["objectives"].items()
         if "start" in changes
     )
@@ -52,12 +60,22 @@ def conditions(report: dict[str, Any], task: str) -> str:
         f"{measured['num_queries']:,} queries against {measured['num_documents']:,} documents of {task}; "
         f"{'mean ± standard deviation over ' + str(seeds) + ' seeds' if seeds > 1 else 'one seed'}; * differs from "
         f"{recipe['reference']} with p < {SIGNIFICANT} (paired randomisation test over the queries, two-sided). Every "
-        f"objective: {training['max_steps']:,} steps of {training['per_device_train_batch_size']} passages of at most "
-        f"{training['max_length']} tokens, learning rate {training['learning_rate']:g}{continued}; fine-tuned: "
-        f"{tuning['max_steps']:,} steps of {tuning['per_device_train_batch_size']} pairs, learning rate "
-        f"{tuning['learning_rate']:g}. {report['environment']['device']}, {report['environment']['threads']} threads, "
-        f"torch {report['environment']['torch']}."
+        f"objective: {_extent(training)} of {training['per_device_train_batch_size']} passages of at most "
+        f"{training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; fine-tuned: "
+        f"{_extent(tuning)} of {tuning['per_device_train_batch_size']} pairs, learning rate "
+        f"{float(tuning['learning_rate']):g}. {machine['device']}, {threads}, torch {machine['torch']}."
     )
+
+
+def _over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a stage, with the defaults of those that the recipe leaves out."""
+    return {one.name: one.default for cls in (DataArguments, TrainingArguments) for one in fields(cls)} | settings
+
+
+def _extent(settings: dict[str, Any]) -> str:
+    """How long a stage trains."""
+    steps = int(settings["max_steps"])
+    return f"{steps:,} steps" if steps > 0 else f"{float(settings['num_train_epochs']):g} epochs in steps"
 
 
 def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10") -> None:
@@ -91,7 +109,8 @@ def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10")
         if objective != UNTRAINED and logged:
             losses.plot([entry["step"] for entry in logged], [entry["loss"] for entry in logged], label=objective)
     losses.set(title="Training loss (each objective's own)", xlabel="step")
-    losses.legend(frameon=False, fontsize=8)
+    if losses.lines:  # runs that end before `logging_steps` leave none
+        losses.legend(frameon=False, fontsize=8)
     for axes in (bars, losses):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)

@@ -14,7 +14,7 @@ from test_finetuning import beir, corpus  # noqa: F401
 
 from retromae_hf import comparison as module
 from retromae_hf.commands.main import main
-from retromae_hf.comparison_report import table
+from retromae_hf.comparison_report import conditions, draw, table
 
 RECIPE = {
     "seeds": [0, 1],
@@ -97,6 +97,30 @@ def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monk
     for objective, row in again["objectives"].items():
         for stage in ("zero_shot", "finetuned"):
             assert row[stage]["other"] == row[stage]["beir"] == report["objectives"][objective][stage]["beir"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "3 epochs in steps of 32 passages of at most 128 tokens, learning rate 0.0001"),
+        ({"max_steps": 1500, "learning_rate": "1e-3"}, "1,500 steps of 32 passages of at most 128 tokens, learning"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_settings_that_a_recipe_leaves_out_are_told_with_their_defaults(changes, told, tmp_path):
+    measured = {"mean": 0.5, "std": None}
+    stages = {stage: {"task": {"mrr@10": measured}} for stage in ("zero_shot", "finetuned")}
+    report = {
+        "environment": {"device": "cpu", "threads": 1, "torch": "2.0"},
+        "recipe": RECIPE | {"pretraining": changes, "finetuning": {}},
+        "tasks": {"task": {"num_queries": 1, "num_documents": 2, "bm25": {"mrr@10": 0.5}}},
+        "objectives": {"mlm": stages | {"seconds": 1, "tokens": 2, "logs": []}},
+    }
+    sentence = conditions(report, "task")
+    assert told in sentence
+    assert "fine-tuned: 3 epochs in steps of 128 pairs, learning rate 2e-05. cpu, 1 thread, torch 2.0." in sentence
+    assert "mlm-retromae: 1 more from mlm" in sentence
+    draw(report, tmp_path / "no-losses.png", "task")
 
 
 def test_cells_of_another_recipe_are_not_mixed_in(recipe, tmp_path, capsys):

@@ -30,6 +30,12 @@ class AccumulatingTrainer(Trainer):
                 batch["step_counts"] = counts
         return batches, items
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """`Trainer`'s warnings, but for tied weights: a checkpoint holds them once, and they are not missing."""
+        tied = self.model.all_tied_weights_keys
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
 
 def counts_of(batch: dict[str, Tensor]) -> Tensor:
     """The numbers of encoder labels, of decoder labels and of passages in a batch of the collator, int64 `[3]`."""

@@ -28,7 +28,7 @@ from .json_lines import SKIP, check_on_broken_line
 from .modeling_retromae import RetroMAEForPreTraining
 from .passage_stream import PassageStream
 from .passages import tokenize_passages
-from .pydocs import DEV_QUERIES, SEARCHED_BODIES, hold_out, load_held_out_pydocs
+from .pydocs import DEV_QUERIES, MIN_BODY_WORDS, MIN_QUERY_WORDS, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .retrieval_tasks import RetrievalTask, dev_task
 from .starting_model import ModelArguments, load_model_and_tokenizer
 from .streaming import check_streaming, held_out_head, open_passage_stream
@@ -193,7 +193,13 @@ def pretrain(
             size = f"a stream of {stream.num_shards} shards, its first {len(documents):,} documents held out"
     # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
     training_args.label_names = ["labels"]
-    logger.info("%s; the model has %.1f million parameters", size, model.num_parameters() / 1e6)
+    logger.info("%s; the model has %s parameters", size, f"{model.num_parameters():,}")
+    if task is None and args.dev_queries:
+        logger.info(
+            "retrieval is not watched while training: too few documents have a first sentence of %d words and %d more",
+            MIN_QUERY_WORDS,
+            MIN_BODY_WORDS,
+        )
     with in_one_sentence("the training arguments cannot be used"):
         trainer = AccumulatingTrainer(
             model=model,

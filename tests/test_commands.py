@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import yaml
 from conftest import CHINESE_TEXTS, write_beir
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SparseEncoder
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertTokenizer
 
 from retromae_hf import load_documents, tokenize_passages
+from retromae_hf.commands.common import command
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.pydocs import load_held_out_pydocs
 from retromae_hf.starting_model import MODEL_OPTIONS
@@ -192,10 +196,11 @@ def test_the_lexical_half_is_exported_too(corpus, tmp_path, capsys):
     assert SparseEncoder(str(tmp_path / "sparse")).encode("the fox").shape == (200,)
 
 
-def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tmp_path):
+def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tmp_path, capsys):
     resumed = f"pretrain --dataset {corpus} --output_dir {checkpoint} --max_length 32 --resume_from_checkpoint true"
     assert run(f"{resumed} --max_steps 8 {FAST}") == 0
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == 8
+    assert "missing keys" not in capsys.readouterr().err  # tied weights lie in a checkpoint once
     further = f"pretrain --dataset {corpus} --model_name_or_path {checkpoint} --output_dir {tmp_path / 'more'}"
     assert run(f"{further} --max_length 32 --max_steps 2 --decoder_mask_ratio 0.7 --use_cpu --disable_tqdm true") == 0
     assert json.loads((tmp_path / "more" / "config.json").read_text())["decoder_mask_ratio"] == 0.7
@@ -228,6 +233,8 @@ def test_help_is_complete(command, capsys):
     # A flag is named once, though it may be typed with hyphens too, and there is no default where there is none.
     assert [line for line in help_text.splitlines() if line.startswith("  --") and ", --" in line] == []
     assert "(default: None)" not in " ".join(help_text.split())
+    # What switches a flag off does not say the contrary.
+    assert help_text.count("\n  --no_") == help_text.count("The opposite of --")
 
 
 def test_help_says_what_is_required(capsys):
@@ -237,6 +244,17 @@ def test_help_says_what_is_required(capsys):
     assert help_text.count("(required)") == 2
     assert "--visible VISIBLE" in help_text
     assert "(default: 0.0)" in help_text
+
+
+def test_what_is_logged_stands_on_a_line_of_its_own(capsys):
+    @command
+    def half_done(argv: list[str] | None) -> None:
+        with tqdm(total=2) as bar:
+            bar.update()
+            logging.getLogger("retromae_hf.health").warning("the loss is strange")
+
+    assert half_done() == 0
+    assert "the loss is strange" in re.split(r"[\r\n]", capsys.readouterr().err)
 
 
 def test_the_list_of_commands(capsys):
@@ -332,7 +350,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {here}/list.yaml", "max_length in the recipe is a list"),
         ("pretrain {here}/recipe.yaml", "unknown arguments: no_such_argument"),
         ("pretrain {here}/absent.yaml", "cannot be read"),
-        ("pretrain {train} --no_such_flag 1", "no_such_flag"),
+        ("pretrain {train} --no_such_flag 1", "unknown arguments: --no_such_flag 1; see --help"),
         ("export --model_name_or_path {here}/hollow --output_dir {here}/out", "no checkpoint that can be loaded"),
         ("export --model_name_or_path {run} --output_dir {run}", "not an empty folder"),
         ("export --model_name_or_path {here}/wordless --output_dir {here}/out", "no tokenizer"),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import yaml
 from datasets.utils.logging import set_verbosity as set_datasets_verbosity
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import HfArgumentParser
 
 from ..errors import RetroMAEError, RunInterruptedError, in_one_sentence
@@ -36,6 +37,8 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
         return super()._format_action_invocation(shown)
 
     def _get_help_string(self, action: Action) -> str | None:
+        if any(name == f"--no_{action.dest}" for name in action.option_strings):
+            return f"The opposite of --{action.dest}."  # HfArgumentParser repeats the help of that
         if action.required and action.option_strings:
             return f"{action.help} (required)"
         if action.default is None or action.nargs == 0:
@@ -100,11 +103,14 @@ def parse(
         known[name].required = False
         parser.set_defaults(**{name: value})
     try:
-        return parser.parse_args_into_dataclasses(arguments)
+        *filled, unknown_arguments = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except RetroMAEError:
         raise
-    except Exception as error:  # an unknown flag, or what a dataclass raises about its values
+    except Exception as error:  # what a dataclass raises about its values
         raise RetroMAEError(" ".join(str(error).split())) from error
+    if unknown_arguments:
+        raise RetroMAEError(f"unknown arguments: {' '.join(unknown_arguments)}; see --help")
+    return tuple(filled)
 
 
 def _as_typed(name: str, value: Any, nargs: int | str | None, takes_mapping: bool) -> Any:
@@ -151,7 +157,9 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         logging.getLogger("retromae_hf").setLevel(logging.ERROR if rank else logging.INFO)
         set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
         try:
-            function(argv)
+            # What is logged stands on a line of its own, not behind a progress bar. transformers has its own handler.
+            with logging_redirect_tqdm([logging.getLogger(), logging.getLogger("transformers")]):
+                function(argv)
         except RetroMAEError as error:
             if rank:
                 # The launcher ends this process as soon as the first one has told the same fault. Where the first one

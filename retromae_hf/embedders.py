@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from .backbones import max_text_length
 from .checkpoints import load_checkpoint, load_config, load_tokenizer
@@ -96,15 +95,10 @@ def load_embedder(
             return normalize(embed(model, tokenizer, texts, batch_size=batch_size, progress=progress), dim=1)
 
         return Embedder(documents=cosine, queries=cosine)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report on a head that is not used and a pooler that is not there
-    try:
-        device = "cpu" if onnx_file is not None else str(process_state().device)
-        encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
-        if onnx_file is not None:
-            compute_with_onnx(encoder[0].auto_model, onnx_file)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    device = "cpu" if onnx_file is not None else str(process_state().device)
+    encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
+    if onnx_file is not None:
+        compute_with_onnx(encoder[0].auto_model, onnx_file)
     if encoder.similarity_fn_name not in ("cosine", "dot"):
         raise RetroMAEError(
             f"{name_or_path} compares by {encoder.similarity_fn_name}; only cosine and dot product can be searched"

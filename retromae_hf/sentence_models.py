@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .checkpoints import load_config
@@ -42,7 +45,11 @@ def load_sentence_transformer(
         )
     check_modules(name_or_path, trust_remote_code)
     options, code = {"use_safetensors": True}, {"trust_remote_code": trust_remote_code}
-    with in_one_sentence(f"{name_or_path} holds no model that can be loaded"), safetensors_only(name_or_path):
+    with (
+        in_one_sentence(f"{name_or_path} holds no model that can be loaded"),
+        safetensors_only(name_or_path),
+        _expected_reports_left_out(),
+    ):
         if is_sentence_transformer_model(name_or_path):
             return SentenceTransformer(
                 name_or_path, model_kwargs=options, device=device, trust_remote_code=trust_remote_code
@@ -51,3 +58,23 @@ def load_sentence_transformer(
         transformer = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
         pooling = Pooling(transformer.get_embedding_dimension(), "cls")
         return SentenceTransformer(modules=[transformer, pooling], device=device)
+
+
+@contextmanager
+def _expected_reports_left_out() -> Iterator[None]:
+    """Leave out the report of `transformers` on weights that no embedding is made of; any other is shown."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_worth_reading)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    """Whether a record is more than a report of a head that is not used and a pooler that is not there."""
+    title, _, report = record.getMessage().partition("\n")
+    if "LOAD REPORT" not in title:
+        return True
+    rows = [line.split("|") for line in report.splitlines() if "|" in line][1:]  # behind the head of the table
+    return not all("UNEXPECTED" in status or "pooler." in weight for weight, status, *_ in rows)

@@ -85,8 +85,8 @@ def describe_pretraining(
     }
 
 
-def describe_finetuning(args: FinetuneArguments, rows: Dataset) -> dict[str, Any]:
-    """What is known of a fine-tuning stage before it is trained."""
+def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
+    """What is known of a fine-tuning stage before it is trained, in which the model reads `max_length` tokens."""
     mined = args.hard_negatives
     objective = {
         "objective": args.objective,
@@ -94,8 +94,8 @@ def describe_finetuning(args: FinetuneArguments, rows: Dataset) -> dict[str, Any
         "temperature": args.temperature,
         "hard_negatives": mined if mined in (None, "bm25", "model") else "a file",
         "num_negatives": None if mined is None else args.num_negatives,
-        "query_length": args.query_length,
-        "passage_length": args.passage_length,
+        "query_length": min(args.query_length, max_length),
+        "passage_length": min(args.passage_length, max_length),
         "query_prompt": args.query_prompt,
         "passage_prompt": args.passage_prompt,
     }
@@ -107,7 +107,7 @@ def describe_finetuning(args: FinetuneArguments, rows: Dataset) -> dict[str, Any
             args.dataset_config_name,
             args.dataset_split,
             rows=len(rows),
-            max_length=max(args.query_length, args.passage_length),
+            max_length=max_length,
         ),
         "objective": objective,
     }

@@ -147,7 +147,8 @@ def finetune(
     set_seed(training_args.seed)
     model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
     model.similarity_fn_name = args.similarity  # type: ignore[assignment]
-    model.max_seq_length = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
+    max_length = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
+    model.max_seq_length = max_length
     prompts = {"query": args.query_prompt, "document": args.passage_prompt}
     model.prompts |= {name: prompt for name, prompt in prompts.items() if prompt is not None}
     with training_args.main_process_first(local=False, desc="preparing the data"):
@@ -163,7 +164,7 @@ def finetune(
         trainer = SentenceTransformerTrainer(
             model=model, args=training_args, train_dataset=rows, loss=loss_of(args, model, training_args.world_size > 1)
         )
-    stage, described = describe_finetuning(args, rows), describe_sentence_transformer(model)
+    stage, described = describe_finetuning(args, rows, max_length), describe_sentence_transformer(model)
     with pushing(trainer), describing(trainer, "encoder", described, stage, args.model_name_or_path, card_args):
         run_and_save(trainer, run)
     return trainer

@@ -116,6 +116,13 @@ def test_every_number_of_a_card_is_in_its_files(folders, kind):
     assert strange_numbers(text + "\n\nIts MRR@10 is 0.987.", known, []) != []
 
 
+def test_a_fine_tuned_model_has_seen_no_more_of_a_text_than_it_reads(folders):
+    """`passage_length` is 140 by default; this encoder reads 32 tokens."""
+    stage = read_record(folders["finetuned"])["stages"][-1]
+    assert stage["data"]["max_length"] == stage["objective"]["passage_length"] == 32
+    assert "on texts of at most 32 tokens" in (folders["finetuned"] / CARD_FILE).read_text(encoding="utf-8")
+
+
 def strange_numbers(card: str, known: list, computed: list[str]) -> list[str]:
     """The numbers of a card's text that neither its JSON files hold nor its template; rounded ones count as held."""
     numbers: list[float] = []

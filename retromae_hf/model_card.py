@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -328,6 +329,8 @@ def _digest(text: str) -> str:
 def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | None:
     """The results that a model's folder holds, with those of files of `retromae-hf evaluate` added; None without any.
 
+    Results of a model in another folder are pointed out: it may be a copy of this one, or a mistake.
+
     Raises:
         RetroMAEError: a file cannot be read or holds something else, or results of BM25.
     """
@@ -344,5 +347,8 @@ def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | N
             raise RetroMAEError(f"{file} holds no results; name what retromae-hf evaluate --output has written")
         if results.get("model") == BM25:
             raise RetroMAEError(f"{file} holds results of BM25, not of this model")
+        evaluated = str(results.get("model"))
+        if file in files and os.path.isdir(evaluated) and not os.path.samefile(evaluated, folder):
+            logger.warning("%s holds results of %s; the card gives them as those of %s", file, evaluated, folder)
         found = results | {"tasks": {**(found["tasks"] if found else {}), **results["tasks"]}}
     return found

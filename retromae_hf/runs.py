@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def import_bm25s() -> Any:
         import bm25s
     except ImportError as error:
         raise RetroMAEError("BM25 needs the package bm25s; pip install 'retromae-hf[retrieval]'") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # left to itself it tells what it is doing at every step
     return bm25s
 
 

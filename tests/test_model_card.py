@@ -19,7 +19,7 @@ from transformers import TrainerState
 
 from retromae_hf.commands.main import main
 from retromae_hf.comparison_report import SIGNIFICANT
-from retromae_hf.model_card import CARD_FILE, TEMPLATE, build_card, kilowatt_hours
+from retromae_hf.model_card import CARD_FILE, TEMPLATE, build_card, kilowatt_hours, read_results
 from retromae_hf.training_record import (
     MAX_LOGS,
     RECORD_FILE,
@@ -310,6 +310,15 @@ def test_wrong_results_and_folders_are_refused(folders, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
     assert run(f"card {tmp_path}") == 2
     assert "has no training.json" in capsys.readouterr().err
+
+
+def test_results_of_another_folder_are_pointed_out(folders, tmp_path, caplog):
+    results = tmp_path / "results.json"
+    for folder, pointed_out in ((folders["finetuned"], False), (folders["encoder"], True)):
+        results.write_text(json.dumps({"schema": 1, "model": str(folder), "tasks": {}}))
+        caplog.clear()
+        read_results(folders["finetuned"], [str(results)])
+        assert (f"holds results of {folder}" in caplog.text) == pointed_out
 
 
 def test_without_matplotlib_a_card_says_how_to_get_its_pictures(folders, tmp_path, monkeypatch):

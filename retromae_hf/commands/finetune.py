@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from ..card_writer import CardArguments
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         print(f"Trained {trainer.state.global_step} steps; the model is in {folder}.")
-        print(f"Next: retromae-hf evaluate --model_name_or_path {folder} --dataset FOLDER_IN_BEIR_LAYOUT")
+        print(f"Next: retromae-hf evaluate --model_name_or_path {shlex.quote(folder)} --dataset FOLDER_IN_BEIR_LAYOUT")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from transformers import TrainingArguments
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         print(f"Trained {trainer.state.global_step} steps; the checkpoint, decoder included, is in {folder}.")
-        print(f"Next: retromae-hf export --model_name_or_path {folder} --output_dir {folder}/encoder")
+        told, encoder = shlex.quote(folder), shlex.quote(f"{folder}/encoder")
+        print(f"Next: retromae-hf export --model_name_or_path {told} --output_dir {encoder}")
 
 
 if __name__ == "__main__":

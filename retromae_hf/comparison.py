@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,16 @@ def distribute(values: dict[str, Any], classes: list[Any], where: str) -> list[A
     """Instances of dataclasses, each with those of the values that are its fields.
 
     Raises:
-        RetroMAEError: a value is no field of any of them, or is not accepted.
+        RetroMAEError: a value is no field of any of them, or is not accepted, or a field without a default has none.
     """
     names = set().union(*({one.name for one in fields(cls) if one.init} for cls in classes))
     if unknown := values.keys() - names:
         raise RetroMAEError(f"{where}: unknown arguments {', '.join(sorted(map(str, unknown)))}")
+    required = {
+        one.name for cls in classes for one in fields(cls) if one.init and one.default is one.default_factory is MISSING
+    }
+    if missing := required - values.keys():
+        raise RetroMAEError(f"{where}: {', '.join(sorted(missing))} must be given")
     typed = [check_types(values, cls, where) for cls in classes]
     try:
         return [cls(**own) for cls, own in zip(classes, typed, strict=True)]

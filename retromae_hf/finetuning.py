@@ -158,7 +158,10 @@ def finetune(
         **({"query": args.query_prompt} if args.query_prompt else {}),
         **(dict.fromkeys(passages, args.passage_prompt) if args.passage_prompt else {}),
     } or None
-    logger.info("%d rows with %d negatives each", len(rows), len(passages) - 1)
+    logger.info("%s rows with %d negatives each", f"{len(rows):,}", len(passages) - 1)
+    batch = training_args.per_device_train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and len(rows) < batch:
+        raise RetroMAEError(f"{len(rows)} rows fill no batch of {batch}; lower per_device_train_batch_size")
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
     with in_one_sentence("the training arguments cannot be used"):
         trainer = SentenceTransformerTrainer(

@@ -80,6 +80,7 @@ def build_card(
         record=record,
         repository=record.get("repository") or record["name"],
         summary=_summary(record),
+        has_decoder=record["format"] == "checkpoint" and _decodings(record["stages"][-1:]) != {"none"},
         length_option=f", max_length={max_length}" if max_length else "",
         query_prompt=prompts.get("query") or "",
         passage_prompt=prompts.get("document") or "",
@@ -113,7 +114,7 @@ def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCa
     stages, form = record["stages"], record["format"]
     starts = [start["name"] for start in (*(stage["start"] for stage in stages), record["source"]) if _is_on_hub(start)]
     sources = [stage["data"]["source"] for stage in stages if stage["data"]["on_hub"]]
-    kinds = {stage["objective"].get("decoding") for stage in stages}
+    kinds = _decodings(stages)
     tags = ["retrieval", *(["retromae"] if kinds & {"enhanced", "basic"} else [])]
     if form != "checkpoint":
         tags += ["sentence-transformers", "sentence-similarity", "feature-extraction"]
@@ -130,6 +131,10 @@ def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCa
         model_name=record["name"] if results else None,
         eval_results=_eval_results(results) if results else None,
     )
+
+
+def _decodings(stages: Sequence[dict[str, Any]]) -> set[str | None]:
+    return {stage["objective"].get("decoding") for stage in stages}
 
 
 def _is_on_hub(start: dict[str, Any] | None) -> bool:

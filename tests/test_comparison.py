@@ -167,6 +167,11 @@ def test_a_bad_recipe_is_one_sentence(change, message, recipe, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_recipe_must_hold_is_named(tmp_path, capsys):
+    assert main(["compare", write({"dataset": "pydocs", "objectives": {}}, tmp_path)]) == 2
+    assert "finetuning, finetuning_dataset, model, pretraining, seeds, tasks must be given" in capsys.readouterr().err
+
+
 def test_the_command_wants_a_recipe(capsys):
     assert main(["compare", "--output_dir", "x"]) == 2
     assert "name a recipe" in capsys.readouterr().err

@@ -235,7 +235,7 @@ def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
         ("--objective kl", "objective=kl needs a teacher's scores"),
         ("--objective margin_mse", "margin_mse cannot reach a teacher's margins with cosines"),
         ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
-        ("--per_device_train_batch_size 64 --max_steps 2", "no step was taken"),
+        ("--per_device_train_batch_size 64 --max_steps 2", "8 rows fill no batch of 64"),
     ],
 )
 def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, beir, encoder_folder):

@@ -312,6 +312,15 @@ def test_wrong_results_and_folders_are_refused(folders, tmp_path, capsys):
     assert "has no training.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("decoding", ["none", "enhanced"])
+def test_only_a_checkpoint_with_a_decoder_is_said_to_have_one(decoding, folders):
+    record = read_record(folders["checkpoint"])
+    record["stages"][-1]["objective"]["decoding"] = decoding
+    text = str(build_card(record))
+    for said in ("decoder included", "decoder it leaves out"):
+        assert (said in text) == (decoding == "enhanced")
+
+
 def test_results_of_another_folder_are_pointed_out(folders, tmp_path, caplog):
     results = tmp_path / "results.json"
     for folder, pointed_out in ((folders["finetuned"], False), (folders["encoder"], True)):

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer = pretrain(args, model_args, training_args, card_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
-        print(f"Trained {trainer.state.global_step} steps; the checkpoint, decoder included, is in {folder}.")
+        checkpoint = "checkpoint" if trainer.model.config.decoding == "none" else "checkpoint, decoder included,"
+        print(f"Trained {trainer.state.global_step} steps; the {checkpoint} is in {folder}.")
         told, encoder = shlex.quote(folder), shlex.quote(f"{folder}/encoder")
         print(f"Next: retromae-hf export --model_name_or_path {told} --output_dir {encoder}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -15,9 +16,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy
 
-from .saved_checkpoints import checkpoints, mark_complete, remove_incomplete, unmark
+from .saved_checkpoints import checkpoints, mark_complete, remove_beyond, remove_incomplete, unmark
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class SavingCallback(TrainerCallback):
         self.stopped_by: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
         self._limit: int | None = None
         self._talked_after, self._talked_at, self._talk_after = 0, 0.0, 0
 
@@ -73,21 +75,39 @@ class SavingCallback(TrainerCallback):
                     unmark(later)
         self._limit, args.save_total_limit = args.save_total_limit, None
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in STOP_SIGNALS}
+            self._process = os.getpid()
+            self._handlers = {
+                number: signal.signal(number, self._ask_to_stop) or signal.SIG_DFL
+                for number in STOP_SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
         if hasattr(train_dataloader, "worker_init_fn"):
             train_dataloader.worker_init_fn = partial(_ignore_signals_then, train_dataloader.worker_init_fn)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop where a signal asks for it."""
-        if self._all_stop(args, state):
+        """Save and stop where a signal asks for it; after the last step the run ends anyway."""
+        if state.global_step < state.max_steps and self._all_stop(args, state):
+            if args.save_strategy == SaveStrategy.BEST and control.should_evaluate:
+                # Trainer lets this evaluation alone decide what is saved.
+                if state.eval_steps > 1:
+                    return  # the next step has none
+                control.should_evaluate = False
             self.stopped_by = self._asked or signal.SIGTERM
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            # What is saved at the end of an epoch also holds the evaluation there.
+            control.should_save |= args.save_strategy != SaveStrategy.EPOCH or not _ends_epoch(state)
         self.saving = control.should_save
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note that a checkpoint will be written."""
+        """Note that a checkpoint will be written.
+
+        A run that stops within an epoch comes here too. It has saved; and an evaluation that an uncut run never makes
+        could become its best.
+        """
+        if self.stopped_by is not None and not _ends_epoch(state):
+            control.should_log = control.should_evaluate = control.should_save = False
         self.saving = control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -96,9 +116,7 @@ class SavingCallback(TrainerCallback):
         if args.should_save:
             run = Path(args.output_dir)
             mark_complete(run / f"checkpoint-{state.global_step}", resumable=not args.save_only_model)
-            rotate_checkpoints(
-                output_dir=str(run), save_total_limit=self._limit, best_model_checkpoint=state.best_model_checkpoint
-            )
+            remove_beyond(run, self._limit, state.best_model_checkpoint)
         self.saving = False
 
     def on_train_end(
@@ -115,10 +133,13 @@ class SavingCallback(TrainerCallback):
         self._handlers = {}
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's worker, which has this handler from its parent; the parent decides
         self._asked = signal.Signals(number)
         logger.warning("%s: this run saves a checkpoint after the step under way and ends", self._asked.name)
         # A second SIGTERM is not impatience: a launcher passes on what the cluster has sent to everyone.
-        signal.signal(signal.SIGINT, self._handlers.pop(signal.SIGINT, signal.default_int_handler))
+        if signal.SIGINT in self._handlers:
+            signal.signal(signal.SIGINT, self._handlers.pop(signal.SIGINT))
 
     def _all_stop(self, args: TrainingArguments, state: TrainerState) -> bool:
         if args.world_size == 1:
@@ -132,6 +153,10 @@ class SavingCallback(TrainerCallback):
         self._talked_after, self._talked_at = state.global_step, now
         self._talk_after = state.global_step + max(1, int(AGREE_EVERY / max(seconds_a_step, 1e-3)))
         return asked > 0
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    return float(state.epoch or 0).is_integer()
 
 
 def _ignore_signals_then(init: Any, worker: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -38,7 +37,8 @@ class SavingCallback(TrainerCallback):
     - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
       it at once. In a distributed run all processes stop after the same step.
 
-    Add it before training; `saving` and `stopped_by` tell afterwards how it ended.
+    Add it before training, and give the evaluation's loader to `spare_workers`; `saving` and `stopped_by` tell
+    afterwards how it ended.
 
     Attributes:
         saving: a checkpoint is being written, or was when training ended with an error.
@@ -50,7 +50,6 @@ class SavingCallback(TrainerCallback):
         self.stopped_by: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
-        self._process = os.getpid()
         self._limit: int | None = None
         self._talked_after, self._talked_at, self._talk_after = 0, 0.0, 0
 
@@ -75,14 +74,13 @@ class SavingCallback(TrainerCallback):
                     unmark(later)
         self._limit, args.save_total_limit = args.save_total_limit, None
         if threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
             self._handlers = {
                 number: signal.signal(number, self._ask_to_stop) or signal.SIG_DFL
                 for number in STOP_SIGNALS
                 if signal.getsignal(number) != signal.SIG_IGN
             }
-        if hasattr(train_dataloader, "worker_init_fn"):
-            train_dataloader.worker_init_fn = partial(_ignore_signals_then, train_dataloader.worker_init_fn)
+        if train_dataloader is not None:
+            spare_workers(train_dataloader)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop where a signal asks for it; after the last step the run ends anyway."""
@@ -133,8 +131,6 @@ class SavingCallback(TrainerCallback):
         self._handlers = {}
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # a loader's worker, which has this handler from its parent; the parent decides
         self._asked = signal.Signals(number)
         logger.warning("%s: this run saves a checkpoint after the step under way and ends", self._asked.name)
         # A second SIGTERM is not impatience: a launcher passes on what the cluster has sent to everyone.
@@ -159,8 +155,17 @@ def _ends_epoch(state: TrainerState) -> bool:
     return float(state.epoch or 0).is_integer()
 
 
+def spare_workers(loader: Any) -> Any:
+    """The loader; its workers, which a cluster's signal reaches too, will live on for the step under way."""
+    # accelerate's loader starts the workers of the one inside of it, but is itself asked when batches are skipped.
+    loaders: list[Any] = [loader, getattr(loader, "base_dataloader", None)]
+    for one in loaders:
+        if hasattr(one, "worker_init_fn"):
+            one.worker_init_fn = partial(_ignore_signals_then, one.worker_init_fn)
+    return loader
+
+
 def _ignore_signals_then(init: Any, worker: int) -> None:
-    """A cluster's signal goes to the loader's workers too, and they must live on for the step under way."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if init is not None:

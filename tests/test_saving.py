@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -431,3 +433,21 @@ def test_a_second_signal_leaves_the_handlers_of_the_program(monkeypatch):
     finally:
         saving.stop_listening()
         signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("step", "event"), [(1, "on_step_end"), (5, "on_step_end"), (6, "on_prediction_step")])
+def test_a_signal_to_all_processes_spares_the_loaders_workers(pretrain, at_step, finished, tmp_path, step, event):
+    """In a new run, in one that goes on in the midst of an epoch, whose loader skips batches, and in an evaluation."""
+
+    def terminate_workers(folder):
+        workers = [str(worker.pid) for worker in psutil.Process().children()]
+        subprocess.run(["kill", *workers], check=True)  # torch tells a parent's signal from others
+        time.sleep(0.1)
+
+    at_step(step, terminate_workers, event)
+    line = "--max_steps 7 --dataloader_num_workers 1 --per_device_eval_batch_size 2 --dev_queries 0"
+    if step == 1:
+        assert pretrain(tmp_path / "new", line) == 0
+    else:
+        assert pretrain(finished, f"{line} --resume_from_checkpoint {finished}/checkpoint-4") == 0

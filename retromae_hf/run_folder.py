@@ -173,14 +173,14 @@ def _last_checkpoint(folder: Path) -> Path:
 
 
 def _named_checkpoint(name: str) -> str:
-    """A checkpoint that the user has named, after a look at it."""
+    """A checkpoint that the user has named, after a look at it; one without a list is taken as it is."""
     checkpoint = Path(name)
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
         raise RetroMAEError(f"there is no checkpoint to resume from in {name}")
     ours = is_marked(checkpoint) or (checkpoint.parent / RUN_FILE).exists()
     if ours and not is_complete(checkpoint):
         raise RetroMAEError(f"{name} was not written to its end, or some of it is gone; resume from another checkpoint")
-    if not is_resumable(checkpoint):
+    if ours and not is_resumable(checkpoint):
         raise RetroMAEError(
             f"{name} was saved without what it takes to go on (save_only_model); start a new run from it with "
             "--model_name_or_path"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,6 +52,7 @@ class SavingCallback(TrainerCallback):
         self.stopped_by: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
+        self._under_way = RawValue("b", False)  # which the loader's workers see too
         self._limit: int | None = None
         self._talked_after, self._talked_at, self._talk_after = 0, 0.0, 0
 
@@ -63,6 +66,7 @@ class SavingCallback(TrainerCallback):
     ) -> None:
         """Clear away what an earlier run left half-written or will be written again, and listen for signals."""
         self.saving, self.stopped_by, self._asked = False, None, None
+        self._under_way.value = True
         self._talked_after, self._talked_at = state.global_step, time.monotonic()
         self._talk_after = state.global_step + 1
         run = Path(args.output_dir)
@@ -80,7 +84,7 @@ class SavingCallback(TrainerCallback):
                 if signal.getsignal(number) != signal.SIG_IGN
             }
         if train_dataloader is not None:
-            spare_workers(train_dataloader)
+            self.spare_workers(train_dataloader)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop where a signal asks for it; after the last step the run ends anyway."""
@@ -129,6 +133,19 @@ class SavingCallback(TrainerCallback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        self._under_way.value = False
+
+    def spare_workers(self, loader: Any) -> Any:
+        """The loader; its workers will survive what a cluster sends to all processes, for the step under way.
+
+        Not after the run: Python ends the workers that an error has left behind by SIGTERM, and waits for them.
+        """
+        # accelerate's loader starts the workers of the one inside of it, but is itself asked when batches are skipped.
+        loaders: list[Any] = [loader, getattr(loader, "base_dataloader", None)]
+        for one in loaders:
+            if hasattr(one, "worker_init_fn"):
+                one.worker_init_fn = partial(_live_on, self._under_way, one.worker_init_fn)
+        return loader
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number)
@@ -155,18 +172,14 @@ def _ends_epoch(state: TrainerState) -> bool:
     return float(state.epoch or 0).is_integer()
 
 
-def spare_workers(loader: Any) -> Any:
-    """The loader; its workers, which a cluster's signal reaches too, will live on for the step under way."""
-    # accelerate's loader starts the workers of the one inside of it, but is itself asked when batches are skipped.
-    loaders: list[Any] = [loader, getattr(loader, "base_dataloader", None)]
-    for one in loaders:
-        if hasattr(one, "worker_init_fn"):
-            one.worker_init_fn = partial(_ignore_signals_then, one.worker_init_fn)
-    return loader
-
-
-def _ignore_signals_then(init: Any, worker: int) -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _live_on(under_way: Any, init: Any, worker: int) -> None:
+    """What a loader's worker does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, partial(_end_after_the_run, under_way))
     if init is not None:
         init(worker)
+
+
+def _end_after_the_run(under_way: Any, number: int, frame: FrameType | None) -> None:
+    if not under_way.value:
+        os._exit(0)

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .errors import RetroMAEError, RunInterruptedError, check_at_least
 from .run_folder import Run
 from .saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
-from .saving import SavingCallback, spare_workers
+from .saving import SavingCallback
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
     # Behind the one that decides when to save, before those that look at the weights first.
     names = [type(callback) for callback in trainer.callback_handler.callbacks]
     trainer.callback_handler.callbacks.insert(names.index(DefaultFlowCallback) + 1, saving)
-    with _full_disk_told(saving, run), _workers_of_evaluation_spared(trainer):
+    with _full_disk_told(saving, run), _workers_of_evaluation_spared(saving, trainer):
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
         except pickle.UnpicklingError as error:  # transformers reads the optimizer's state as tensors alone
@@ -114,10 +114,10 @@ def _save_again(trainer: Trainer, run: Run) -> None:
 
 
 @contextmanager
-def _workers_of_evaluation_spared(trainer: Trainer) -> Iterator[None]:
+def _workers_of_evaluation_spared(saving: SavingCallback, trainer: Trainer) -> Iterator[None]:
     """A signal in the midst of an evaluation; callbacks do not see its loader before the workers have started."""
     loader = trainer.get_eval_dataloader
-    trainer.get_eval_dataloader = lambda *args, **options: spare_workers(loader(*args, **options))
+    trainer.get_eval_dataloader = lambda *args, **options: saving.spare_workers(loader(*args, **options))
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -451,3 +452,18 @@ def test_a_signal_to_all_processes_spares_the_loaders_workers(pretrain, at_step,
         assert pretrain(tmp_path / "new", line) == 0
     else:
         assert pretrain(finished, f"{line} --resume_from_checkpoint {finished}/checkpoint-4") == 0
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_that_an_error_leaves_behind_end_with_the_process(pretrain, at_step, finished):
+    """When a process ends, Python does this to its daemons, and waits for them."""
+    at_step(5, cut)
+    line = f"--max_steps 7 --dataloader_num_workers 1 --resume_from_checkpoint {finished}/checkpoint-4"
+    with pytest.raises(CutError) as error:  # whose frames hold the loader
+        pretrain(finished, line)
+    left = multiprocessing.active_children()
+    assert left, error
+    for worker in left:
+        worker.terminate()
+        worker.join(5)
+        assert worker.exitcode == 0

@@ -241,7 +241,12 @@ def open_stream(
     """The documents as a stream, after a check that the run can do with one."""
     check_streaming(args.dataset, model_args, training_args, resumed)
     return DocumentStream.open(
-        args.dataset, args.dataset_config_name, args.dataset_split, args.text_column, training_args.seed
+        args.dataset,
+        args.dataset_config_name,
+        args.dataset_split,
+        args.text_column,
+        training_args.seed,
+        args.on_broken_line,
     )
 
 

@@ -93,8 +93,8 @@ def test_bookmarks_only_save_time(line, tmp_path):
         ("/corpus", "/corpus/absent.jsonl", "does not exist"),
         ("/corpus", "/one", "holds fewer than two documents"),
         ("/corpus", "/blank", "holds no passage to train on"),
-        ("/corpus", "/broken", "cannot be read"),
-        ("/corpus", "/numbers", "holds int64, not text"),
+        ("/corpus", "/broken", "001.jsonl line 1 is not JSON, and so 1 of 1 lines are broken"),
+        ("/corpus", "/numbers", "000.jsonl line 1 holds no text in 'text', and so 3 of 3 lines are broken"),
     ],
 )
 def test_what_a_stream_cannot_do_is_one_sentence(line, tmp_path, capsys, texts, old, new, message):
@@ -115,7 +115,7 @@ def test_a_shard_that_breaks_in_a_worker_is_one_sentence(line, corpus, tmp_path,
     (corpus / "001.jsonl").write_text('{"text": "The fox')
     assert run(f"{line} --output_dir {tmp_path}/run --dataloader_num_workers 1") == 2
     (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("retromae-hf: error: ")]
-    assert f"shard 1 of {corpus} cannot be read" in error
+    assert f"{corpus}/001.jsonl line 1 is not JSON" in error
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from .evaluation import evaluate_embedder
 from .losses import chunk_rows, labelled_rows
 from .masking import passage_seeds
 from .modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
-from .processes import gathered
+from .processes import average_over_processes, count_processes, gathered
 from .retrieval_tasks import RetrievalTask
 
 logger = logging.getLogger(__name__)
@@ -163,8 +163,8 @@ class RetrievalCallback(TrainerCallback):
     passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
     `eval_mean_cosine` is that of the embeddings of random passages: towards 1 they collapse.
     `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`
-    one of the pairs. In a distributed run every
-    process measures the same, so that sharded models work too.
+    one of the pairs. In a distributed run every process searches with the same embeddings, so that sharded models work
+    too, and has evaluation batches of its own; all get the means, so that they agree on which checkpoint is the best.
 
     Args:
         trainer: the trainer that the callback is added to, for its logs and its evaluation batches.
@@ -205,7 +205,11 @@ class RetrievalCallback(TrainerCallback):
 
             measured = evaluate_embedder(self.task, Embedder(documents=cosine, queries=cosine))
         batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
-        return measured | measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
+        measured |= measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
+        if count_processes() == 1:
+            return measured
+        means = average_over_processes(torch.tensor([*measured.values()], device=args.device))
+        return dict(zip(measured, means.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -46,7 +46,11 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
 
 
 def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpoint:
-    """A RetroMAE checkpoint in float32, from safetensors alone."""
+    """A RetroMAE checkpoint in float32, from safetensors alone.
+
+    Raises:
+        RetroMAEError: there is none, or it lacks weights of this class, which would start at random.
+    """
     with loading(f"{name_or_path} holds no model that can be loaded"):
         kind = read_config(name_or_path).get("model_type")
     if kind != RetroMAEConfig.model_type:
@@ -55,4 +59,10 @@ def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpo
             "(an exported encoder has no decoder any more)"
         )
     with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
-        return model_class.from_pretrained(name_or_path, dtype=torch.float32)
+        model, info = model_class.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise RetroMAEError(
+            f"{name_or_path} lacks weights of a training checkpoint, {missing[0]} for one (RetroMAEModel saves the "
+            "encoder alone); name the folder that pretraining wrote"
+        )
+    return model

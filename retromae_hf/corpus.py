@@ -127,9 +127,8 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
     if builder != "parquet":
         for file in files:
             _check_utf8(file)
-            if builder == "json" and (number := line_nested_too_deeply(file)):
-                reason = "has too many brackets inside of each other; leave that line out"
-                raise UnreadableError(f"{file} line {number} {reason}")
+            if builder == "json":
+                _check_nesting(file)
     return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
 
 
@@ -142,8 +141,16 @@ def stream_rows(source: str, config_name: str | None, split: str) -> IterableDat
     builder, files, options = _find_files(source)
     if builder is None:
         return _load(source, source, config_name, split=split, streaming=True)
+    for file in files if builder == "json" else ():
+        _check_nesting(file)
     names = [str(file) for file in files if file.stat().st_size]
     return _load(source, builder, data_files=names, split="train", streaming=True, **options)
+
+
+def files_of_lines(source: str) -> list[Path]:
+    """The files of a source of .jsonl files that hold something; none where it is something else."""
+    _, files, _ = _find_files(source)
+    return [file for file in files if file.stat().st_size] if {file.suffix for file in files} == {".jsonl"} else []
 
 
 def _find_files(source: str) -> tuple[str | None, list[Path], dict[str, Any]]:
@@ -179,6 +186,11 @@ def _load(source: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(loaded, DatasetDict | IterableDatasetDict):
         raise RetroMAEError(f"{source} has several splits, {', '.join(loaded)}; name one")
     return loaded
+
+
+def _check_nesting(file: Path) -> None:
+    if number := line_nested_too_deeply(file):
+        raise UnreadableError(f"{file} line {number} has too many brackets inside of each other; leave that line out")
 
 
 def _check_utf8(file: Path) -> None:

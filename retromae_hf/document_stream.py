@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 import torch
 from datasets import IterableDataset
 
-from .corpus import stream_rows
+from .corpus import files_of_lines, stream_rows
 from .errors import RetroMAEError, in_one_sentence
+from .json_lines import SKIP, LineShards
 from .masking import passage_seeds
 from .passages import DOCUMENT_BITS
 
@@ -26,9 +27,8 @@ HEAD_DOCUMENTS = 1000
 HEAD_CHARACTERS = 16_000_000
 HEAD_SHARE = 0.1
 
-
-# Parts of a source that have fewer shards are split off anew every time, since all of them take memory.
-_KEPT_PART = 64
+KEPT_PART = 64
+"""Parts of a source that have fewer shards are split off anew every time, since all of them take memory."""
 
 
 class Place(NamedTuple):
@@ -43,6 +43,58 @@ class Place(NamedTuple):
     row: int = 0
 
 
+class Shards(Protocol):
+    """A source that can be read shard by shard."""
+
+    num_shards: int
+
+    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
+        """The texts of a shard from its first row on, some at a time."""
+
+
+class DatasetShards:
+    """The shards of a dataset of `datasets` that is read as a stream.
+
+    Args:
+        rows: the dataset.
+        text_column: column that holds the text.
+        source: what to call it in messages.
+    """
+
+    def __init__(self, rows: IterableDataset, text_column: str, source: str) -> None:
+        self.num_shards = rows.num_shards
+        self.source = source
+        self._rows = rows.select_columns(text_column).with_format("arrow")
+        self._parts: dict[tuple[int, int], IterableDataset] = {}
+
+    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
+        """The texts of a shard, some at a time.
+
+        Raises:
+            RetroMAEError: the column holds something else.
+        """
+        # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
+        for table in self._shard(shard).iter(rows_at_once):
+            column = table.column(0)
+            if not pa.types.is_null(column.type) and str(column.type) not in ("string", "large_string"):
+                raise RetroMAEError(f"the text column of {self.source} holds {column.type}, not text")
+            yield column
+
+    def _shard(self, shard: int) -> IterableDataset:
+        """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
+        first, size = 0, self.num_shards
+        part = self._rows
+        while size > 1:
+            # As `datasets` does it, the first half has one more where they are not even.
+            left = (size + 1) // 2
+            side = int(shard - first >= left)
+            first, whole, size = first + side * left, part, (left, size - left)[side]
+            part = self._parts.get((first, size)) or whole.shard(2, side)
+            if size >= KEPT_PART:
+                self._parts[first, size] = part
+        return part
+
+
 class DocumentStream:
     """The documents of a source, in passes over it that never end, and never more than a few of them in memory.
 
@@ -52,8 +104,7 @@ class DocumentStream:
     reader that gets nothing of a small source in one pass does in a later one.
 
     Args:
-        rows: the source.
-        text_column: column that holds the text.
+        shards: the source.
         source: what to call it in messages.
         seed: seed of the order of shards.
 
@@ -61,27 +112,40 @@ class DocumentStream:
         first: number of the first document that readers get; those before it are held out.
     """
 
-    def __init__(self, rows: IterableDataset, text_column: str, source: str, seed: int) -> None:
-        self.num_shards = rows.num_shards
+    def __init__(self, shards: Shards, source: str, seed: int) -> None:
+        self.num_shards = shards.num_shards
         self.source = source
         self.seed = seed
         self.first = 0
-        self._rows = rows.select_columns(text_column).with_format("arrow")
-        self._parts: dict[tuple[int, int], IterableDataset] = {}
+        self._shards = shards
         self._row_bits = DOCUMENT_BITS - (self.num_shards - 1).bit_length()
 
     @classmethod
-    def open(cls, source: str, config_name: str | None, split: str, text_column: str, seed: int) -> DocumentStream:
+    def open(
+        cls,
+        source: str,
+        config_name: str | None,
+        split: str,
+        text_column: str,
+        seed: int,
+        on_broken_line: str = SKIP,
+    ) -> DocumentStream:
         """A stream of a file, of a folder of files or of a data set on the Hub, see `load_documents`.
 
         Raises:
             RetroMAEError: there is no such source, or it has no such column.
         """
+        if files := files_of_lines(source):
+            # `datasets` gives up at a broken line, and ends the process at endless brackets.
+            lines = LineShards(files, text_column, on_broken_line)
+            with in_one_sentence(f"{source} cannot be read"):
+                lines.check_column(source)
+            return cls(lines, source, seed)
         rows = stream_rows(source, config_name, split)
         if rows.column_names is not None and text_column not in rows.column_names:
             columns = ", ".join(rows.column_names)
             raise RetroMAEError(f"{source} has no column {text_column!r}; its columns are {columns}")
-        return cls(rows, text_column, source, seed)
+        return cls(DatasetShards(rows, text_column, source), source, seed)
 
     def hold_out_head(self) -> list[str]:
         """Take the source's first documents away from the readers and return them.
@@ -159,31 +223,12 @@ class DocumentStream:
     def _batches(self, shard: int, start: int) -> Iterator[tuple[int, pa.ChunkedArray]]:
         """The number of the first row and the texts, batch by batch, of a shard from row `start` on."""
         row = 0
-        # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
-        tables = self._shard(shard).iter(ROWS_AT_ONCE)
         with in_one_sentence(f"shard {shard} of {self.source} cannot be read"):
-            for table in tables:
-                column = table.column(0)
+            for column in self._shards.columns(shard, ROWS_AT_ONCE):
                 if row >= start:
-                    if not pa.types.is_null(column.type) and str(column.type) not in ("string", "large_string"):
-                        raise RetroMAEError(f"the text column of {self.source} holds {column.type}, not text")
                     yield row, column
                 row += len(column)
                 if row >> self._row_bits:
                     raise RetroMAEError(
                         f"shard {shard} of {self.source} has more than {1 << self._row_bits} rows; cut it into several"
                     )
-
-    def _shard(self, shard: int) -> IterableDataset:
-        """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
-        first, size = 0, self.num_shards
-        part = self._rows
-        while size > 1:
-            # As `datasets` does it, the first half has one more where they are not even.
-            left = (size + 1) // 2
-            side = int(shard - first >= left)
-            first, whole, size = first + side * left, part, (left, size - left)[side]
-            part = self._parts.get((first, size)) or whole.shard(2, side)
-            if size >= _KEPT_PART:
-                self._parts[first, size] = part
-        return part

@@ -24,8 +24,9 @@ from .finetuning_data import (
 from .hub import prepare_pushes, pushing
 from .model_files import check_modules
 from .negatives import mine_with_bm25, mine_with_model
+from .run_folder import prepare_run
 from .sentence_models import load_sentence_transformer
-from .training_run import check_training_arguments, prepare_run, run_and_save
+from .training_run import check_training_arguments, run_and_save
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer

@@ -166,10 +166,10 @@ class HealthCallback(TrainerCallback):
             logger.warning("%s; the batch is skipped, %d of %d", what, self._skipped, self.max_skipped_batches)
             return True
         last = last_complete_checkpoint(Path(args.output_dir))
+        again = "go on with --resume_from_checkpoint true" if last else "start anew with --overwrite_output_dir"
         raise RetroMAEError(
             f"{what}; the last whole checkpoint is {last or 'none'}; lower the learning rate, train in bf16 or "
-            "float32, or allow some such batches with --max_skipped_batches, and go on with "
-            "--resume_from_checkpoint true"
+            f"float32, or allow some such batches with --max_skipped_batches, and {again}"
         )
 
     def _warn(self, sentence: str) -> None:

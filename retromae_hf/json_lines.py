@@ -1,6 +1,7 @@
 """JSON lines some of which are broken: found, counted and, where that is wanted, left out.
 
-Sound files never come here, since `datasets` reads them far faster. What it cannot read is read again line by line.
+Sound files only come here as a stream, since `datasets` reads them far faster, but gives up at a broken line. What it
+cannot read is read again line by line.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from .errors import RetroMAEError
@@ -23,6 +27,9 @@ SKIP, ERROR = "skip", "error"
 MAX_BROKEN_SHARE = 0.5
 """Share of broken lines above which a file is taken for something else than JSON lines."""
 
+
+LOOKED_AT = 100
+"""Lines of a stream that are looked at for the names of its columns."""
 
 MAX_NESTING = 500
 """Brackets inside of each other; some thousands make the reader of `datasets` end the process without a word."""
@@ -86,6 +93,59 @@ def read_sound_lines(files: list[Path], text_column: str, on_broken_line: str) -
         gen_kwargs={"states": states, "text_column": text_column},
         split="train",
     )
+
+
+@dataclass
+class LineShards:
+    """The texts of JSON lines files, read while they are asked for; a broken line is a row without text.
+
+    How many lines of a file are broken is known, and reported, at its end.
+
+    Attributes:
+        files: each a shard.
+        text_column: the column to read.
+        on_broken_line: "skip" or "error".
+    """
+
+    files: list[Path]
+    text_column: str
+    on_broken_line: str
+
+    def __post_init__(self) -> None:
+        self.num_shards = len(self.files)
+
+    def check_column(self, source: str) -> None:
+        """Raise `RetroMAEError` where the column is in none of the first lines."""
+        rows = (row for file in self.files for _, row in _rows(file) if isinstance(row, dict))
+        columns = dict.fromkeys(name for row in islice(rows, LOOKED_AT) for name in row)
+        if columns and self.text_column not in columns:
+            raise RetroMAEError(f"{source} has no column {self.text_column!r}; its columns are {', '.join(columns)}")
+
+    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
+        """The texts of a shard, some at a time.
+
+        Raises:
+            RetroMAEError: a line is broken and that is an error, or half of the lines are.
+        """
+        texts = self._texts(self.files[shard])
+        while batch := list(islice(texts, rows_at_once)):
+            yield pa.chunked_array([batch], pa.large_string())
+
+    def _texts(self, file: Path) -> Iterator[str | None]:
+        total, broken, first = 0, 0, ""
+        for number, row in _rows(file):
+            total += 1
+            text = row.get(self.text_column) if isinstance(row, dict) else None
+            if isinstance(row, str) or not isinstance(text, str | None):
+                what = row if isinstance(row, str) else f"holds no text in {self.text_column!r}"
+                broken, first, text = broken + 1, first or f"{file} line {number} {what}", None
+                if self.on_broken_line == ERROR:
+                    raise RetroMAEError(f"{first}; mend the file, or leave broken lines out with --on_broken_line skip")
+            yield None if text is None else without_surrogates(text)
+        if broken > MAX_BROKEN_SHARE * total:
+            raise RetroMAEError(f"{first}, and so {broken} of {total} lines are broken; give JSON lines")
+        if broken:
+            logger.warning("%d of %d lines are broken and were left out; the first: %s", broken, total, first)
 
 
 def _sound_texts(states: list[tuple[str, int, int]], text_column: str) -> Iterator[dict[str, str | None]]:

@@ -30,9 +30,10 @@ from .passage_stream import PassageStream
 from .passages import tokenize_passages
 from .pydocs import DEV_QUERIES, MIN_BODY_WORDS, MIN_QUERY_WORDS, SEARCHED_BODIES, hold_out, load_held_out_pydocs
 from .retrieval_tasks import RetrievalTask, dev_task
+from .run_folder import prepare_run
 from .starting_model import ModelArguments, load_model_and_tokenizer
 from .streaming import check_streaming, held_out_head, open_passage_stream
-from .training_run import check_training_arguments, prepare_run, run_and_save
+from .training_run import check_training_arguments, run_and_save
 from .words import chinese_segmenter
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,12 @@ def open_stream(
     """The documents as a stream, after a check that the run can do with one."""
     check_streaming(args.dataset, model_args, training_args, resumed)
     return DocumentStream.open(
-        args.dataset, args.dataset_config_name, args.dataset_split, args.text_column, training_args.seed
+        args.dataset,
+        args.dataset_config_name,
+        args.dataset_split,
+        args.text_column,
+        training_args.seed,
+        args.on_broken_line,
     )
 
 

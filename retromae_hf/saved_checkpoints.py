@@ -7,6 +7,7 @@ renamed; so one that was cut off while it was written, or while it was deleted, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,9 @@ import shutil
 from pathlib import Path
 
 MANIFEST = "complete.json"
+
+NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems answer, some of networks among them, that cannot be asked to flush a file or a folder."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -42,6 +46,17 @@ def mark_complete(checkpoint: Path, resumable: bool) -> None:
     _flush(checkpoint)
 
 
+def is_marked(checkpoint: Path) -> bool:
+    """Whether there is a list of the checkpoint's files, whatever has become of them."""
+    return (checkpoint / MANIFEST).is_file()
+
+
+def is_resumable(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds what it takes to go on; where no list tells, the generators' state does."""
+    manifest = _manifest(checkpoint)
+    return any(checkpoint.glob("rng_state*.pth")) if manifest is None else bool(manifest.get("resumable"))
+
+
 def unmark(checkpoint: Path) -> None:
     """Make sure that a checkpoint that is to be written again does not count meanwhile."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
@@ -59,7 +74,7 @@ def is_complete(checkpoint: Path) -> bool:
 def last_complete_checkpoint(run: Path) -> Path | None:
     """The run's latest whole checkpoint that training can go on from, or None."""
     whole = [folder for folder in checkpoints(run) if is_complete(folder)]
-    resumable = [folder for folder in whole if (_manifest(folder) or {})["resumable"]]
+    resumable = [folder for folder in whole if is_resumable(folder)]
     return resumable[-1] if resumable else None
 
 
@@ -71,11 +86,27 @@ def remove_incomplete(run: Path) -> list[Path]:
     return halves
 
 
+def remove_beyond(run: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest whole checkpoints of a run that are more than `limit`, but neither the newest nor the best.
+
+    Those that do not count, left of a run that went on from an earlier one of its checkpoints, are not counted.
+    """
+    if limit is None or limit < 1:
+        return
+    whole = [folder for folder in checkpoints(run) if is_complete(folder)]
+    names = {"" if best is None else Path(best).name, *(folder.name for folder in whole[-1:])}
+    others = [folder for folder in whole if folder.name not in names]
+    room = max(limit - (len(whole) - len(others)), 0)
+    for folder in others[: max(len(others) - room, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _manifest(checkpoint: Path) -> dict | None:
     try:
-        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
 
 def _flush(path: Path) -> None:
@@ -85,5 +116,8 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSHING:
+            raise
     finally:
         os.close(descriptor)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,9 +17,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy
 
-from .saved_checkpoints import checkpoints, mark_complete, remove_incomplete, unmark
+from .saved_checkpoints import checkpoints, mark_complete, remove_beyond, remove_incomplete, unmark
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class SavingCallback(TrainerCallback):
     - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
       it at once. In a distributed run all processes stop after the same step.
 
-    Add it before training; `saving` and `stopped_by` tell afterwards how it ended.
+    Add it before training, and give the evaluation's loader to `spare_workers`; `saving` and `stopped_by` tell
+    afterwards how it ended.
 
     Attributes:
         saving: a checkpoint is being written, or was when training ended with an error.
@@ -49,6 +52,7 @@ class SavingCallback(TrainerCallback):
         self.stopped_by: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
+        self._under_way = RawValue("b", False)  # which the loader's workers see too
         self._limit: int | None = None
         self._talked_after, self._talked_at, self._talk_after = 0, 0.0, 0
 
@@ -62,6 +66,7 @@ class SavingCallback(TrainerCallback):
     ) -> None:
         """Clear away what an earlier run left half-written or will be written again, and listen for signals."""
         self.saving, self.stopped_by, self._asked = False, None, None
+        self._under_way.value = True
         self._talked_after, self._talked_at = state.global_step, time.monotonic()
         self._talk_after = state.global_step + 1
         run = Path(args.output_dir)
@@ -73,21 +78,38 @@ class SavingCallback(TrainerCallback):
                     unmark(later)
         self._limit, args.save_total_limit = args.save_total_limit, None
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in STOP_SIGNALS}
-        if hasattr(train_dataloader, "worker_init_fn"):
-            train_dataloader.worker_init_fn = partial(_ignore_signals_then, train_dataloader.worker_init_fn)
+            self._handlers = {
+                number: signal.signal(number, self._ask_to_stop) or signal.SIG_DFL
+                for number in STOP_SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
+        if train_dataloader is not None:
+            self.spare_workers(train_dataloader)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop where a signal asks for it."""
-        if self._all_stop(args, state):
+        """Save and stop where a signal asks for it; after the last step the run ends anyway."""
+        if state.global_step < state.max_steps and self._all_stop(args, state):
+            if args.save_strategy == SaveStrategy.BEST and control.should_evaluate:
+                # Trainer lets this evaluation alone decide what is saved.
+                if state.eval_steps > 1:
+                    return  # the next step has none
+                control.should_evaluate = False
             self.stopped_by = self._asked or signal.SIGTERM
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            # What is saved at the end of an epoch also holds the evaluation there.
+            control.should_save |= args.save_strategy != SaveStrategy.EPOCH or not _ends_epoch(state)
         self.saving = control.should_save
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note that a checkpoint will be written."""
+        """Note that a checkpoint will be written.
+
+        A run that stops within an epoch comes here too. It has saved; and an evaluation that an uncut run never makes
+        could become its best.
+        """
+        if self.stopped_by is not None and not _ends_epoch(state):
+            control.should_log = control.should_evaluate = control.should_save = False
         self.saving = control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -96,9 +118,7 @@ class SavingCallback(TrainerCallback):
         if args.should_save:
             run = Path(args.output_dir)
             mark_complete(run / f"checkpoint-{state.global_step}", resumable=not args.save_only_model)
-            rotate_checkpoints(
-                output_dir=str(run), save_total_limit=self._limit, best_model_checkpoint=state.best_model_checkpoint
-            )
+            remove_beyond(run, self._limit, state.best_model_checkpoint)
         self.saving = False
 
     def on_train_end(
@@ -113,12 +133,26 @@ class SavingCallback(TrainerCallback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        self._under_way.value = False
+
+    def spare_workers(self, loader: Any) -> Any:
+        """The loader; its workers will survive what a cluster sends to all processes, for the step under way.
+
+        Not after the run: Python ends the workers that an error has left behind by SIGTERM, and waits for them.
+        """
+        # accelerate's loader starts the workers of the one inside of it, but is itself asked when batches are skipped.
+        loaders: list[Any] = [loader, getattr(loader, "base_dataloader", None)]
+        for one in loaders:
+            if hasattr(one, "worker_init_fn"):
+                one.worker_init_fn = partial(_live_on, self._under_way, one.worker_init_fn)
+        return loader
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number)
         logger.warning("%s: this run saves a checkpoint after the step under way and ends", self._asked.name)
         # A second SIGTERM is not impatience: a launcher passes on what the cluster has sent to everyone.
-        signal.signal(signal.SIGINT, self._handlers.pop(signal.SIGINT, signal.default_int_handler))
+        if signal.SIGINT in self._handlers:
+            signal.signal(signal.SIGINT, self._handlers.pop(signal.SIGINT))
 
     def _all_stop(self, args: TrainingArguments, state: TrainerState) -> bool:
         if args.world_size == 1:
@@ -134,9 +168,18 @@ class SavingCallback(TrainerCallback):
         return asked > 0
 
 
-def _ignore_signals_then(init: Any, worker: int) -> None:
-    """A cluster's signal goes to the loader's workers too, and they must live on for the step under way."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _ends_epoch(state: TrainerState) -> bool:
+    return float(state.epoch or 0).is_integer()
+
+
+def _live_on(under_way: Any, init: Any, worker: int) -> None:
+    """What a loader's worker does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, partial(_end_after_the_run, under_way))
     if init is not None:
         init(worker)
+
+
+def _end_after_the_run(under_way: Any, number: int, frame: FrameType | None) -> None:
+    if not under_way.value:
+        os._exit(0)

@@ -24,7 +24,9 @@ from .words import WordSegmenter
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "stream"
+FOLDER = "_stream"
+"""In the output folder; what begins so stays behind when `Trainer` pushes to the Hub."""
+
 SETTINGS_FILE = "settings.json"
 
 
@@ -98,7 +100,8 @@ def open_passage_stream(
         "tokenizer": hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
     }
     lanes = args.world_size * max(args.dataloader_num_workers, 1)
-    settings = identity | {"lanes": lanes, "batch_size": args.train_batch_size}
+    a_step = args.gradient_accumulation_steps * args.train_batch_size * args.world_size
+    settings = identity | {"lanes": lanes, "batch_size": args.train_batch_size, "passages_a_step": a_step}
     folder = Path(args.output_dir) / FOLDER
     earlier = _read_settings(Path(checkpoint).parent / FOLDER) if checkpoint else {}
     if earlier:
@@ -107,6 +110,12 @@ def open_passage_stream(
                 f"{checkpoint} is of a run on another stream, which differs in {', '.join(changed)}; resume it with "
                 "the arguments and the data that it was started with"
             )
+        if a_step != earlier.get("passages_a_step", a_step):
+            raise RetroMAEError(
+                f"{checkpoint} is of a run of {earlier['passages_a_step']} passages a step, not {a_step}, and would go "
+                "on at another passage; give per_device_train_batch_size and gradient_accumulation_steps that make as "
+                "many on these processes, or start anew from the model with --model_name_or_path"
+            )
         settings = earlier
     if args.local_process_index == 0:
         _prepare_folder(folder, settings, Path(checkpoint).parent / FOLDER if checkpoint and earlier else None)
@@ -114,11 +123,10 @@ def open_passage_stream(
     args.train_sampling_strategy = "sequential"
     # Of a data set that is not one of `datasets`, Trainer would drop the columns that the collator needs.
     args.remove_unused_columns = False
-    passages = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
     return PassageStream(
         documents,
         partial(cut_passages, **options),
-        passages,
+        args.max_steps * a_step,
         settings["batch_size"],
         settings["lanes"],
         buffer_size,
@@ -138,11 +146,12 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None) -> None:
     """Make the folder of the bookmarks, with those of the run that is resumed and of no other."""
     with in_one_sentence(f"the folder {folder} cannot be written"):
-        if earlier is None or earlier.resolve() != folder.resolve():
-            shutil.rmtree(folder, ignore_errors=True)
-            if earlier is not None:
-                shutil.copytree(earlier, folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if earlier is None or earlier.resolve() != folder.resolve():
+            for old in folder.glob("lane-*.jsonl"):
+                old.unlink()
+            if earlier is not None:
+                shutil.copytree(earlier, folder, dirs_exist_ok=True)
         written = folder / f"{SETTINGS_FILE}.new"
         written.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         written.replace(folder / SETTINGS_FILE)

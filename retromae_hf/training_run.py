@@ -1,34 +1,25 @@
-"""What every training run does: check its arguments, find where it was cut, train and save."""
+"""What every training run does: check its arguments, train and save."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import json
 import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import DefaultFlowCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
+from .errors import RetroMAEError, RunInterruptedError, check_at_least
+from .run_folder import Run
 from .saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
 from .saving import SavingCallback
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "_run.json"
-"""The arguments of the run that a folder holds; what begins so stays behind when `Trainer` pushes to the Hub."""
-
-NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "logging_dir"}
-"""Arguments that may differ when a run goes on."""
 
 LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
@@ -62,114 +53,6 @@ def check_processes(args: TrainingArguments) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run and where it stands.
-
-    Attributes:
-        folder: its output folder.
-        arguments: what tells it from another run, as JSON holds it.
-        checkpoint: where it goes on from, None where it starts.
-    """
-
-    folder: Path
-    arguments: dict[str, Any]
-    checkpoint: str | None
-
-    def is_at_its_end(self, args: TrainingArguments) -> bool:
-        """Whether the checkpoint is its last one, after which `Trainer` would take one step more."""
-        if self.checkpoint is None:
-            return False
-        state = TrainerState.load_from_json(str(Path(self.checkpoint, TRAINER_STATE_NAME)))
-        if args.max_steps > 0:
-            return state.global_step >= args.max_steps
-        return (state.epoch or 0) >= args.num_train_epochs
-
-
-def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:
-    """Find out where a run stands; a folder that holds another one is refused.
-
-    The same command goes on from the last checkpoint that was written to its end.
-
-    Args:
-        args: the output folder, and whether to resume.
-        overwrite: whether an earlier run may go.
-        started_from: models that the run is to start from, none of which may be among what goes.
-        *others: the command's other arguments, dataclasses, which tell one run from another.
-    """
-    folder, arguments = Path(args.output_dir), _run_arguments(args, *others)
-    resume = args.resume_from_checkpoint
-    if resume is not None and str(resume).lower() != "false":
-        return Run(folder, arguments, _checkpoint_to_resume(folder, str(resume)))
-    if folder.exists() and not folder.is_dir():
-        raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
-    checkpoint = None if overwrite else _checkpoint_of_the_same_run(folder, arguments)
-    with in_one_sentence(f"output_dir={args.output_dir!r} cannot be written"):
-        os.makedirs(args.output_dir, exist_ok=True)
-    if checkpoint is None:
-        _check_not_overwritten(folder, started_from)
-    return Run(folder, arguments, checkpoint)
-
-
-def _run_arguments(args: TrainingArguments, *others: Any) -> dict[str, Any]:
-    values = args.to_dict()
-    for other in others:
-        values |= dataclasses.asdict(other)
-    return json.loads(json.dumps({k: v for k, v in values.items() if k not in NOT_OF_THE_RUN}, default=str))
-
-
-def _checkpoint_to_resume(folder: Path, resume: str) -> str:
-    """The checkpoint that `resume_from_checkpoint` means."""
-    last = resume.lower() == "true"
-    checkpoint = last_complete_checkpoint(folder) if last else Path(resume)
-    if checkpoint is None and checkpoints(folder):
-        raise RetroMAEError(
-            f"no checkpoint in {folder} was written to its end with all that it takes to go on; "
-            "start anew with --overwrite_output_dir"
-        )
-    if checkpoint is None or not (checkpoint / TRAINER_STATE_NAME).is_file():
-        raise RetroMAEError(f"there is no checkpoint to resume from in {folder if last else resume}")
-    return str(checkpoint)
-
-
-def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
-    """The last whole checkpoint of a run with these arguments, None where there is none; another run is an error."""
-    try:
-        old = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = None
-    checkpoint = last_complete_checkpoint(folder)
-    if old == arguments:
-        if checkpoint is not None:
-            logger.info("%s holds this run up to %s; it goes on from there", folder, checkpoint.name)
-            return str(checkpoint)
-        if not (folder / TRAINER_STATE_NAME).is_file():
-            return None  # cut off before its first checkpoint
-    if not (checkpoints(folder) or any(folder.glob("config.json")) or any(folder.glob("*.safetensors"))):
-        return None
-    different = [] if old is None else sorted(n for n in {*old, *arguments} if old.get(n) != arguments.get(n))
-    why = f" with other arguments ({_differences(old, arguments, different)})" if different else ""
-    raise RetroMAEError(
-        f"{folder} already holds a run{why}; go on with --resume_from_checkpoint true, "
-        "start anew with --overwrite_output_dir, or name another folder"
-    )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], names: list[str], at_most: int = 3) -> str:
-    told = [f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names[:at_most]]
-    return ", ".join([*told, *(["..."] if len(names) > at_most else [])])
-
-
-def _check_not_overwritten(folder: Path, started_from: Iterable[str | None]) -> None:
-    for name in started_from:
-        inside = [] if name is None else [Path(name).resolve(), *Path(name).resolve().parents]
-        if any(old.resolve() in inside for old in folder.glob("checkpoint-*")):
-            raise RetroMAEError(
-                f"{name}, which is to start from, lies in a checkpoint of {folder} that is to be overwritten; "
-                "name another output folder"
-            )
-
-
 def run_and_save(trainer: Trainer, run: Run) -> None:
     """Train, from a checkpoint where there is one, and save the model and `trainer_state.json`.
 
@@ -180,13 +63,13 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
     if run.is_at_its_end(trainer.args):
         _save_again(trainer, run)
         return
-    if trainer.is_world_process_zero():
-        _write_run_file(run)
+    if trainer.args.should_save:
+        run.note()
     saving = SavingCallback()
     # Behind the one that decides when to save, before those that look at the weights first.
     names = [type(callback) for callback in trainer.callback_handler.callbacks]
     trainer.callback_handler.callbacks.insert(names.index(DefaultFlowCallback) + 1, saving)
-    with _full_disk_told(saving, run.folder):
+    with _full_disk_told(saving, run), _workers_of_evaluation_spared(saving, trainer):
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
         except pickle.UnpicklingError as error:  # transformers reads the optimizer's state as tensors alone
@@ -199,8 +82,7 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
         step, steps = trainer.state.global_step, trainer.state.max_steps
         if saving.stopped_by is not None and step < steps:
             raise RunInterruptedError(
-                f"stopped by {saving.stopped_by.name} after step {step} of {steps}; "
-                f"the same command goes on from checkpoint-{step} in {run.folder}",
+                f"stopped by {saving.stopped_by.name} after step {step} of {steps}; {_how_it_goes_on(run, step)}",
                 status=128 + saving.stopped_by,
             )
         if step == 0:
@@ -213,13 +95,11 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
         trainer.save_model()
 
 
-def _write_run_file(run: Run) -> None:
-    if run.checkpoint is None:
-        # Of an earlier run; not before everything has been checked that may be wrong with this one.
-        for old in run.folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-        (run.folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-    (run.folder / RUN_FILE).write_text(json.dumps(run.arguments, indent=1), encoding="utf-8")
+def _how_it_goes_on(run: Run, step: int) -> str:
+    place = f"checkpoint-{step} in {run.folder}"
+    if run.again is None:
+        return f"{place} has no optimizer state (save_only_model), so that the run cannot go on"
+    return f"{run.again} goes on from {place}"
 
 
 def _save_again(trainer: Trainer, run: Run) -> None:
@@ -227,13 +107,27 @@ def _save_again(trainer: Trainer, run: Run) -> None:
     logger.info("%s was trained to its end", run.folder)
     trainer._load_from_checkpoint(run.checkpoint)
     trainer.state = TrainerState.load_from_json(str(Path(str(run.checkpoint), TRAINER_STATE_NAME)))
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        trainer._load_best_model()
     trainer.save_state()
     trainer.save_model()
 
 
 @contextmanager
-def _full_disk_told(saving: SavingCallback, folder: Path) -> Iterator[None]:
+def _workers_of_evaluation_spared(saving: SavingCallback, trainer: Trainer) -> Iterator[None]:
+    """A signal in the midst of an evaluation; callbacks do not see its loader before the workers have started."""
+    loader = trainer.get_eval_dataloader
+    trainer.get_eval_dataloader = lambda *args, **options: saving.spare_workers(loader(*args, **options))
+    try:
+        yield
+    finally:
+        del trainer.get_eval_dataloader  # of this object; that of its class is behind it
+
+
+@contextmanager
+def _full_disk_told(saving: SavingCallback, run: Run) -> Iterator[None]:
     """A write that fails for want of space becomes a sentence; what was written of that checkpoint goes."""
+    folder = run.folder
     try:
         yield
     except Exception as error:
@@ -244,9 +138,8 @@ def _full_disk_told(saving: SavingCallback, folder: Path) -> Iterator[None]:
                 shutil.rmtree(half, ignore_errors=True)
         last = last_complete_checkpoint(folder)
         kept = f"the last whole checkpoint is {last}" if last else "there is no whole checkpoint yet"
-        raise RetroMAEError(
-            f"the disk that holds {folder} is full; {kept}; make room, and the same command goes on from there"
-        ) from error
+        then = f", and {run.again} goes on from there" if run.again and last else ""
+        raise RetroMAEError(f"the disk that holds {folder} is full; {kept}; make room{then}") from error
 
 
 def _is_for_want_of_space(error: BaseException, folder: Path) -> bool:

@@ -20,7 +20,7 @@ from retromae_hf import (
     export_encoder,
     tokenize_passages,
 )
-from retromae_hf.checkpoints import load_config, load_tokenizer
+from retromae_hf.checkpoints import load_checkpoint, load_config, load_tokenizer
 from retromae_hf.commands.main import main
 from retromae_hf.embedders import load_embedder
 from retromae_hf.sentence_models import load_sentence_transformer
@@ -174,3 +174,13 @@ def test_a_configuration_that_is_no_object(exported):
     (exported / "config.json").write_text("[]")
     with pytest.raises(RetroMAEError, match="holds no model that can be loaded"):
         load_config(str(exported))
+
+
+def test_an_encoder_that_was_saved_alone_is_no_checkpoint_to_go_on_from(model, tmp_path):
+    """Its decoder would be a random one, after a warning at most."""
+    model.save_pretrained(tmp_path / "whole")
+    RetroMAEModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "encoder")
+    with pytest.raises(RetroMAEError, match=r"lacks weights of a training checkpoint, decoder\S+ for one"):
+        load_checkpoint(RetroMAEForPreTraining, str(tmp_path / "encoder"))
+    for folder in ("whole", "encoder"):
+        assert isinstance(load_checkpoint(RetroMAEModel, str(tmp_path / folder)), RetroMAEModel)

@@ -132,6 +132,13 @@ def assert_same_weights(one, other, tolerance):
         assert torch.allclose(weight, expected, rtol=0, atol=tolerance), name
 
 
+def test_all_processes_get_the_same_measures(runs):
+    """Otherwise they would disagree on the best checkpoint, and wait for each other when one saves it."""
+    first, second = noted(runs, "retromae", 2)
+    assert first["watched"] == second["watched"]
+    assert "eval_embedding_gap" in first["watched"][0]
+
+
 def test_an_accumulated_step_is_that_of_one_large_batch(runs):
     """Two batches of 2 passages in each of two processes, and 8 passages in one."""
     (alone,), together = noted(runs, "retromae", 1), noted(runs, "accumulated", 2)

@@ -37,6 +37,12 @@ def line(corpus, encoder_folder):
     )
 
 
+@pytest.fixture
+def first_steps(line, tmp_path):
+    assert run(f"{line} --output_dir {tmp_path}/run --max_steps {CUT}") == 0
+    return tmp_path / "run"
+
+
 def run(line: str) -> int:
     return main(line.split())
 
@@ -60,7 +66,7 @@ def test_a_cut_run_ends_as_an_uncut_one(line, tmp_path, workers, later, monkeypa
     assert run(f"{line} --output_dir {uncut} --dataloader_num_workers {workers}") == 0
     assert any("eval_loss" in entry for entry in json.loads((uncut / "trainer_state.json").read_text())["log_history"])
     shutil.copytree(uncut / f"checkpoint-{CUT}", cut / f"checkpoint-{CUT}")
-    shutil.copytree(uncut / "stream", cut / "stream")
+    shutil.copytree(uncut / "_stream", cut / "_stream")
     resumed = f"{line} --output_dir {cut} --resume_from_checkpoint true"
     assert run(f"{resumed} --dataloader_num_workers {later}") == 0
     assert_same(uncut, cut)
@@ -69,7 +75,7 @@ def test_a_cut_run_ends_as_an_uncut_one(line, tmp_path, workers, later, monkeypa
 def test_bookmarks_only_save_time(line, tmp_path):
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"
     assert run(f"{line} --output_dir {uncut}") == 0
-    assert any(uncut.glob("stream/lane-*.jsonl"))
+    assert any(uncut.glob("_stream/lane-*.jsonl"))
     shutil.copytree(uncut / f"checkpoint-{CUT}", cut / f"checkpoint-{CUT}")
     assert run(f"{line} --output_dir {cut} --resume_from_checkpoint true") == 0
     assert_same(uncut, cut)
@@ -87,8 +93,8 @@ def test_bookmarks_only_save_time(line, tmp_path):
         ("/corpus", "/corpus/absent.jsonl", "does not exist"),
         ("/corpus", "/one", "holds fewer than two documents"),
         ("/corpus", "/blank", "holds no passage to train on"),
-        ("/corpus", "/broken", "cannot be read"),
-        ("/corpus", "/numbers", "holds int64, not text"),
+        ("/corpus", "/broken", "001.jsonl line 1 is not JSON, and so 1 of 1 lines are broken"),
+        ("/corpus", "/numbers", "000.jsonl line 1 holds no text in 'text', and so 3 of 3 lines are broken"),
     ],
 )
 def test_what_a_stream_cannot_do_is_one_sentence(line, tmp_path, capsys, texts, old, new, message):
@@ -109,15 +115,36 @@ def test_a_shard_that_breaks_in_a_worker_is_one_sentence(line, corpus, tmp_path,
     (corpus / "001.jsonl").write_text('{"text": "The fox')
     assert run(f"{line} --output_dir {tmp_path}/run --dataloader_num_workers 1") == 2
     (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("retromae-hf: error: ")]
-    assert f"shard 1 of {corpus} cannot be read" in error
+    assert f"{corpus}/001.jsonl line 1 is not JSON" in error
 
 
-def test_a_run_is_not_resumed_on_another_stream(line, tmp_path, capsys):
-    assert run(f"{line} --output_dir {tmp_path}/run") == 0
-    capsys.readouterr()
-    resumed = f"{line} --output_dir {tmp_path}/run --resume_from_checkpoint true"
-    assert run(resumed.replace("--max_length 32", "--max_length 24")) == 2
-    assert "another stream, which differs in max_length; resume it with" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("--max_length 32", "--max_length 24", "another stream, which differs in max_length; resume it with"),
+        ("batch_size 4", "batch_size 8", "a run of 8 passages a step, not 16, and would go on at another passage"),
+    ],
+)
+def test_a_run_is_not_resumed_on_another_stream(line, first_steps, capsys, old, new, message):
+    resumed = f"{line} --output_dir {first_steps} --resume_from_checkpoint true"
+    assert run(resumed.replace(old, new)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_as_many_passages_a_step_may_come_of_other_batches(line, first_steps):
+    resumed = f"{line} --output_dir {first_steps} --resume_from_checkpoint true --max_steps {CUT + 1}"
+    assert run(resumed.replace("batch_size 4", "batch_size 2").replace("steps 2", "steps 4")) == 0
+
+
+def test_a_folder_of_the_users_stays(line, tmp_path):
+    """Whatever it is called, only bookmarks go."""
+    mine = tmp_path / "run" / "_stream" / "mine.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("{}")
+    (mine.parent / "lane-00009.jsonl").write_text("")
+    assert run(f"{line} --output_dir {tmp_path}/run --max_steps 1") == 0
+    assert mine.exists()
+    assert not (mine.parent / "lane-00009.jsonl").exists()
 
 
 TWO_PROCESSES = """

@@ -10,6 +10,7 @@ from itertools import islice
 import pytest
 from datasets import Dataset
 
+from retromae_hf import RetroMAEError
 from retromae_hf.document_stream import ROWS_AT_ONCE, DocumentStream, Place
 from retromae_hf.passage_stream import Bookmarks, PassageStream
 from retromae_hf.passages import cut_passages, cutting_options
@@ -151,3 +152,35 @@ def test_many_shards_are_each_the_right_one(tmp_path):
     assert stream.num_shards == 150
     assert [text for _, text in stream._in_order()] == texts
     assert sorted(text for _, text in one_pass(stream, 0, 1)) == sorted(texts)
+
+
+@pytest.fixture
+def broken(tmp_path, texts):
+    """A folder one of whose two files has broken lines among sound ones, and the texts of the sound ones."""
+    folder = write_shards(tmp_path / "corpus", texts, 2)
+    lines = (folder / "001.jsonl").read_text().splitlines()
+    lines[7:7] = ['{"text": "cut off', '{"text": 5}', "[" * 100_000]
+    (folder / "001.jsonl").write_text("\n".join(lines))
+    return folder, texts
+
+
+def test_broken_lines_of_a_stream_are_counted_and_left_out(broken, caplog):
+    folder, texts = broken
+    got = one_pass(open_stream(folder), 0, 1)
+    assert Counter(text for _, text in got) == Counter(texts)
+    assert len({number for number, _ in got}) == len(texts)
+    (told,) = [record.message for record in caplog.records if "broken" in record.message]
+    assert told.startswith("3 of 63 lines are broken and were left out; the first: ")
+    assert told.endswith("001.jsonl line 8 is not JSON")
+
+
+def test_broken_lines_of_a_stream_can_be_errors(broken):
+    stream = DocumentStream.open(str(broken[0]), None, "train", "text", 0, on_broken_line="error")
+    with pytest.raises(RetroMAEError, match=r"001.jsonl line 8 is not JSON; mend the file, or leave broken lines out"):
+        one_pass(stream, 0, 1)
+
+
+def test_endless_brackets_do_not_end_the_process(tmp_path):
+    (tmp_path / "corpus.json").write_text('[{"text": "The fox."},\n{"text": "b", "c": ' + "[" * 100_000)
+    with pytest.raises(RetroMAEError, match=r"corpus.json line 2 has too many brackets"):
+        open_stream(tmp_path / "corpus.json")

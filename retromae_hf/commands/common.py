@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -172,6 +173,9 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
                 print(f"retromae-hf: {interrupted}", file=sys.stderr)
             end_process_group()
             return interrupted.status
+        except KeyboardInterrupt:
+            print("retromae-hf: stopped by SIGINT", file=sys.stderr)
+            return 128 + signal.SIGINT
         except Exception as error:
             get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere
             raise

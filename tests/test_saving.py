@@ -160,14 +160,15 @@ def test_a_run_cut_before_its_first_checkpoint_starts_again(pretrain, at_step, t
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_the_run_ends(pretrain, at_step, tmp_path, uncut, number, status, capsys, monkeypatch):
-    before = signal.getsignal(number)
+    # A process that a shell has started in the background ignores Ctrl-C, and so does the run then.
+    inherited = signal.signal(number, before := signal.default_int_handler)
     at_step(5, lambda folder: os.kill(os.getpid(), number))
     assert pretrain(tmp_path) == status
     # The signal came behind the callback that looks for it, so that the next step was under way.
     assert f"stopped by {number.name} after step 6 of 12; the same command goes on" in capsys.readouterr().err
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-6"
     assert not (tmp_path / "model.safetensors").exists()
-    assert signal.getsignal(number) == before
+    assert signal.signal(number, inherited) == before
     monkeypatch.undo()
     assert pretrain(tmp_path) == 0
     assert_equal_weights(tmp_path, uncut)

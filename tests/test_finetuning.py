@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
 
 from retromae_hf import RetroMAEError
 from retromae_hf.commands.main import main
@@ -73,7 +74,7 @@ def test_the_command_trains_from_mined_negatives_and_saves_what_it_was_told(enco
 @pytest.mark.parametrize(
     ("lost", "reported"), [("no.such.weight", False), ("bert.encoder.layer.0.output.dense.weight", True)]
 )
-def test_loading_reports_weights_that_the_embedding_needs(lost, reported, encoder_folder, tmp_path, monkeypatch):
+def test_loading_reports_weights_that_the_embedding_needs(lost, reported, encoder_folder, tmp_path):
     """The masked-LM head is there and the pooler is not, as in every pretrained encoder: that is no news."""
     folder = tmp_path / "encoder"
     shutil.copytree(encoder_folder, folder)
@@ -84,10 +85,12 @@ def test_loading_reports_weights_that_the_embedding_needs(lost, reported, encode
     handler = logging.Handler()
     handler.emit = lambda record: shown.append(record.getMessage())
     library = logging.getLogger("transformers")
-    monkeypatch.setattr(library, "level", logging.WARNING)  # its own default
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()  # its own default
     library.addHandler(handler)
     load_sentence_transformer(str(folder))
     library.removeHandler(handler)
+    transformers_logging.set_verbosity(before)
     assert any("MISSING" in report for report in shown) == reported
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from retromae_hf import load_documents
-from retromae_hf.saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
+from retromae_hf.saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint, step_of
 from retromae_hf.vocabulary import train_wordpiece
 
 OUTPUT = Path("runs/soak.json")
@@ -79,7 +79,7 @@ def soak(arguments: list[str], work: Path, kills: int, moments: random.Random, n
         cut_once(arguments, cut, work / "log.txt", number, moments)
         halves += sum(not is_complete(folder) for folder in checkpoints(cut))
         last = last_complete_checkpoint(cut)
-        step = 0 if last is None else int(last.name.split("-")[1])
+        step = 0 if last is None else step_of(last)
         lost += step < reached
         begun_again += step == 0
         reached = step

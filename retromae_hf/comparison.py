@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 import shutil
 import statistics
 import time
@@ -36,6 +35,7 @@ from .measures import paired_test, score_queries
 from .pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, load_text, pretrain
 from .retrieval_tasks import RetrievalTask
 from .starting_model import ModelArguments, load_model_and_tokenizer
+from .whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
                 finetune_cell(comparison, folder, seed)
             evaluate_cell(folder, tasks)
     report = summarise(comparison, tasks)
-    write(comparison.folder / "results.json", report)
+    write_json(comparison.folder / "results.json", report)
     return report
 
 
@@ -227,7 +227,7 @@ def keep_recipe(comparison: Comparison) -> None:
                 "output_dir"
             )
         recipe["objectives"] = before["objectives"] | comparison.objectives
-    write(file, recipe)
+    write_json(file, recipe)
 
 
 def all_cells(comparison: Comparison) -> Iterator[tuple[str, int]]:
@@ -270,7 +270,7 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
         shutil.rmtree(folder / "checkpoint")
     gc.collect()  # models and optimizers hang in cycles, on a GPU with their memory
     result["seconds"] = time.perf_counter() - started
-    write(folder / RESULT, result | {stage: {} for stage in STAGES})
+    write_json(folder / RESULT, result | {stage: {} for stage in STAGES})
 
 
 def finetune_cell(comparison: Comparison, folder: Path, seed: int) -> None:
@@ -289,7 +289,7 @@ def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
             embedder = load_embedder(str(folder / model))
             for task in missing:
                 result[stage][task.name] = score_queries(task.qrels, run_in_memory(task, embedder), MEASURES)
-            write(folder / RESULT, result)
+            write_json(folder / RESULT, result)
 
 
 def export_untrained(comparison: Comparison, seed: int, folder: Path) -> None:
@@ -367,10 +367,3 @@ def spread(values: list[float]) -> dict[str, Any]:
 def mean_by_query(values: list[dict[str, float]]) -> dict[str, float]:
     """Means over the seeds."""
     return {query: statistics.fmean(one[query] for one in values) for query in values[0]}
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    aside = file.with_suffix(".new")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, file)

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from .saved_checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
+from .whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,7 @@ class Run:
         elif not file.exists():
             for old in _unmarked(self.folder):
                 mark_complete(old, resumable=is_resumable(old))
-        aside = file.with_suffix(f".{os.getpid()}")  # a run that is killed here must not leave half a file
-        aside.write_text(json.dumps(self.arguments, indent=1), encoding="utf-8")
-        aside.replace(file)
+        write_json(file, self.arguments)
 
 
 def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:

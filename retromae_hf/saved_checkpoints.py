@@ -28,6 +28,11 @@ def checkpoints(run: Path) -> list[Path]:
     return [folder for _, folder in sorted(found) if folder.is_dir()]
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written, which its name says."""
+    return int(checkpoint.name.split("-")[1])
+
+
 def mark_complete(checkpoint: Path, resumable: bool) -> None:
     """Write the list of the checkpoint's files, after they have reached the disk.
 

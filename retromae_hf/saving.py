@@ -19,7 +19,7 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from .saved_checkpoints import checkpoints, mark_complete, remove_beyond, remove_incomplete, unmark
+from .saved_checkpoints import checkpoints, mark_complete, remove_beyond, remove_incomplete, step_of, unmark
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class SavingCallback(TrainerCallback):
             for half in remove_incomplete(run):
                 logger.warning("%s was not written to its end and is deleted", half)
             for later in checkpoints(run):
-                if int(later.name.split("-")[1]) > state.global_step:
+                if step_of(later) > state.global_step:
                     unmark(later)
         self._limit, args.save_total_limit = args.save_total_limit, None
         if threading.current_thread() is threading.main_thread():

@@ -20,6 +20,7 @@ from .passages import cut_passages, cutting_options
 from .pydocs import SEARCHED_BODIES, hold_out
 from .retrieval_tasks import RetrievalTask, dev_task
 from .starting_model import ModelArguments
+from .whole_files import write_json
 from .words import WordSegmenter
 
 logger = logging.getLogger(__name__)
@@ -152,6 +153,4 @@ def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None
                 old.unlink()
             if earlier is not None:
                 shutil.copytree(earlier, folder, dirs_exist_ok=True)
-        written = folder / f"{SETTINGS_FILE}.new"
-        written.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        written.replace(folder / SETTINGS_FILE)
+        write_json(folder / SETTINGS_FILE, settings)

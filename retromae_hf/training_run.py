@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from .errors import RetroMAEError, RunInterruptedError, check_at_least
 from .run_folder import Run
-from .saved_checkpoints import checkpoints, is_complete, last_complete_checkpoint
+from .saved_checkpoints import last_complete_checkpoint, remove_incomplete
 from .saving import SavingCallback
 
 logger = logging.getLogger(__name__)
@@ -133,9 +133,7 @@ def _full_disk_told(saving: SavingCallback, run: Run) -> Iterator[None]:
     except Exception as error:
         if not saving.saving or not _is_for_want_of_space(error, folder):
             raise
-        for half in checkpoints(folder):
-            if not is_complete(half):
-                shutil.rmtree(half, ignore_errors=True)
+        remove_incomplete(folder)
         last = last_complete_checkpoint(folder)
         kept = f"the last whole checkpoint is {last}" if last else "there is no whole checkpoint yet"
         then = f", and {run.again} goes on from there" if run.again and last else ""

@@ -30,6 +30,7 @@ from retromae_hf.saved_checkpoints import (
     mark_complete,
     remove_beyond,
     remove_incomplete,
+    step_of,
 )
 from retromae_hf.saving import SavingCallback
 
@@ -251,7 +252,7 @@ def test_checkpoints_without_the_optimizer_cannot_be_gone_on_from(pretrain, tmp_
 
 
 def steps_of(folder):
-    return [int(one.name.split("-")[1]) for one in checkpoints(folder)]
+    return [step_of(one) for one in checkpoints(folder)]
 
 
 def terminate(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 import yaml
 from datasets import Dataset
 from packaging.requirements import Requirement
-from transformers import BertConfig
 
 from retromae_hf import EmbeddingExplanation, RetroMAEConfig, RetroMAEForPreTraining, explain_embedding
 from retromae_hf.embedders import Embedder
@@ -46,18 +46,11 @@ class Words(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def sharp(tokenizer):
+def sharp(encoder_config):
     """A model of random weights large enough that its figures differ from token to token."""
     torch.manual_seed(3)
-    encoder = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
+    encoder = copy.deepcopy(encoder_config)
+    encoder.initializer_range = 0.3
     return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder)).eval()
 
 

@@ -60,7 +60,7 @@ space: setup
 # Its tests need a Chromium: one on the path, or playwright's own (.venv/bin/playwright install chromium).
 space-test: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
-	$(OFFLINE) $(BIN)/python -m pytest tests/test_space.py
+	$(OFFLINE) $(BIN)/python -m pytest tests/examples/test_space.py
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,9 +15,9 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModel, PreTrainedTokenizerBase, set_seed
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining, export_encoder
-from retromae_hf.backbones import new_encoder_config
 from retromae_hf.commands.main import main as command
-from retromae_hf.vocabulary import train_wordpiece
+from retromae_hf.data.tokenizers import train_wordpiece
+from retromae_hf.model.backbones import new_encoder_config
 
 __all__ = ["CANARY", "AutoModel", "make", "tiny_model", "tokenizer"]
 

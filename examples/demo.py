@@ -26,15 +26,15 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_encoder
+from retromae_hf.checkpoints.starting_model import ModelArguments, load_model_and_tokenizer
 from retromae_hf.commands.export import main as export
 from retromae_hf.commands.pretrain import main as pretrain
-from retromae_hf.embedders import load_embedder
-from retromae_hf.evaluation import evaluate_bm25, evaluate_embedder
-from retromae_hf.pydocs import HeldOut, load_held_out_pydocs
-from retromae_hf.retrieval_tasks import reported_task
-from retromae_hf.search import format_results, search
-from retromae_hf.starting_model import ModelArguments, load_model_and_tokenizer
-from retromae_hf.vocabulary import train_wordpiece
+from retromae_hf.data.pydocs import HeldOut, load_held_out_pydocs
+from retromae_hf.data.tokenizers import train_wordpiece
+from retromae_hf.retrieval.embedders import load_embedder
+from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder
+from retromae_hf.retrieval.search import format_results, search
+from retromae_hf.retrieval.tasks import reported_task
 
 FOLDER = Path("runs/demo")
 VOCAB_SIZE = 4096

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retromae_hf.comparison_report import SIGNIFICANT, TITLES, cell
+from retromae_hf.studies.comparison_report import SIGNIFICANT, TITLES, cell
 
 TASK, MEASURE = "pydocs", "mrr@10"
 ROWS = {"untrained": "nothing", "mlm": "MLM", "retromae": "**RetroMAE**"}

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import BertModel
 
-from retromae_hf import benchmark
+from retromae_hf.studies import benchmark
 
 COMMANDS = ("pretrain", "finetune", "evaluate")  # the order in which they are needed
 RECIPES = {

@@ -2,7 +2,8 @@
 
 hypothesis makes tokens, lengths, ratios, configurations, texts, recipes, names and broken files. What an input gives is
 held to what is true of every result as well: losses are finite, passages hold the text's tokens, names stay in their
-folder. Prints how many inputs each target was given and writes runs/fuzz.json. tests/test_fuzz.py runs a few of each.
+folder. Prints how many inputs each target was given and writes runs/fuzz.json. tests/examples/test_fuzz.py runs a few
+of each.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from retromae_hf import (
     load_documents,
     tokenize_passages,
 )
-from retromae_hf.checkpoints import load_config
+from retromae_hf.checkpoints.loading import load_config
+from retromae_hf.checkpoints.starting_model import ModelArguments
 from retromae_hf.commands.common import parse
-from retromae_hf.comparison import Comparison, distribute
-from retromae_hf.embedders import embed
-from retromae_hf.errors import check_file_name
-from retromae_hf.masking import visibility_mask
-from retromae_hf.model_files import check_modules
-from retromae_hf.pretraining import DataArguments
-from retromae_hf.retrieval_tasks import load_beir
-from retromae_hf.starting_model import ModelArguments
-from retromae_hf.text import cut_long
+from retromae_hf.data.text import cut_long
+from retromae_hf.model.errors import check_file_name
+from retromae_hf.model.masking import visibility_mask
+from retromae_hf.model.trust import check_modules
+from retromae_hf.retrieval.embedders import embed
+from retromae_hf.retrieval.tasks import load_beir
+from retromae_hf.studies.comparison import Comparison, distribute
+from retromae_hf.training.pretraining import DataArguments
 
 OUTPUT = Path("runs/fuzz.json")
 INPUTS = 10_000

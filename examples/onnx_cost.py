@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retromae_hf.benchmark_tasks import load_tasks
-from retromae_hf.evaluation import evaluate_model
-from retromae_hf.onnx_export import ONNX_FILE, export_onnx
+from retromae_hf.checkpoints.onnx import ONNX_FILE, export_onnx
+from retromae_hf.retrieval.evaluation import evaluate_model
+from retromae_hf.retrieval.named_tasks import load_tasks
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 

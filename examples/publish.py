@@ -27,9 +27,9 @@ import soak
 import stream_memory
 import support
 
-from retromae_hf import comparison_report
-from retromae_hf.backbones import BACKBONES
 from retromae_hf.commands import benchmark
+from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.studies import comparison_report
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}: written by examples/publish.py -->", "<!-- /{} -->"

@@ -11,10 +11,10 @@ import demo_report
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
-from retromae_hf import comparison_report
-from retromae_hf.configuration_retromae import DEFAULT_DECODING
-from retromae_hf.model_card import build_card
-from retromae_hf.training_record import assumed_power, describe_model, describe_source, new_record, thin
+from retromae_hf.model.configuration_retromae import DEFAULT_DECODING
+from retromae_hf.publishing.model_card import build_card
+from retromae_hf.publishing.record import assumed_power, describe_model, describe_source, new_record, thin
+from retromae_hf.studies import comparison_report
 
 COMPARED = {"compare-cpu": "retromae", "compare-cpu-more": "mlm-then-retromae"}
 """Which objective's model the card of a comparison is about; the others stand beside it in its tables."""

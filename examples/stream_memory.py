@@ -26,12 +26,12 @@ import torch
 import transformers
 
 from retromae_hf import DataCollatorForRetroMAE
-from retromae_hf.benchmark import peak_rss
-from retromae_hf.checkpoints import load_tokenizer
-from retromae_hf.document_stream import DocumentStream
-from retromae_hf.passage_stream import Bookmarks, PassageStream
-from retromae_hf.passages import cut_passages, cutting_options
-from retromae_hf.vocabulary import train_wordpiece
+from retromae_hf.checkpoints.loading import load_tokenizer
+from retromae_hf.data.document_stream import DocumentStream
+from retromae_hf.data.passage_stream import Bookmarks, PassageStream
+from retromae_hf.data.passages import cut_passages, cutting_options
+from retromae_hf.data.tokenizers import train_wordpiece
+from retromae_hf.studies.benchmark import peak_rss
 
 MAX_LENGTH, BATCH_SIZE, BUFFER_SIZE, VOCAB_SIZE = 128, 32, 10_000, 4000
 BASE = "importing and opening"

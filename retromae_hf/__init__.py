@@ -1,18 +1,18 @@
 """Retrieval-oriented pretraining (RetroMAE, arXiv 2205.12035) for the Hugging Face stack."""
 
-from .auto_classes import register_auto_classes
-from .callbacks import RetrievalCallback, RetroMAECallback
-from .configuration_retromae import RetroMAEConfig
-from .corpus import load_documents
-from .data_collator import DataCollatorForRetroMAE
-from .errors import RetroMAEError
+from .checkpoints.auto_classes import register_auto_classes
+from .checkpoints.positions import extend_positions
+from .checkpoints.reference import load_reference_checkpoint
+from .data.collator import DataCollatorForRetroMAE
+from .data.passages import tokenize_passages
+from .data.sources import load_documents
+from .data.words import chinese_segmenter
 from .explanation import EmbeddingExplanation, explain_embedding
-from .export import export_encoder, export_sparse_encoder
-from .modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
-from .passages import tokenize_passages
-from .positions import extend_positions
-from .reference import load_reference_checkpoint
-from .words import chinese_segmenter
+from .model.configuration_retromae import RetroMAEConfig
+from .model.errors import RetroMAEError
+from .model.modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
+from .publishing.export import export_encoder, export_sparse_encoder
+from .training.callbacks import RetrievalCallback, RetroMAECallback
 
 __version__ = "0.1.0"
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbones import max_text_length
-from .errors import RetroMAEError
-from .losses import chunk_rows
-from .masking import IGNORE_INDEX, visibility_mask
-from .modeling_retromae import RetroMAEForPreTraining
-from .text import without_surrogates
+from .data.text import without_surrogates
+from .model.backbones import max_text_length
+from .model.errors import RetroMAEError
+from .model.losses import chunk_rows
+from .model.masking import IGNORE_INDEX, visibility_mask
+from .model.modeling_retromae import RetroMAEForPreTraining
 
 VISIBILITY_SEED = 0
 """The one seed of the visible tokens: what a row sees at a small share it sees at every larger one."""

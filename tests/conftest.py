@@ -17,7 +17,11 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining
-from retromae_hf.vocabulary import train_wordpiece
+from retromae_hf.data.tokenizers import train_wordpiece
+from retromae_hf.training.finetuning_data import JudgedCorpus
+
+ROOT = Path(__file__).parents[1]
+"""The project's folder."""
 
 TEXTS = [
     f"The {adjective} {animal} {verb} over the {place} number {number}. It was {adjective} indeed! Then the {animal} "
@@ -30,6 +34,8 @@ TEXTS = [
         for place in ("river", "meadow")
     )
 ]
+
+ANIMALS = ["otter", "wolf", "horse", "raven", "trout", "badger", "heron", "lynx"]
 
 CHINESE_TEXTS = [
     f"我们在{city}大学学习自然语言处理。{thing}的检索很有用！你喜欢{thing}吗？今天天气很好，大家一起去公园看书。"
@@ -100,7 +106,7 @@ def encoder_folder(tmp_path_factory, encoder_config, tokenizer) -> str:
 
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
-    folder = Path(__file__).parents[2] / "shared" / "reference"
+    folder = ROOT.parent / "shared" / "reference"
     if not folder.is_dir():
         pytest.skip("the reference figures of the released code are not at hand (no ../shared/reference)")
     return folder
@@ -124,4 +130,33 @@ def write_beir(folder: Path, qrels: str = "query-id\tcorpus-id\tscore\nq1\td1\t1
     for name, rows in (("corpus", documents), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "qrels" / "test.tsv").write_text(qrels)
+    return folder
+
+
+@pytest.fixture
+def corpus():
+    documents = {f"d{place}": f"The {animal} sleeps in the meadow." for place, animal in enumerate(ANIMALS)}
+    documents["plain"] = "Bells ring in the tower."
+    queries = {f"q{place}": f"{animal} asleep in a meadow" for place, animal in enumerate(ANIMALS)}
+    return JudgedCorpus(queries, documents, {f"q{place}": [f"d{place}"] for place in range(len(ANIMALS))})
+
+
+@pytest.fixture
+def beir(tmp_path, corpus):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", corpus.documents), ("queries", corpus.queries)):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items())
+        )
+    judged = [f"{query}\t{document}\t1\n" for query, found in corpus.positives.items() for document in found]
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged))
+    return folder
+
+
+def write_shards(folder, texts, shards):
+    folder.mkdir()
+    for shard in range(shards):
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts[shard::shards])
+        (folder / f"{shard:03}.jsonl").write_text(rows)
     return folder

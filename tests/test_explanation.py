@@ -21,9 +21,9 @@ from retromae_hf import (
     export_encoder,
 )
 from retromae_hf.commands.main import main
+from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.explanation import SHADE_NAMES, SHADES, segments, shade
-from retromae_hf.masking import visibility_mask
-from retromae_hf.vocabulary import train_tokenizer
+from retromae_hf.model.masking import visibility_mask
 
 TEXT = "The quick fox jumps over the river number 7."
 DECODINGS = pytest.mark.parametrize("decoding", ["enhanced", "basic"])

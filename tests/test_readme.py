@@ -8,15 +8,14 @@ from pathlib import Path
 
 import publish
 import pytest
-from conftest import write_beir
+from conftest import ROOT, write_beir
 from sentence_transformers import SentenceTransformer
 
 from retromae_hf import export_encoder
 from retromae_hf.commands.main import COMMANDS, main
-from retromae_hf.evaluation import evaluate_model
-from retromae_hf.retrieval_tasks import load_beir
+from retromae_hf.retrieval.evaluation import evaluate_model
+from retromae_hf.retrieval.tasks import load_beir
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 PAGES = {file: file.read_text(encoding="utf-8") for file in (*publish.PAGES, EXAMPLES / "README.md")}
 LINKED = [*PAGES, EXAMPLES / "space/README.md", *sorted((ROOT / "model_cards").rglob("*.md"))]
@@ -160,7 +159,7 @@ def test_its_examples_of_the_hub_run(model, tokenizer, tmp_path, monkeypatch):
 def test_its_example_of_onnx_runs(model, tokenizer, tmp_path, monkeypatch):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="the extra is not installed: pip install 'retromae-hf[onnx]'")
-    from retromae_hf.onnx_export import export_onnx
+    from retromae_hf.checkpoints.onnx import export_onnx
 
     monkeypatch.chdir(tmp_path)
     export_onnx(export_encoder(model, tokenizer, "runs/mine/encoder"), "int8")

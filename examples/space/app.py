@@ -18,8 +18,8 @@ from rendering import explanation_html, notice_html, results_html, tokens_html
 from transformers import PreTrainedTokenizerBase
 
 from retromae_hf import RetroMAEError, RetroMAEForPreTraining, explain_embedding
-from retromae_hf.checkpoints import load_checkpoint, load_tokenizer
-from retromae_hf.search import PYDOCS, SearchIndex, load_index
+from retromae_hf.checkpoints.loading import load_checkpoint, load_tokenizer
+from retromae_hf.retrieval.search import PYDOCS, SearchIndex, load_index
 
 DEMO_CHECKPOINT, DEMO_ENCODER = "runs/demo/retromae", "runs/demo/retromae-finetuned"
 MAX_CHARACTERS = 4000

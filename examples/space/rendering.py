@@ -7,7 +7,7 @@ from html import escape
 
 from retromae_hf import EmbeddingExplanation
 from retromae_hf.explanation import SHADE_NAMES, ExplainedToken, segments, shade
-from retromae_hf.search import SearchResult
+from retromae_hf.retrieval.search import SearchResult
 
 SIDES = {"rebuilt": "From the embedding", "zeroed": "From zeros in its place"}
 

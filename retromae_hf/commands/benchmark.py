@@ -15,7 +15,11 @@ from typing import Any
 import torch
 import transformers
 
-from ..benchmark import (
+from ..data.pydocs import load_pydocs
+from ..data.tokenizers import train_wordpiece
+from ..model.configuration_retromae import check_ratio
+from ..model.errors import RetroMAEError, check_at_least
+from ..studies.benchmark import (
     PRETENSE,
     SHAPES,
     SIDES,
@@ -28,10 +32,6 @@ from ..benchmark import (
     measure_trainer,
     new_tokenizer,
 )
-from ..configuration_retromae import check_ratio
-from ..errors import RetroMAEError, check_at_least
-from ..pydocs import load_pydocs
-from ..vocabulary import train_wordpiece
 from .common import command, parse, writable
 
 PARTS = ("collator", "step", "memory", "trainer")

@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..card_writer import CardArguments
-from ..errors import in_one_sentence
-from ..model_card import CARD_FILE, read_results, write_card
-from ..training_record import RECORD_FILE, require_record
+from ..model.errors import in_one_sentence
+from ..publishing.card_writer import CardArguments
+from ..publishing.model_card import CARD_FILE, read_results, write_card
+from ..publishing.record import RECORD_FILE, require_record
 from .common import command, parse
 
 

@@ -22,8 +22,8 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import HfArgumentParser
 
-from ..errors import RetroMAEError, RunInterruptedError, in_one_sentence
-from ..processes import end_process_group
+from ..model.distributed import end_process_group
+from ..model.errors import RetroMAEError, RunInterruptedError, in_one_sentence
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""

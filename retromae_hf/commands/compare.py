@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from ..comparison import Comparison, compare, distribute
-from ..comparison_report import conditions, draw, table
-from ..errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..studies.comparison import Comparison, compare, distribute
+from ..studies.comparison_report import conditions, draw, table
 from .common import command, parse, read_recipe
 
 

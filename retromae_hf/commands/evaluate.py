@@ -6,11 +6,11 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-from ..benchmark_tasks import load_tasks
-from ..dense_search import EXACT, FAISS
-from ..embedders import process_state
-from ..errors import RetroMAEError, check_at_least
-from ..evaluation import evaluate_model
+from ..model.errors import RetroMAEError, check_at_least
+from ..retrieval.embedders import process_state
+from ..retrieval.evaluation import evaluate_model
+from ..retrieval.named_tasks import load_tasks
+from ..retrieval.nearest import EXACT, FAISS
 from .common import command, parse, writable, writable_folder
 
 

@@ -9,10 +9,10 @@ import sys
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 
-from ..checkpoints import load_checkpoint, load_tokenizer
-from ..embedders import process_state
+from ..checkpoints.loading import load_checkpoint, load_tokenizer
 from ..explanation import SHADE_NAMES, SHADES, EmbeddingExplanation, explain_embedding, segments, shade
-from ..modeling_retromae import RetroMAEForPreTraining
+from ..model.modeling_retromae import RetroMAEForPreTraining
+from ..retrieval.embedders import process_state
 from .common import command, parse
 
 # Backgrounds of a terminal's 256 colours, faint to full, each with the foreground that can be read on it.

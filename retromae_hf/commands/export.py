@@ -6,13 +6,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..card_writer import name_repository
-from ..checkpoints import load_checkpoint, load_tokenizer
-from ..errors import RetroMAEError, in_one_sentence
-from ..export import export_encoder, export_sparse_encoder
-from ..hub import create_repo, push_folder
-from ..modeling_retromae import RetroMAEForPreTraining
-from ..onnx_export import check_quantization, export_onnx, import_onnxruntime
+from ..checkpoints.hub import create_repo, push_folder
+from ..checkpoints.loading import load_checkpoint, load_tokenizer
+from ..checkpoints.onnx import check_quantization, export_onnx, import_onnxruntime
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.modeling_retromae import RetroMAEForPreTraining
+from ..publishing.card_writer import name_repository
+from ..publishing.export import export_encoder, export_sparse_encoder
 from .common import command, parse
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 
-from ..card_writer import CardArguments
-from ..errors import RetroMAEError
-from ..finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
+from ..model.errors import RetroMAEError
+from ..publishing.card_writer import CardArguments
+from ..training.finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
 from .common import command, parse
 
 

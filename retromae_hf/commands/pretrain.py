@@ -7,9 +7,9 @@ import sys
 
 from transformers import TrainingArguments
 
-from ..card_writer import CardArguments
-from ..pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, pretrain
-from ..starting_model import ModelArguments
+from ..checkpoints.starting_model import ModelArguments
+from ..publishing.card_writer import CardArguments
+from ..training.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, pretrain
 from .common import command, parse
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from ..errors import check_at_least
-from ..search import PYDOCS, format_results, search
+from ..model.errors import check_at_least
+from ..retrieval.search import PYDOCS, format_results, search
 from .common import command, parse
 
 

@@ -1,0 +1,311 @@
+"""The collator that turns tokenised passages into RetroMAE's training batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from ..model.configuration_retromae import (
+    DEFAULT_DECODER_MASK_RATIO,
+    DEFAULT_DECODING,
+    RetroMAEConfig,
+    check_decoding,
+    check_pair_objective,
+    check_ratio,
+    check_replacement,
+)
+from ..model.errors import RetroMAEError
+from ..model.masking import (
+    ACTION,
+    CHOOSE,
+    DECODER_ACTION,
+    DECODER_CHOOSE,
+    DECODER_REPLACEMENT,
+    IGNORE_INDEX,
+    REPLACEMENT,
+    corrupt_tokens,
+    passage_seeds,
+)
+from .segment_pairs import SEGMENT_COLUMNS, PairMaker, Row
+from .words import number_words, word_starts, word_table
+
+SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective")
+"""Arguments that the model's configuration has too, and that must be the same there."""
+
+_EPOCH_NOT_TOLD = -1
+
+
+@dataclass
+class DataCollatorForRetroMAE:
+    """Corrupts and pads passages for `RetroMAEForPreTraining`; a plain `DataCollator` for a plain `Trainer`.
+
+    With `seed` and a dataset that has a `passage_id` column, every draw is a pure function of (seed, epoch, passage
+    id): it depends neither on the batch nor on the number of workers or processes. `RetroMAECallback` tells the
+    collator the epoch, where the dataset has no column `epoch` of its own (a stream's passages are told theirs);
+    without it the masks of a passage stay the same in every epoch. Without `seed` or without ids,
+    seeds come from torch's generator, afresh every time.
+
+    Args:
+        tokenizer: must have a mask token and a padding token.
+        encoder_mask_ratio: share of the ordinary tokens that the encoder has to predict, in (0, 1).
+        decoder_mask_ratio: share of the tokens hidden from the decoder, in (0, 1); the model's own, checked when
+            training starts. `from_config` takes it over.
+        decoding: "enhanced", "basic", "condenser" or "none"; the model's own, likewise.
+        whole_word_mask: mask words as a whole, and hide them as a whole from the decoder. A word is what BERT's
+            tokenizer takes for one, or what the dataset's column `word_ids` says (Chinese words: `tokenize_passages`).
+        pad_to_multiple_of: pad the batch's length up to a multiple of this.
+        seed: seed of the run.
+        mask_replace_prob: share of the chosen tokens that become [MASK], BERT's 0.8.
+        random_replace_prob: share of the chosen tokens that become a random token, BERT's 0.1; the others stay.
+        static_masking: every epoch draws the same masks (BERT's masking); otherwise each draws its own (RoBERTa's).
+            Needs `seed` and a dataset with ids.
+        compact: ship 32-bit integers, which this package's model takes and which are half the bytes; other models want
+            their labels in 64.
+        pair_objective: None, "nsp" or "sop"; the model's own, likewise.
+        pair_partners: for "nsp", the passages that false successors are drawn from, the training set as a rule.
+
+    Raises:
+        RetroMAEError: a value is out of range or the tokenizer lacks a token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder_mask_ratio: float = 0.3
+    decoder_mask_ratio: float = DEFAULT_DECODER_MASK_RATIO
+    decoding: str = DEFAULT_DECODING
+    whole_word_mask: bool = False
+    pad_to_multiple_of: int | None = None
+    seed: int | None = None
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
+    static_masking: bool = False
+    compact: bool = False
+    pair_objective: str | None = None
+    pair_partners: Dataset | None = field(repr=False, default=None)
+    _ordinary: Tensor = field(init=False, repr=False)
+    _ordinary_ids: Tensor = field(init=False, repr=False)
+    _epoch: Tensor = field(init=False, repr=False)
+    _word_table: Tensor | None = field(init=False, repr=False, default=None)
+    _pair_maker: PairMaker | None = field(init=False, repr=False, default=None)
+    _generator: torch.Generator | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        check_decoding(self.decoding)
+        check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
+        check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
+        check_replacement(self.mask_replace_prob, self.random_replace_prob)
+        check_pair_objective(self.pair_objective)
+        if self.static_masking and self.seed is None:
+            raise RetroMAEError("static_masking draws the same masks in every epoch and needs a seed; give one")
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise RetroMAEError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be at least 1")
+        for name, token_id in (("mask", self.tokenizer.mask_token_id), ("padding", self.tokenizer.pad_token_id)):
+            if token_id is None:
+                raise RetroMAEError(f"the tokenizer has no {name} token; use a masked language model's tokenizer")
+        token_ids = torch.tensor(list(self.tokenizer.get_vocab().values()))
+        self._ordinary = torch.zeros(int(token_ids.max()) + 1, dtype=torch.bool)
+        self._ordinary[token_ids] = True
+        self._ordinary[self.tokenizer.all_special_ids] = False
+        self._ordinary_ids = self._ordinary.nonzero().squeeze(1)
+        if len(self._ordinary_ids) == 0:
+            raise RetroMAEError("the tokenizer has no ordinary tokens, only special ones; train it on more text")
+        self._word_table = word_table(self.tokenizer) if self.whole_word_mask else None
+        if self.pair_objective is not None:
+            self._pair_maker = PairMaker(self.pair_objective, self.tokenizer, self.pair_partners)
+        # In shared memory, so that workers that live on through the epochs see what `set_epoch` writes.
+        self._epoch = torch.tensor(_EPOCH_NOT_TOLD).share_memory_()
+
+    @classmethod
+    def from_config(
+        cls, tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig, **kwargs: Any
+    ) -> DataCollatorForRetroMAE:
+        """A collator with what it must share with the model.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            config: the model's configuration, which names `decoding`, `decoder_mask_ratio` and `pair_objective`.
+            **kwargs: the other arguments of the class.
+
+        Returns:
+            The collator.
+
+        Raises:
+            RetroMAEError: a value is out of range or the tokenizer lacks a token.
+        """
+        return cls(tokenizer, **{name: getattr(config, name) for name in SHARED_WITH_MODEL}, **kwargs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the masks of this pass over the data, counted from 0, from now on."""
+        self._epoch.fill_(epoch)
+
+    def check_matches(self, config: RetroMAEConfig) -> None:
+        """Raise `RetroMAEError` where the model was configured otherwise than this collator."""
+        for name in SHARED_WITH_MODEL:
+            mine, models = getattr(self, name), getattr(config, name)
+            if mine != models:
+                raise RetroMAEError(
+                    f"the collator has {name}={mine!r} and the model {models!r}; "
+                    "build it with DataCollatorForRetroMAE.from_config(tokenizer, model.config)"
+                )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Build a batch.
+
+        Args:
+            features: one mapping a passage with `input_ids` (a list, array or tensor, special tokens included) and,
+                where there are any, `attention_mask` (1 at tokens, 0 at padding behind them), `passage_id` (int),
+                `token_type_ids`, `word_ids` and `document_id` (int).
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` and, for basic and enhanced decoding, `decoder_input_ids` and
+            `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`, int64 `[B]`, and, where
+            words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`.
+            `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
+            `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
+        """
+        if not len(features):
+            raise RetroMAEError("a batch without passages cannot be made; give one passage at least")
+        rows = [_without_padding(feature) for feature in features]
+        seeds = self._seeds(features)
+        batch: dict[str, Tensor] = {}
+        if "passage_id" in features[0]:
+            batch["passage_id"] = torch.tensor([int(feature["passage_id"]) for feature in features])
+        if self._pair_maker is not None:
+            rows, batch["pair_labels"] = self._pair_maker(rows, seeds)
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        size = int(lengths.max())
+        if self.pad_to_multiple_of is not None:
+            size = -(-size // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        real = torch.arange(size) < lengths[:, None]
+        input_ids = _pad(rows, "input_ids", real, self.tokenizer.pad_token_id)
+        if "token_type_ids" in rows[0]:
+            batch["token_type_ids"] = _pad(rows, "token_type_ids", real, 0)
+        least, most = (int(bound) for bound in input_ids.aminmax())
+        if least < 0 or most >= len(self._ordinary):
+            raise RetroMAEError(
+                f"token ids go from {least} to {most}, and the tokenizer's end at {len(self._ordinary) - 1}; "
+                "tokenise with the tokenizer that the collator has"
+            )
+        candidates = self._ordinary[input_ids] & real
+        word_ids = self._word_ids(rows, input_ids, real)
+        batch["attention_mask"] = real.to(torch.int64)
+        batch["input_ids"], batch["labels"] = self._corrupt(
+            input_ids, candidates, seeds, self.encoder_mask_ratio, word_ids, (CHOOSE, ACTION, REPLACEMENT)
+        )
+        if self.decoding == "enhanced":
+            batch["decoder_input_ids"] = input_ids
+            batch["decoder_labels"] = input_ids.masked_fill(~candidates, IGNORE_INDEX)
+            batch["visibility_seed"] = seeds
+            if word_ids is not None:
+                batch["word_ids"] = word_ids
+        elif self.decoding == "basic":
+            batch["decoder_input_ids"], batch["decoder_labels"] = self._corrupt(
+                input_ids,
+                candidates,
+                seeds,
+                self.decoder_mask_ratio,
+                word_ids,
+                (DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT),
+            )
+        # A shape is known on the host, a count on a GPU only to those who wait for it.
+        for name, slots in (("labels", "label_slots"), ("decoder_labels", "decoder_label_slots")):
+            if name in batch:
+                batch[slots] = torch.empty(len(rows), int((batch[name] != IGNORE_INDEX).sum()), 0)
+        if self.compact:
+            # A seed needs its 64 bits, and a pair has one label.
+            wide = [name for name, tensor in batch.items() if tensor.dtype == torch.int64 and tensor.dim() == 2]
+            batch |= {name: batch[name].to(torch.int32) for name in wide}
+        return batch
+
+    def _corrupt(
+        self,
+        input_ids: Tensor,
+        candidates: Tensor,
+        seeds: Tensor,
+        ratio: float,
+        word_ids: Tensor | None,
+        streams: tuple[int, int, int],
+    ) -> tuple[Tensor, Tensor]:
+        return corrupt_tokens(
+            input_ids,
+            candidates,
+            seeds,
+            ratio,
+            self.tokenizer.mask_token_id,
+            self._ordinary_ids,
+            streams,
+            word_ids,
+            self.mask_replace_prob,
+            self.random_replace_prob,
+        )
+
+    def _word_ids(self, rows: Sequence[Row], input_ids: Tensor, real: Tensor) -> Tensor | None:
+        """The number of each token's word, int32 `[B, L]`, where words are masked as a whole."""
+        if self._word_table is None:
+            return None
+        if "word_ids" in rows[0]:
+            return _pad(rows, "word_ids", real, 0).to(torch.int32)
+        if "word_starts" in rows[0]:
+            return number_words(_pad(rows, "word_starts", real, 1).bool())
+        return number_words(word_starts(self._word_table, input_ids))
+
+    def _seeds(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+        """One seed a passage, int64 `[B]`."""
+        if self.seed is None or "passage_id" not in features[0]:
+            if self.static_masking:
+                raise RetroMAEError("static_masking needs a column passage_id; add one of unique integers")
+            return torch.randint(-(2**63), 2**63 - 1, (len(features),), generator=self._fallback_generator())
+        passage_ids = torch.tensor([int(feature["passage_id"]) for feature in features])
+        if "epoch" in features[0] and not self.static_masking:
+            return passage_seeds(self.seed, torch.tensor([int(feature["epoch"]) for feature in features]), passage_ids)
+        epoch = 0 if self.static_masking else int(self._epoch)
+        if epoch == _EPOCH_NOT_TOLD:
+            warnings.warn(
+                "the collator was not told the epoch, so every epoch draws the same masks; add RetroMAECallback to "
+                "the Trainer or call set_epoch",
+                stacklevel=3,
+            )
+            epoch = 0
+        return passage_seeds(self.seed, epoch, passage_ids)
+
+    def _fallback_generator(self) -> torch.Generator | None:
+        """A generator of this collator's own where there is a seed but there are no ids; None is torch's default."""
+        if self.seed is not None and self._generator is None:
+            worker = get_worker_info()
+            self._generator = torch.Generator().manual_seed(self.seed if worker is None else self.seed ^ worker.seed)
+        return self._generator
+
+
+def _without_padding(feature: Mapping[str, Any]) -> Row:
+    """A passage's columns as far as its attention mask goes."""
+    mask = feature.get("attention_mask")
+    length = len(feature["input_ids"]) if mask is None else int(sum(mask) if isinstance(mask, list) else mask.sum())
+    if mask is not None and length < len(mask) and not mask[0]:
+        raise RetroMAEError("a passage is padded on the left; tokenise with padding_side='right' or without padding")
+    if length < 2:
+        raise RetroMAEError(
+            "a passage has less than the two special tokens at its ends; tokenise with these, or drop it"
+        )
+    row = {name: feature[name][:length] for name in SEGMENT_COLUMNS if name in feature}
+    return row | {name: feature[name] for name in ("document_id",) if name in feature}
+
+
+def _pad(rows: Sequence[Row], name: str, real: Tensor, value: int) -> Tensor:
+    """A column of ragged rows as one int64 tensor of the shape of `real`, which is True where they go."""
+    parts = [row[name] for row in rows]
+    if isinstance(parts[0], list):
+        flat = np.fromiter(chain.from_iterable(parts), dtype=np.int64)
+    else:
+        flat = np.concatenate([np.asarray(part) for part in parts]).astype(np.int64, copy=False)
+    padded = torch.full(real.shape, value)
+    padded[real] = torch.from_numpy(flat)
+    return padded

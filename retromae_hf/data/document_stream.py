@@ -1,0 +1,234 @@
+"""Documents read from files or the Hub while they are asked for, divided among readers, without end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+import torch
+from datasets import IterableDataset
+
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.masking import passage_seeds
+from .json_lines import SKIP, LineShards
+from .passages import DOCUMENT_BITS
+from .sources import files_of_lines, stream_rows
+
+ROWS_AT_ONCE = 64
+"""Rows that are read at once; a reader that goes on from a place starts at one of their firsts."""
+
+SHARDS_PER_READER = 4
+"""With so many shards for each reader, each reads shards of its own. With fewer, which may be of very different sizes,
+each reads all of them and takes every so many-th row."""
+
+# The head of the stream is held out from training: so much of it at most, and at most this share of the stream.
+HEAD_DOCUMENTS = 1000
+HEAD_CHARACTERS = 16_000_000
+HEAD_SHARE = 0.1
+
+KEPT_PART = 64
+"""Parts of a source that have fewer shards are split off anew every time, since all of them take memory."""
+
+
+class Place(NamedTuple):
+    """Where a reader stands: the pass over the source, how many shards of it are behind, the next row of the shard.
+
+    This is all that it takes to go on. The shard is read up to the row again then, without being taken apart; so does
+    the `load_state_dict` of `datasets`, whose states are of no use to another version of it.
+    """
+
+    epoch: int = 0
+    shards: int = 0
+    row: int = 0
+
+
+class Shards(Protocol):
+    """A source that can be read shard by shard."""
+
+    num_shards: int
+
+    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
+        """The texts of a shard from its first row on, some at a time."""
+
+
+class DatasetShards:
+    """The shards of a dataset of `datasets` that is read as a stream.
+
+    Args:
+        rows: the dataset.
+        text_column: column that holds the text.
+        source: what to call it in messages.
+    """
+
+    def __init__(self, rows: IterableDataset, text_column: str, source: str) -> None:
+        self.num_shards = rows.num_shards
+        self.source = source
+        self._rows = rows.select_columns(text_column).with_format("arrow")
+        self._parts: dict[tuple[int, int], IterableDataset] = {}
+
+    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
+        """The texts of a shard, some at a time.
+
+        Raises:
+            RetroMAEError: the column holds something else.
+        """
+        # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
+        for table in self._shard(shard).iter(rows_at_once):
+            column = table.column(0)
+            if not pa.types.is_null(column.type) and str(column.type) not in ("string", "large_string"):
+                raise RetroMAEError(f"the text column of {self.source} holds {column.type}, not text")
+            yield column
+
+    def _shard(self, shard: int) -> IterableDataset:
+        """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
+        first, size = 0, self.num_shards
+        part = self._rows
+        while size > 1:
+            # As `datasets` does it, the first half has one more where they are not even.
+            left = (size + 1) // 2
+            side = int(shard - first >= left)
+            first, whole, size = first + side * left, part, (left, size - left)[side]
+            part = self._parts.get((first, size)) or whole.shard(2, side)
+            if size >= KEPT_PART:
+                self._parts[first, size] = part
+        return part
+
+
+class DocumentStream:
+    """The documents of a source, in passes over it that never end, and never more than a few of them in memory.
+
+    A document's number is a pure function of its shard (a file, as a rule) and its row there, and ascends in the
+    source's order. In every pass the shards come in another order, drawn from seed and pass; the rows of a shard stay
+    in theirs. In every pass a document goes to exactly one of the readers, and in the next pass to another, so that a
+    reader that gets nothing of a small source in one pass does in a later one.
+
+    Args:
+        shards: the source.
+        source: what to call it in messages.
+        seed: seed of the order of shards.
+
+    Attributes:
+        first: number of the first document that readers get; those before it are held out.
+    """
+
+    def __init__(self, shards: Shards, source: str, seed: int) -> None:
+        self.num_shards = shards.num_shards
+        self.source = source
+        self.seed = seed
+        self.first = 0
+        self._shards = shards
+        self._row_bits = DOCUMENT_BITS - (self.num_shards - 1).bit_length()
+
+    @classmethod
+    def open(
+        cls,
+        source: str,
+        config_name: str | None,
+        split: str,
+        text_column: str,
+        seed: int,
+        on_broken_line: str = SKIP,
+    ) -> DocumentStream:
+        """A stream of a file, of a folder of files or of a data set on the Hub, see `load_documents`.
+
+        Raises:
+            RetroMAEError: there is no such source, or it has no such column.
+        """
+        if files := files_of_lines(source):
+            # `datasets` gives up at a broken line, and ends the process at endless brackets.
+            lines = LineShards(files, text_column, on_broken_line)
+            with in_one_sentence(f"{source} cannot be read"):
+                lines.check_column(source)
+            return cls(lines, source, seed)
+        rows = stream_rows(source, config_name, split)
+        if rows.column_names is not None and text_column not in rows.column_names:
+            columns = ", ".join(rows.column_names)
+            raise RetroMAEError(f"{source} has no column {text_column!r}; its columns are {columns}")
+        return cls(DatasetShards(rows, text_column, source), source, seed)
+
+    def hold_out_head(self) -> list[str]:
+        """Take the source's first documents away from the readers and return them.
+
+        A stream's length is not known before its end, so it is read ten times as far as the head may go at most.
+
+        Raises:
+            RetroMAEError: there are not two documents.
+        """
+        head: list[tuple[int, str]] = []
+        documents = characters = 0
+        for number, text in self._in_order():
+            if documents * HEAD_SHARE >= HEAD_DOCUMENTS or characters * HEAD_SHARE >= HEAD_CHARACTERS:
+                break
+            if documents < HEAD_DOCUMENTS and characters < HEAD_CHARACTERS:
+                head.append((number, text))
+            documents, characters = documents + 1, characters + len(text)
+        if documents < 2:
+            raise RetroMAEError(f"{self.source} holds fewer than two documents; give a source with more text")
+        head = head[: max(int(documents * HEAD_SHARE), 1)]
+        self.first = head[-1][0] + 1
+        return [text for _, text in head]
+
+    def read(
+        self, reader: int, readers: int, start: Place | None = None
+    ) -> Iterator[tuple[Place, list[int], list[str]]]:
+        """One reader's documents, some at a time, without end.
+
+        Args:
+            reader: the number of this reader, from 0.
+            readers: how many there are.
+            start: where to begin; what comes is what would have come from there on.
+
+        Yields:
+            Where these documents begin, their numbers and their texts. There may be none, and the end of every pass
+            yields none.
+
+        Raises:
+            RetroMAEError: a shard cannot be read.
+        """
+        epoch, behind, row = start or Place()
+        own_shards = self.num_shards >= SHARDS_PER_READER * readers
+        while True:
+            order = passage_seeds(self.seed, epoch, torch.arange(self.num_shards)).argsort().tolist()
+            for place in range(behind, self.num_shards):
+                shard = order[place]
+                turn = (reader - shard - epoch) % readers
+                if own_shards and turn:
+                    continue
+                for first, column in self._batches(shard, row):
+                    own = range(len(column)) if own_shards else range((turn - first) % readers, len(column), readers)
+                    documents = list(self._numbered(shard, first, column, own))
+                    yield (
+                        Place(epoch, place, first),
+                        [number for number, _ in documents],
+                        [text for _, text in documents],
+                    )
+                row = 0
+            behind, row, epoch = 0, 0, epoch + 1
+            yield Place(epoch), [], []
+
+    def _in_order(self) -> Iterator[tuple[int, str]]:
+        for shard in range(self.num_shards):
+            for first, column in self._batches(shard, 0):
+                yield from self._numbered(shard, first, column, range(len(column)))
+
+    def _numbered(self, shard: int, first: int, column: pa.ChunkedArray, rows: range) -> Iterator[tuple[int, str]]:
+        """Numbers and texts of some rows of a batch, less the rows without text and what is held out."""
+        texts = column.take(pa.array(rows, pa.int64())).to_pylist()
+        for row, text in zip(rows, texts, strict=True):
+            number = shard << self._row_bits | first + row
+            if text is not None and number >= self.first:
+                yield number, text
+
+    def _batches(self, shard: int, start: int) -> Iterator[tuple[int, pa.ChunkedArray]]:
+        """The number of the first row and the texts, batch by batch, of a shard from row `start` on."""
+        row = 0
+        with in_one_sentence(f"shard {shard} of {self.source} cannot be read"):
+            for column in self._shards.columns(shard, ROWS_AT_ONCE):
+                if row >= start:
+                    yield row, column
+                row += len(column)
+                if row >> self._row_bits:
+                    raise RetroMAEError(
+                        f"shard {shard} of {self.source} has more than {1 << self._row_bits} rows; cut it into several"
+                    )

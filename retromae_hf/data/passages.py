@@ -1,0 +1,323 @@
+"""Documents into tokenised passages, cut at sentence ends, or into pairs of segments."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Sequence, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..model.errors import RetroMAEError
+from .text import LONGEST_PIECE, cut_long, cut_sentences
+from .words import WordSegmenter, is_han, number_words, word_starts, word_table
+
+logger = logging.getLogger(__name__)
+
+# A passage's id is its document's index and its own place in the document; a document holds fewer passages than this.
+_MAX_PASSAGES = 1 << 24
+DOCUMENT_BITS = 63 - 24
+"""A document's number has no more bits than this."""
+
+
+def tokenize_passages(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    short_seq_prob: float = 0.0,
+    seed: int = 0,
+    num_proc: int | None = None,
+    pairs: bool = False,
+    word_segmenter: WordSegmenter | None = None,
+) -> Dataset:
+    """Cut documents into tokenised passages at sentence ends.
+
+    Sentences are packed into a passage while they fit; a sentence that is longer than a passage is cut. As in the
+    released recipe, a passage gets with probability `short_seq_prob` a shorter target, uniform from 3 tokens up, so
+    that the encoder sees short texts too. The result is cached by `datasets` where `documents` is on disk.
+
+    For the pair objectives (NSP and SOP) a passage is two consecutive segments of its document, each of whole sentences
+    and at most half a passage long. Every token is in one pair: of an odd number of segments the longest is cut in two.
+    Documents of a single token make none and are dropped.
+
+    Args:
+        documents: must have the column `text`.
+        tokenizer: must put one special token at each end of a passage.
+        max_length: tokens of a passage at most, special tokens included.
+        short_seq_prob: probability of a short target, in [0, 1].
+        seed: seed of the short targets; they depend on it and on the document alone.
+        num_proc: processes to tokenise with.
+        pairs: make pairs of segments.
+        word_segmenter: takes a text apart into words, for whole-word masks of Chinese (`chinese_segmenter`); of other
+            scripts the collator finds the words by itself.
+
+    Returns:
+        A dataset with the columns `input_ids` (int32, special tokens included), `length` (tokens of it) and
+        `passage_id` (int64, unique and stable, ascending within a document); for pairs also `token_type_ids` (0 up to
+        the first segment's end, 1 behind) and `document_id` (int64); with a segmenter also `word_ids` (int32).
+
+    Raises:
+        RetroMAEError: no document holds a token, or an argument is out of range.
+    """
+    options = cutting_options(tokenizer, max_length, short_seq_prob, seed, pairs, word_segmenter)
+    features = {"input_ids": Sequence(Value("int32")), "length": Value("int32"), "passage_id": Value("int64")}
+    if pairs:
+        features |= {"token_type_ids": Sequence(Value("int8")), "document_id": Value("int64")}
+    if word_segmenter is not None:
+        features |= {"word_ids": Sequence(Value("int32"))}
+    passages = documents.map(
+        cut_passages,
+        batched=True,
+        with_indices=True,
+        input_columns="text",
+        remove_columns=documents.column_names,
+        features=Features(features),
+        fn_kwargs=options,
+        num_proc=num_proc,
+        desc="Tokenizing passages",
+    )
+    if len(passages) == 0:
+        what = "document with two tokens to make a pair of" if pairs else "passage with a token in it"
+        raise RetroMAEError(f"the corpus holds no {what}; give a source with text")
+    with_passages = len(np.unique(passages.with_format("numpy")["passage_id"][:] // _MAX_PASSAGES))
+    if dropped := len(documents) - with_passages:
+        logger.warning(
+            "%d of %d documents hold no %s and were dropped", dropped, len(documents), "pair" if pairs else "token"
+        )
+    return passages
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens around the text of a passage: before it, between its two segments (if any), behind it."""
+
+    prefix: list[int]
+    middle: list[int]
+    suffix: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, pairs: bool) -> Frame:
+        """What a tokenizer puts around one text, or around a pair.
+
+        Raises:
+            RetroMAEError: it does not put one special token at each end.
+        """
+        single = tokenizer("")["input_ids"]
+        if len(single) != 2:
+            raise RetroMAEError(
+                f"the tokenizer puts {len(single)} special tokens around a text; RetroMAE needs one at each end"
+            )
+        if not pairs:
+            return cls(single[:1], [], single[1:])
+        text = tokenizer.mask_token  # an empty second text is taken for none
+        both = tokenizer(text, text)["input_ids"]
+        first, second = (place for place, token in enumerate(both) if token == tokenizer.mask_token_id)
+        if both[:first] + both[second + 1 :] != single or second == first + 1:
+            raise RetroMAEError("the tokenizer does not separate the texts of a pair; use a masked language model's")
+        return cls(both[:first], both[first + 1 : second], both[second + 1 :])
+
+    def tokens(self, first: list[int], second: list[int]) -> list[int]:
+        """A passage's ids; where it is no pair, `second` is empty."""
+        return [*self.prefix, *first, *self.middle, *second, *self.suffix]
+
+    def token_types(self, first: list[int], second: list[int]) -> list[int]:
+        """BERT's segment ids: 0 up to the separator behind the first segment, 1 from there on."""
+        return [0] * (len(self.prefix) + len(first) + len(self.middle)) + [1] * (len(second) + len(self.suffix))
+
+    def word_starts(self, first: list[bool], second: list[bool]) -> list[bool]:
+        """Where words start, by where they do in the segments; special tokens are words of their own."""
+        before, between, behind = ([True] * len(special) for special in (self.prefix, self.middle, self.suffix))
+        return [*before, *first, *between, *second, *behind]
+
+    def segments(self, tokens: list[Any], first_length: int) -> tuple[list[Any], list[Any]]:
+        """What belongs to the two segments of a pair, of which `first_length` ids have the type 0."""
+        first = tokens[len(self.prefix) : first_length - len(self.middle)]
+        return first, tokens[first_length : len(tokens) - len(self.suffix)]
+
+
+def cutting_options(
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    short_seq_prob: float,
+    seed: int,
+    pairs: bool,
+    word_segmenter: WordSegmenter | None,
+) -> dict[str, Any]:
+    """What `cut_passages` is told beside the documents, from the arguments of `tokenize_passages`.
+
+    Raises:
+        RetroMAEError: an argument is out of range, or the tokenizer does not fit.
+    """
+    frame = Frame.of(tokenizer, pairs)
+    room = (max_length - len(frame.tokens([], []))) // (2 if pairs else 1)
+    if room < 1 + pairs:
+        least = "two segments of two tokens" if pairs else "a token"
+        raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
+    if not 0 <= short_seq_prob <= 1:
+        raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
+    if not tokenizer.is_fast:
+        raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
+    return {
+        "tokenizer": tokenizer,
+        "frame": frame,
+        "room": room,
+        "short_seq_prob": short_seq_prob,
+        "seed": seed,
+        "words": None if word_segmenter is None else (word_table(tokenizer), word_segmenter),
+    }
+
+
+def cut_passages(
+    texts: list[str],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    frame: Frame,
+    room: int,
+    short_seq_prob: float,
+    seed: int,
+    words: tuple[torch.Tensor, WordSegmenter] | None,
+) -> dict[str, list[Any]]:
+    """The passages of some documents as columns, see `tokenize_passages`.
+
+    Args:
+        texts: the documents.
+        indices: their numbers, below 2^39; they go into the passages' ids and choose the short targets.
+        tokenizer: this and the others are `cutting_options`.
+        frame: likewise.
+        room: likewise.
+        short_seq_prob: likewise.
+        seed: likewise.
+        words: likewise.
+    """
+    pairs = bool(frame.middle)
+    rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
+    rows |= {"token_type_ids": [], "document_id": []} if pairs else {}
+    rows |= {"word_ids": []} if words else {}
+    for index, (tokens, lengths, starts) in zip(indices, _tokenize_documents(texts, tokenizer, words), strict=True):
+        targets = _targets(room, short_seq_prob, random.Random(f"{seed} {index}"))
+        segments = list(_pack(lengths, room, targets))
+        spans = (
+            _pair_up(segments, list(accumulate(lengths))) if pairs else [(start, end, end) for start, end in segments]
+        )
+        for place, (start, middle, end) in enumerate(spans):
+            first, second = tokens[start:middle].tolist(), tokens[middle:end].tolist()
+            rows["input_ids"].append(np.array(frame.tokens(first, second), dtype=np.int32))
+            rows["length"].append(len(rows["input_ids"][-1]))
+            rows["passage_id"].append(index * _MAX_PASSAGES + place)
+            if pairs:
+                rows["token_type_ids"].append(frame.token_types(first, second))
+                rows["document_id"].append(index)
+            if words:
+                starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
+                rows["word_ids"].append(number_words(torch.tensor(starts_here)).tolist())
+    return rows
+
+
+def _tokenize_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, words: tuple[torch.Tensor, WordSegmenter] | None
+) -> Iterator[tuple[np.ndarray, list[int], list[bool]]]:
+    """Each document's tokens (int32), how many of them each of its sentences has, and which begin a word.
+
+    Documents go through the tokenizer as a whole, since it may see a sentence's beginning otherwise when it stands
+    alone. Those that are longer than any book go piece by piece: a tokenizer holds some hundred bytes a character.
+    """
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    starts: list[bool] = []
+    for pieces in _groups(texts):
+        encoded = tokenizer(
+            [piece for piece, _ in pieces],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        for (piece, is_last), ids, offsets in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            tokens.append(np.array(ids, dtype=np.int32))
+            lengths += _tokens_of_sentences(piece, offsets)
+            starts += _word_starts(piece, ids, offsets, *words) if words else []
+            if is_last:
+                yield np.concatenate(tokens), lengths, starts
+                tokens, lengths, starts = [], [], []
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """The documents' pieces, each with whether it is its document's last, in groups to be tokenised at once."""
+    group: list[tuple[str, bool]] = []
+    size = 0
+    for text in texts:
+        *others, last = cut_long(text)
+        for piece, is_last in [*((other, False) for other in others), (last, True)]:
+            if group and size + len(piece) > LONGEST_PIECE:
+                yield group
+                group, size = [], 0
+            group.append((piece, is_last))
+            size += len(piece)
+    if group:
+        yield group
+
+
+def _tokens_of_sentences(text: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """How many tokens each sentence of a text has; a token belongs to the sentence of its last character."""
+    ends = list(accumulate(map(len, cut_sentences(text))))
+    lasts = [max(end - 1, start) for start, end in offsets]
+    sentences = np.maximum.accumulate(np.searchsorted(ends, lasts, side="right"))
+    return np.bincount(sentences, minlength=len(ends)).tolist()
+
+
+def _targets(room: int, short_seq_prob: float, generator: random.Random) -> Iterator[int]:
+    """The length that each passage of a document aims at, without end."""
+    while True:
+        short = short_seq_prob > 0 and generator.random() < short_seq_prob
+        yield generator.randint(min(3, room), room) if short else room
+
+
+def _pack(lengths: Iterable[int], room: int, targets: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Where passages of at most `room` tokens start and end that hold sentences of these lengths one after another."""
+    start = end = 0
+    target = next(targets)
+    for length in lengths:
+        for done in range(0, length, room):
+            piece = min(length - done, room)
+            if end > start and end - start + piece > target:
+                yield start, end
+                start, target = end, next(targets)
+            end += piece
+    if end > start:
+        yield start, end
+
+
+def _pair_up(segments: list[tuple[int, int]], sentence_ends: list[int]) -> list[tuple[int, int, int]]:
+    """Start, middle and end of the pairs that a document's segments make, two by two."""
+    if len(segments) % 2:
+        longest = max(range(len(segments)), key=lambda place: segments[place][1] - segments[place][0])
+        start, end = segments[longest]
+        middle = (start + end) // 2
+        inside = [cut for cut in sentence_ends if start < cut < end] or [middle]
+        cut = min(inside, key=lambda cut: abs(cut - middle))
+        # A document of one token makes no pair.
+        halves = [(start, cut), (cut, end)] if end - start > 1 else []
+        segments = [*segments[:longest], *halves, *segments[longest + 1 :]]
+    return [(start, middle, end) for (start, _), (middle, end) in zip(segments[::2], segments[1::2], strict=False)]
+
+
+def _word_starts(
+    text: str, tokens: list[int], offsets: list[tuple[int, int]], table: torch.Tensor, segmenter: WordSegmenter
+) -> list[bool]:
+    """Which of a document's tokens begin a word: what the vocabulary tells, less what goes on a Chinese word."""
+    if not tokens:
+        return []
+    starts = word_starts(table, torch.tensor(tokens)).tolist()
+    boundaries = {0, *accumulate(map(len, segmenter(text)))}
+    for place, ((_, before), (here, _)) in enumerate(pairwise(offsets), start=1):
+        # Neighbours, both Chinese, and the segmenter sees no boundary between them.
+        if before == here and here not in boundaries and all(map(is_han, text[here - 1 : here + 1])):
+            starts[place] = False
+    return starts

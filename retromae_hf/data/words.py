@@ -1,0 +1,191 @@
+"""Where words begin in a tokenised text, for masks that take words as a whole.
+
+`transformers` takes a word for what stands between two gaps in the offsets, so that to it a Chinese sentence is one
+word and punctuation belongs to its neighbour. Here a word is what BERT's own tokenizer takes for one: a run of letters
+and digits, a single punctuation mark, a single character of a script that is written without spaces (a run of them,
+where a WordPiece vocabulary has them as one). Chinese words of several characters take a segmenter, which sees the
+text: `tokenize_passages` writes down what it finds.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from tokenizers.models import WordPiece
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..model.errors import RetroMAEError
+
+WordSegmenter = Callable[[str], list[str]]
+"""A text into its words, in order; joined they are the text."""
+
+# What the vocabulary tells of a token. Bits, so that one lookup a token answers all questions.
+STARTS = 1  # has the vocabulary's sign of a word's beginning
+FIRST_ALONE, LAST_ALONE = 2, 4  # its first, its last character is a word of its own
+BARE = 8  # is that sign alone
+REST = 16  # begins with what belongs to the character before: an accent, the rest of its bytes
+THROUGH = 32  # is nothing else
+SPECIAL = 64
+
+# Thai and Lao, Myanmar, Khmer, kana, CJK ideographs and their extensions: scripts without spaces between words.
+_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x323AF),
+)
+_HAN = _WITHOUT_SPACES[-4:]
+_INNER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several bytes in UTF-8, all but the first
+
+
+def chinese_segmenter() -> WordSegmenter:
+    """The words of Chinese text (rjieba), for `tokenize_passages`.
+
+    Returns:
+        A function that takes a text apart into its words, in order and without a loss.
+
+    Raises:
+        RetroMAEError: rjieba is not installed.
+    """
+    if find_spec("rjieba") is None:
+        raise RetroMAEError("Chinese words need the package rjieba; pip install 'retromae-hf[chinese]'")
+    return _cut_chinese
+
+
+def _cut_chinese(text: str) -> list[str]:
+    # A function of a module can be pickled, for other processes and for the cache of `datasets`; rjieba's cannot.
+    import rjieba
+
+    return rjieba.cut(text)
+
+
+def is_han(character: str) -> bool:
+    """Whether it is a Chinese character."""
+    return _within(ord(character), _HAN)
+
+
+def word_table(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """What the vocabulary tells of each token's place in a word, uint8 `[V]` of the bits above, for `word_starts`.
+
+    Knows WordPiece ("##"), SentencePiece ("▁") and byte-level BPE ("Ġ").
+
+    Raises:
+        RetroMAEError: the vocabulary is of another kind.
+    """
+    vocabulary = tokenizer.get_vocab()
+    table = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.uint8)
+    flags = _flags_of(tokenizer)
+    bits = [flags(token) for token in vocabulary]
+    table[torch.tensor(list(vocabulary.values()))] = torch.tensor(bits, dtype=torch.uint8)
+    # Special and added tokens are words of their own, however they are spelt.
+    table[[*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]] = STARTS | SPECIAL
+    return table
+
+
+def word_starts(table: Tensor, input_ids: Tensor) -> Tensor:
+    """Whether a token is the first of its word, bool `[..., L]` for ids `[..., L]`; position 0 always is."""
+    bits = table[input_ids]
+    starts = (bits & STARTS).bool()
+    starts[..., 0] = True
+    through = (bits & THROUGH).bool()
+    lasts = bits
+    if through.any():
+        # The rest of a character ends as that character does, so look at the token that began it.
+        places = torch.arange(bits.shape[-1]).masked_fill(through, 0).cummax(-1).values
+        lasts = bits.gather(-1, places)
+    before, here = bits[..., :-1], bits[..., 1:]
+    parted = ((here & FIRST_ALONE) | (lasts[..., :-1] & LAST_ALONE)).bool()
+    # A lone sign of a beginning belongs to what follows it, and an accent to what stands before it.
+    parted &= ~(before & BARE).bool() & ~(here & REST).bool()
+    starts[..., 1:] |= parted | (before & SPECIAL).bool()
+    return starts
+
+
+def number_words(starts: Tensor) -> Tensor:
+    """The number of each token's word, int32 `[..., L]`, from 0, by where words start, bool `[..., L]`."""
+    return starts.cumsum(-1, dtype=torch.int32) - 1
+
+
+def _flags_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
+    """What gives the bits of a token, by the kind of the vocabulary."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(model, WordPiece):
+        continuing = model.continuing_subword_prefix
+        return lambda token: 0 if token.startswith(continuing) and token != continuing else STARTS
+    vocabulary = tokenizer.get_vocab()
+    marker = max("▁Ġ", key=lambda candidate: sum(token.startswith(candidate) for token in vocabulary))
+    if not any(token.startswith(marker) for token in vocabulary):
+        raise RetroMAEError(
+            "whole-word masking knows WordPiece, SentencePiece and byte-level BPE, and this tokenizer, "
+            f"{type(tokenizer).__name__}, is none of them; leave whole_word_mask at False"
+        )
+    byte_of = _bytes_by_character()
+    ends_of = _ends if marker == "▁" else lambda token: _ends_of_bytes(token, byte_of)
+    return lambda token: _flags(marker, token, ends_of)
+
+
+def _flags(marker: str, token: str, ends_of: Callable[[str], int]) -> int:
+    if token in (marker, ""):
+        return STARTS | BARE
+    return token.startswith(marker) * STARTS | ends_of(token.removeprefix(marker))
+
+
+def _ends(text: str) -> int:
+    """The bits that a token's first and last characters decide."""
+    rest = len(text) - len(text.lstrip("".join(filter(_goes_on, text))))
+    if rest == len(text):
+        return REST | THROUGH
+    last = next(character for character in reversed(text) if not _goes_on(character))
+    return bool(rest) * REST | _alone(text[0]) * FIRST_ALONE | _alone(last) * LAST_ALONE
+
+
+def _ends_of_bytes(token: str, byte_of: dict[str, int]) -> int:
+    """The same for a token of byte-level BPE, which may begin or end inside a character."""
+    if any(character not in byte_of for character in token):
+        return _ends(token)  # an added token, which is spelt as it is
+    content = bytes(byte_of[character] for character in token)
+    whole = content.lstrip(_INNER_BYTES)
+    if not whole:
+        return REST | THROUGH
+    # A character that is cut at the end is told by its first byte, in place of which a character of its kind stands.
+    text = whole.decode("utf-8", "replace").rstrip("\ufffd")
+    cut = whole[len(text.encode()) :]
+    if cut:
+        # Three bytes from E2 to E9 or EF on are punctuation, symbols, kana and ideographs, four bytes emoji and more
+        # ideographs; what else begins with them, or with other bytes, is taken for a letter.
+        text += "。" if 0xE2 <= cut[0] <= 0xE9 or cut[0] >= 0xEF else "a"
+    bits = _ends(text)
+    return bits if len(whole) == len(content) else (bits | REST) & ~(FIRST_ALONE | THROUGH)
+
+
+def _goes_on(character: str) -> bool:
+    """Whether a character belongs to the one before it: accents, vowel signs, and what joins emoji."""
+    return unicodedata.category(character)[0] == "M" or character == "\u200d"
+
+
+def _alone(character: str) -> bool:
+    """Whether a character is a word of its own."""
+    if _goes_on(character):
+        return False
+    return unicodedata.category(character)[0] not in "LN" or _within(ord(character), _WITHOUT_SPACES)
+
+
+def _within(code: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= code <= last for first, last in ranges)
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 as it is, the other bytes from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelt = [*map(chr, printable), *(chr(0x100 + place) for place in range(len(others)))]
+    return dict(zip(spelt, [*printable, *others], strict=True))

@@ -1,0 +1,227 @@
+"""Describes a training run, and an export, by a record and a card in its folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from ..model.backbones import max_text_length
+from ..model.errors import first_line
+from .model_card import write_card
+from .record import (
+    RunClock,
+    describe_model,
+    describe_run,
+    describe_source,
+    describe_start,
+    model_name,
+    new_record,
+    read_record,
+    require_record,
+    stages_before,
+)
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from ..checkpoints.starting_model import ModelArguments
+    from ..training.finetuning import FinetuneArguments
+    from ..training.pretraining import DataArguments
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CardArguments:
+    """What a model card cannot know by itself."""
+
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the model for its card, as the Hub names it (mit, apache-2.0)."}
+    )
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the texts for the model card, by their codes (en, de)."}
+    )
+
+
+def describe_pretraining(
+    args: DataArguments, model_args: ModelArguments, model: PreTrainedModel, documents: Any, passages: Any
+) -> dict[str, Any]:
+    """What is known of a pretraining stage before it is trained.
+
+    Args:
+        args: data and masks.
+        model_args: where it starts.
+        model: the model to train.
+        documents: the documents; only a `Dataset` is counted, not a stream.
+        passages: the passages to train on, likewise.
+    """
+    config = model.config
+    counts = {"documents": len(documents)} if isinstance(documents, Dataset) else {}
+    if isinstance(passages, Dataset):
+        counts |= {"passages": len(passages), "tokens": int(passages["length"][:].sum())}
+    else:
+        counts = {}  # of a stream's documents only those are there that it is evaluated on
+    names = ("decoding", "num_decoder_layers", "decoder_mask_ratio", "decoder_query")
+    weights = ("mlm_loss_weight", "bow_loss_weight", "pair_objective")
+    objective = {name: getattr(config, name) for name in (*names, *weights)}
+    if config.decoding == "none":
+        objective = {"decoding": "none", "pair_objective": config.pair_objective}
+    masks = {name: value for name, value in args.collator_options().items() if name != "pad_to_multiple_of"}
+    return {
+        "stage": "pretraining",
+        "start": describe_start(model_args.model_name_or_path),
+        "data": describe_source(
+            args.dataset, args.dataset_config_name, args.dataset_split, **counts, max_length=args.max_length
+        ),
+        "objective": objective | masks,
+    }
+
+
+def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
+    """What is known of a fine-tuning stage before it is trained, in which the model reads `max_length` tokens."""
+    mined = args.hard_negatives
+    objective = {
+        "objective": args.objective,
+        "similarity": args.similarity,
+        "temperature": args.temperature,
+        "hard_negatives": mined if mined in (None, "bm25", "model") else "a file",
+        "num_negatives": None if mined is None else args.num_negatives,
+        "query_length": min(args.query_length, max_length),
+        "passage_length": min(args.passage_length, max_length),
+        "query_prompt": args.query_prompt,
+        "passage_prompt": args.passage_prompt,
+    }
+    return {
+        "stage": "finetuning",
+        "start": describe_start(args.model_name_or_path),
+        "data": describe_source(
+            args.dataset,
+            args.dataset_config_name,
+            args.dataset_split,
+            rows=len(rows),
+            max_length=max_length,
+        ),
+        "objective": objective,
+    }
+
+
+def describe_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The record's `model` of a `RetroMAEForPreTraining`."""
+    config = model.config.encoder_config
+    return describe_model(config, model.num_parameters(), max_text_length(tokenizer, config))
+
+
+def describe_sentence_transformer(model: SentenceTransformer) -> dict[str, Any]:
+    """The record's `model` of a sentence-transformers model; `pooling` is None where there is more to it than that."""
+    modules: list[Any] = list(model)
+    pooling = getattr(modules[1], "pooling_mode", None) if len(modules) == 2 else None
+    return describe_model(
+        modules[0].auto_model.config,
+        sum(parameter.numel() for parameter in model.parameters()),
+        model.max_seq_length,
+        pooling=pooling if pooling in ("cls", "mean") else None,
+        similarity=model.similarity_fn_name,
+        prompts={name: model.prompts.get(name) or "" for name in ("query", "document")},
+    )
+
+
+@contextmanager
+def describing(
+    trainer: Trainer,
+    form: str,
+    model: dict[str, Any],
+    stage: dict[str, Any],
+    start: str | None,
+    args: CardArguments | None,
+) -> Iterator[None]:
+    """Around a run that trains and saves: times it, and writes its record and its card in place of the libraries' own.
+
+    Args:
+        trainer: what trains.
+        form: "checkpoint" or "encoder".
+        model: the record's `model`.
+        stage: what is known of the stage before it is trained.
+        start: the model that it starts from, whose stages go before.
+        args: what the user says of the model.
+    """
+    args = args or CardArguments()
+    folder = Path(trainer.args.output_dir)
+    clock, trained_before = RunClock(), read_record(folder) if folder.is_dir() else None
+    before = stages_before(start)
+    trainer.add_callback(clock)
+
+    def write(*unused: Any, **ignored: Any) -> None:
+        """In place of the cards of `Trainer` and sentence-transformers, which would go over the one that is there."""
+        if not trainer.is_world_process_zero() or trainer.is_in_train:
+            return  # no card for the checkpoints on the way
+        with _warning_instead(folder):
+            steps = trained_before and trained_before["stages"][-1]["training"]["steps"]
+            if clock.seconds == 0 and steps == trainer.state.global_step:
+                return  # trained to its end already, and described
+            done = stage | describe_run(trainer, stage["data"].get("tokens"))
+            record = new_record(model_name(folder), form, model, [*before, done], args.license, args.language)
+            if trainer.args.push_to_hub:
+                record["repository"] = trainer.hub_model_id
+            write_card(folder, record)
+
+    trainer.create_model_card = write
+    writes_own = hasattr(trainer.model, "_create_model_card")  # of sentence-transformers, whenever a model is saved
+    if writes_own:
+        trainer.model._create_model_card = write
+    try:
+        yield
+        write()
+    finally:
+        if writes_own:
+            del trainer.model._create_model_card  # else the model could no longer be pickled
+
+
+def write_export_card(
+    folder: Path, form: str, source: str | None, encoder: PreTrainedModel, max_length: int, pooling: str | None
+) -> None:
+    """Write record and card of an exported encoder.
+
+    Args:
+        folder: of the encoder.
+        form: "encoder" or "sparse-encoder".
+        source: the checkpoint that it comes from, whose record it takes over; None where it is not known.
+        encoder: what was exported.
+        max_length: tokens that it reads of a text.
+        pooling: of a dense encoder.
+    """
+    with _warning_instead(folder):
+        found = read_record(source) if source else None
+        similarity = "dot" if form == "sparse-encoder" else "cosine"
+        model = describe_model(
+            encoder.config, encoder.num_parameters(), max_length, pooling=pooling, similarity=similarity
+        )
+        record = new_record(model_name(folder), form, model, [])
+        if source is not None:
+            record["source"] = describe_start(source)
+        if found is not None:
+            record |= {name: found.get(name) for name in ("license", "language")} | {"stages": found["stages"]}
+        write_card(folder, record)
+
+
+def name_repository(folder: Path, repo_id: str) -> None:
+    """Let an exported encoder's card name the repository on the Hub that the folder is pushed to."""
+    with _warning_instead(folder):
+        record = require_record(folder) | {"repository": repo_id}
+        write_card(folder, record)
+
+
+@contextmanager
+def _warning_instead(folder: Path) -> Iterator[None]:
+    """A card that cannot be written, say for another model's spoilt record, must not end a run that is saved."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("the model in %s is saved, but has no card: %s", folder, first_line(error))

@@ -1,0 +1,116 @@
+"""Hands a trained encoder over to `transformers` and sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..model.backbones import max_text_length
+from ..model.errors import RetroMAEError
+from ..model.modeling_retromae import RetroMAEPreTrainedModel
+from .card_writer import write_export_card
+
+POOLINGS = ("cls", "mean")
+
+
+def export_encoder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    pooling: str = "cls",
+    source: str | None = None,
+) -> Path:
+    """Write one folder that `AutoModel`, `AutoModelForMaskedLM` and `SentenceTransformer` load without this package.
+
+    The pooling is written down, since sentence-transformers takes the mean over the tokens in a folder that says
+    nothing, and RetroMAE's embedding is the state of [CLS].
+
+    Args:
+        model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM` (a baseline).
+        tokenizer: its tokenizer.
+        folder: where to write; made if need be.
+        pooling: "cls" or "mean".
+        source: the checkpoint that the model is, a folder or a Hub name, whose card's tale this one takes over; None
+            where it was not saved.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RetroMAEError: `pooling` is unknown or the encoder's family is not.
+    """
+    if pooling not in POOLINGS:
+        raise RetroMAEError(f"pooling={pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+    folder = Path(folder)
+    encoder = _save(model, tokenizer, folder)
+    pooled = {
+        "word_embedding_dimension": encoder.config.hidden_size,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    }
+    _write_modules(folder, "sentence_transformers.models", "Transformer", "Pooling", pooled)
+    _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    write_export_card(folder, "encoder", source, encoder, max_text_length(tokenizer, encoder.config), pooling)
+    return folder
+
+
+def export_sparse_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, source: str | None = None
+) -> Path:
+    """Write the lexical half of a DupMAE encoder as a folder that sentence-transformers' `SparseEncoder` loads.
+
+    A text becomes one weight for each entry of the vocabulary: the masked-LM head's logits, max-pooled over the text's
+    tokens, as log(1 + max(0, logit)), which is SPLADE's scale. Only DupMAE's bag-of-words loss (arXiv 2211.08769,
+    section 3.2) teaches the head to do so. It is not taught to leave weights at 0; take the largest with
+    `SparseEncoder(folder, max_active_dims=128)`.
+
+    Args:
+        model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM`.
+        tokenizer: its tokenizer.
+        folder: where to write; made if need be.
+        source: as for `export_encoder`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RetroMAEError: the encoder's family is not known.
+    """
+    folder = Path(folder)
+    encoder = _save(model, tokenizer, folder)
+    pooled: dict[str, object] = {"pooling_strategy": "max", "activation_function": "relu"}
+    _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", "SpladePooling", pooled)
+    _write(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", "similarity_fn_name": "dot"})
+    write_export_card(folder, "sparse-encoder", source, encoder, max_text_length(tokenizer, encoder.config), None)
+    return folder
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
+    """Save the encoder as a plain masked LM, and up to which length a text is read."""
+    encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
+    max_length = max_text_length(tokenizer, encoder.config)
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    return encoder
+
+
+def _write_modules(folder: Path, package: str, transformer: str, pooling: str, config: dict[str, object]) -> None:
+    """Write the list of modules in the layout that every sentence-transformers with these modules reads."""
+    _write(folder / f"1_{pooling}" / "config.json", config)
+    _write(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": f"{package}.{transformer}"},
+            {"idx": 1, "name": "1", "path": f"1_{pooling}", "type": f"{package}.{pooling}"},
+        ],
+    )
+
+
+def _write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,359 @@
+"""The model card of a checkpoint or an encoder, made of its record and of results of `retromae-hf evaluate`.
+
+Nothing in a card is typed by hand: its text is in `model_card.md.jinja`, its figures are those of `training.json`
+and of the results, rounded. One is computed: the energy, which is the power times the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.evaluation import BM25, SCHEMA
+from .card_pictures import draw_pictures, has_curve
+from .record import write_record
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE = "README.md"
+RESULTS_FILE = "evaluation.json"
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+
+MEASURES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall@100", "map@100": "MAP@100"}
+DECODINGS = {
+    "enhanced": "RetroMAE with enhanced decoding (arXiv:2205.12035)",
+    "basic": "RetroMAE with basic decoding (arXiv:2205.12035)",
+    "condenser": "Condenser (arXiv:2104.08253)",
+    "none": "masked language modelling",
+}
+PAIRS = {"nsp": "next-sentence prediction", "sop": "sentence order prediction"}
+FINETUNINGS = {
+    "contrastive": "contrastive learning",
+    "kl": "distillation from a cross-encoder (KL divergence)",
+    "margin_mse": "distillation from a cross-encoder (MarginMSE)",
+}
+STAGES = {"pretraining": ("Pretraining", "pretrained"), "finetuning": ("Fine-tuning", "fine-tuned")}
+LIBRARIES = {
+    "checkpoint": "transformers",
+    "encoder": "sentence-transformers",
+    "sparse-encoder": "sentence-transformers",
+}
+PIPELINES = {
+    "checkpoint": "feature-extraction",
+    "encoder": "sentence-similarity",
+    "sparse-encoder": "feature-extraction",
+}
+
+_MARK = re.compile(r"\n\n<!-- made by retromae-hf: (\w{16}) -->\n\Z")
+
+
+def build_card(
+    record: dict[str, Any],
+    results: dict[str, Any] | None = None,
+    pictures: Sequence[str] = (),
+    comparison: str = "",
+) -> ModelCard:
+    """The card of a model.
+
+    Args:
+        record: as `training_record` describes it.
+        results: as `evaluation` describes them; None where it was not evaluated.
+        pictures: files beside the card that show its training.
+        comparison: Markdown on how the model compares with others.
+    """
+    tasks = {} if results is None else results["tasks"]
+    measured = [measure for measure in MEASURES if any(measure in task["measures"] for task in tasks.values())]
+    prompts = record["model"]["prompts"]
+    max_length = record["model"]["max_length"]
+    return ModelCard.from_template(
+        card_data(record, results),
+        template_path=str(TEMPLATE),
+        record=record,
+        repository=record.get("repository") or record["name"],
+        summary=_summary(record),
+        has_decoder=record["format"] == "checkpoint" and _decodings(record["stages"][-1:]) != {"none"},
+        length_option=f", max_length={max_length}" if max_length else "",
+        query_prompt=prompts.get("query") or "",
+        passage_prompt=prompts.get("document") or "",
+        pictures=pictures,
+        curves=any(has_curve(stage["logs"]) for stage in record["stages"]),
+        results=results,
+        measures=[MEASURES[measure] for measure in measured],
+        rows=[row for name, task in tasks.items() for row in _rows(name, task, measured)],
+        comparison=comparison,
+        limits=list(_limits(record, tasks)),
+        count="{:,}".format,
+        scientific="{:.2e}".format,
+        seconds=lambda number: f"{number:,.0f} s" if number >= 10 else f"{number:.2f} s",
+        energy=lambda stage: f"{kilowatt_hours(stage):.2g}",
+        python=json.dumps,
+        title=lambda stage: f"{STAGES[stage['stage']][0]}: {stage_title(stage)}",
+        start=_start,
+        data=_data,
+        training=_training,
+        machine=_machine,
+        settings=lambda stage: [
+            (name, _cell(value))
+            for name, value in (stage["objective"] | stage["training"]).items()
+            if value is not None
+        ],
+    )
+
+
+def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCardData:
+    """The card's metadata, of which the Hub makes filters; what is not known is left out."""
+    stages, form = record["stages"], record["format"]
+    starts = [start["name"] for start in (*(stage["start"] for stage in stages), record["source"]) if _is_on_hub(start)]
+    sources = [stage["data"]["source"] for stage in stages if stage["data"]["on_hub"]]
+    kinds = _decodings(stages)
+    tags = ["retrieval", *(["retromae"] if kinds & {"enhanced", "basic"} else [])]
+    if form != "checkpoint":
+        tags += ["sentence-transformers", "sentence-similarity", "feature-extraction"]
+    if form == "sparse-encoder":
+        tags += ["sparse-encoder", "sparse"]
+    return ModelCardData(
+        license=record["license"],
+        language=record["language"],
+        library_name=LIBRARIES[form],
+        pipeline_tag=PIPELINES[form],
+        tags=tags,
+        base_model=starts[-1] if starts else None,
+        datasets=list(dict.fromkeys(sources)) or None,
+        model_name=record["name"] if results else None,
+        eval_results=_eval_results(results) if results else None,
+    )
+
+
+def _decodings(stages: Sequence[dict[str, Any]]) -> set[str | None]:
+    return {stage["objective"].get("decoding") for stage in stages}
+
+
+def _is_on_hub(start: dict[str, Any] | None) -> bool:
+    return start is not None and start["on_hub"]
+
+
+def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information retrieval",
+            dataset_type=name,
+            dataset_name=name,
+            metric_type=measure.replace("@", "_at_"),
+            metric_name=MEASURES.get(measure, measure),
+            metric_value=value,
+        )
+        for name, task in results["tasks"].items()
+        for measure, value in task["measures"].items()
+    ]
+
+
+def kilowatt_hours(stage: dict[str, Any]) -> float:
+    """The energy of a stage: its time at the power that was assumed."""
+    return stage["power"]["watts"] * stage["seconds"] / 3.6e6
+
+
+def stage_title(stage: dict[str, Any]) -> str:
+    """The objective of a stage, with the paper."""
+    objective = stage["objective"]
+    if stage["stage"] == "finetuning":
+        return FINETUNINGS[objective["objective"]]
+    name = DECODINGS[objective["decoding"]]
+    if objective.get("bow_loss_weight"):
+        name = "DupMAE (arXiv:2211.08769)"
+    pair = objective.get("pair_objective")
+    return f"{name} and {PAIRS[pair]}" if pair else name
+
+
+def _summary(record: dict[str, Any]) -> str:
+    what = {
+        "checkpoint": "A training checkpoint of retromae_hf, to go on training with or to export an encoder from.",
+        "encoder": "An encoder of texts for dense retrieval.",
+        "sparse-encoder": "An encoder of texts for sparse retrieval: a weight for each entry of the vocabulary.",
+    }[record["format"]]
+    done = [f"{STAGES[stage['stage']][1]} by {stage_title(stage)}" for stage in record["stages"]]
+    if not done:
+        return what
+    told = ", then ".join(done)
+    if all(stage["stage"] == "pretraining" for stage in record["stages"]):
+        told += "; not fine-tuned"
+    return f"{what} {told[0].upper()}{told[1:]}."
+
+
+def _start(stage: dict[str, Any]) -> str:
+    if stage["start"] is None:
+        return "random weights"
+    return f"`{stage['start']['name']}`{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
+
+
+def _data(stage: dict[str, Any]) -> str:
+    data = stage["data"]
+    if data["source"] == "pydocs":
+        source = "`pydocs`, the docstrings of the Python packages that were installed where it was trained"
+    elif data["on_hub"]:
+        parts = [f"{name} `{data[name]}`" for name in ("config", "split") if data.get(name)]
+        source = ", ".join([f"`{data['source']}` on the Hub", *parts])
+    else:
+        source = f"`{data['source']}`, a local file or folder"
+    counts = [f"{data[name]:,} {name}" for name in ("documents", "passages", "rows", "tokens") if name in data]
+    if "max_length" in data:
+        counts.append(f"at most {data['max_length']:,} tokens each")
+    return f"{source}; {', '.join(counts)}" if counts else source
+
+
+def _training(stage: dict[str, Any]) -> str:
+    training = stage["training"]
+    told = f"{training['steps']:,} steps of {training['batch_size']:,}"
+    epochs = training.get("epochs")
+    return told if epochs is None else f"{told}, {epochs:g} epoch{'s' * (epochs != 1)}"
+
+
+def _machine(stage: dict[str, Any]) -> str:
+    environment = dict(stage["environment"])
+    device, processes = environment.pop("device"), environment.pop("processes", None)
+    threads = environment.pop("threads", None)
+    parts = [device]
+    if processes is not None:
+        parts.append(f"{processes} process{'es' * (processes > 1)}")
+    if threads is not None:
+        parts.append(f"{threads} thread{'s' * (threads > 1)}{' each' if (processes or 1) > 1 else ''}")
+    return ", ".join([*parts, *(f"{package} {number}" for package, number in environment.items())])
+
+
+def _cell(value: Any) -> str:
+    """A value as a table's cell, whatever a user has put into it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`"
+
+
+def _rows(name: str, task: dict[str, Any], measured: list[str]) -> Iterator[list[str]]:
+    sizes = [f"{task['num_queries']:,}", f"{task['num_documents']:,}"]
+    for who, measures in ((name, task["measures"]), (f"{name}, BM25", task.get(BM25, {}).get("measures"))):
+        if measures is not None:
+            values = [f"{measures[measure]:.3f}" if measure in measures else "-" for measure in measured]
+            yield [who.replace("|", "\\|"), *sizes, *values]
+
+
+def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
+    stages, max_length = record["stages"], record["model"]["max_length"]
+    if max_length:
+        yield f"Of a text the first {max_length:,} tokens are read; what follows is not in the embedding."
+    lengths = [stage["data"]["max_length"] for stage in stages if "max_length" in stage["data"]]
+    if lengths:
+        yield f"It was trained on texts of at most {max(lengths):,} tokens; how it does on longer ones is not known."
+    if any(stage["data"]["source"] == "pydocs" for stage in stages):
+        yield (
+            "It has read documentation of Python packages: English for the most part, with code in it. Other subjects "
+            "and other languages it has hardly seen."
+        )
+    elif not record["language"]:
+        yield "Nobody stated the language of its texts; do not expect it to understand any other."
+    if stages and all(stage["stage"] == "pretraining" for stage in stages):
+        yield (
+            "It was never shown a query and the passage that answers it. Fine-tune it before it serves: similarities "
+            "straight from pretraining are crude."
+        )
+    behind = [
+        name
+        for name, task in tasks.items()
+        if BM25 in task and task["measures"].get("ndcg@10", 0) < task[BM25]["measures"].get("ndcg@10", 0)
+    ]
+    if behind:
+        yield f"BM25, which needs no training, is ahead of it on {', '.join(behind)}."
+    if tasks:
+        yield f"It was judged on {', '.join(tasks)} alone; how it does on other collections is not known."
+    else:
+        yield "It was not judged by any retrieval task."
+    yield (
+        "Nobody has looked for prejudice, errors or personal data in its training text, or for their trace in what it "
+        "ranks first. A ranking is no statement of fact."
+    )
+
+
+def write_card(
+    folder: str | Path,
+    record: dict[str, Any],
+    results: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> bool:
+    """Write a model's record, its results, its pictures and its card into its folder.
+
+    Args:
+        folder: the model's.
+        record: what to write as `training.json`.
+        results: what to write as `evaluation.json`; None takes an old one away, which is of other weights.
+        overwrite: whether a README.md goes that somebody else has written, or edited.
+
+    Returns:
+        Whether the card was written: somebody else's stays, and a warning says so.
+    """
+    folder = Path(folder)
+    write_record(folder, record)
+    if results is None:
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+    else:
+        (folder / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if not overwrite and not may_be_replaced(folder):
+        logger.warning(
+            "%s was not written by retromae-hf, or was edited since, and stays; "
+            "retromae-hf card %s --overwrite true replaces it",
+            folder / CARD_FILE,
+            folder,
+        )
+        return False
+    text = str(build_card(record, results, draw_pictures(record["stages"], folder)))
+    (folder / CARD_FILE).write_text(f"{text}\n\n<!-- made by retromae-hf: {_digest(text)} -->\n", encoding="utf-8")
+    return True
+
+
+def may_be_replaced(folder: Path) -> bool:
+    """Whether a folder has no card, or one that is as `write_card` has written it."""
+    try:
+        text = (folder / CARD_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+    mark = _MARK.search(text)
+    return mark is not None and mark[1] == _digest(text[: mark.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | None:
+    """The results that a model's folder holds, with those of files of `retromae-hf evaluate` added; None without any.
+
+    Results of a model in another folder are pointed out: it may be a copy of this one, or a mistake.
+
+    Raises:
+        RetroMAEError: a file cannot be read or holds something else, or results of BM25.
+    """
+    kept = Path(folder) / RESULTS_FILE
+    found = None
+    for file in [*([str(kept)] if kept.is_file() else []), *files]:
+        with in_one_sentence(f"the results {file} cannot be read"):
+            results = json.loads(Path(file).read_text(encoding="utf-8"))
+        if (
+            not isinstance(results, dict)
+            or results.get("schema") != SCHEMA
+            or not isinstance(results.get("tasks"), dict)
+        ):
+            raise RetroMAEError(f"{file} holds no results; name what retromae-hf evaluate --output has written")
+        if results.get("model") == BM25:
+            raise RetroMAEError(f"{file} holds results of BM25, not of this model")
+        evaluated = str(results.get("model"))
+        if file in files and os.path.isdir(evaluated) and not os.path.samefile(evaluated, folder):
+            logger.warning("%s holds results of %s; the card gives them as those of %s", file, evaluated, folder)
+        found = results | {"tasks": {**(found["tasks"] if found else {}), **results["tasks"]}}
+    return found

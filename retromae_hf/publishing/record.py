@@ -1,0 +1,348 @@
+"""What a model's folder says of how the model came about: `training.json`, from which its card is made.
+
+The record, schema 1:
+
+    {
+      "schema": 1,
+      "name": "mine",
+      "format": "checkpoint",              or "encoder", "sparse-encoder"
+      "license": "mit",                    as it was given, null where it was not; likewise
+      "language": ["en"],
+      "source": {"name": "mine", "on_hub": false},     of an exported encoder the checkpoint, null of others
+      "model": {
+        "model_type": "bert", "num_hidden_layers": 4, "hidden_size": 256, "vocab_size": 8192,
+        "num_parameters": 6000000,         of what is in the folder, a checkpoint's decoder included
+        "max_length": 512,                 tokens that it reads of a text
+        "pooling": "cls",                  null for a checkpoint; how the rest compares and reads texts, likewise:
+        "similarity": "cosine", "prompts": {"query": "", "document": ""}
+      },
+      "stages": [                          in their order; empty where nobody wrote down how it was trained
+        {
+          "stage": "pretraining",          or "finetuning"
+          "start": {"name": "bert-base-uncased", "on_hub": true},    null: from scratch
+          "data": {
+            "source": "wikipedia", "on_hub": true, "config": null, "split": "train",    of a path the last part
+            "documents": 100, "passages": 300, "tokens": 30000, "max_length": 128       or "rows"; what was counted
+          },
+          "objective": {"decoding": "enhanced", "decoder_mask_ratio": 0.5, ...},
+          "training": {"steps": 10, "epochs": 1.1, "batch_size": 32, "learning_rate": 0.0001, ...},
+          "tokens_seen": 33000,            null where it is not known; not "tokens_counted": epochs x tokens
+          "tokens_counted": false,
+          "flops": 1e12,                   Trainer's estimate, null where it makes none
+          "seconds": 12.3,                 of training, evaluations included, over all parts of an interrupted run
+          "environment": {"device": "cpu", "processes": 1, "threads": 2, "torch": "2.13.0", ...},
+          "power": {"watts": 24, "assumption": "..."},          null where nothing is known
+          "logs": [{"step": 5, "loss": 9.1}, ...]
+        }
+      ]
+    }
+
+A model that starts from another one that has a record goes on with the stages of that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.utils import cached_file
+
+from ..model.errors import RetroMAEError
+
+RECORD_FILE = "training.json"
+SCHEMA = 1
+
+WATTS_PER_THREAD = 12
+"""Power of a CPU's core where nothing is known of it, as in Green Algorithms (doi 10.1002/advs.202100707)."""
+
+LOGGED = (
+    "loss",
+    "mlm_loss",
+    "decoder_loss",
+    "bow_loss",
+    "pair_loss",
+    "eval_loss",
+    "eval_embedding_gap",
+    "eval_mean_cosine",
+    "eval_ndcg@10",
+    "eval_mrr@10",
+    "eval_recall@100",
+)
+"""What a record keeps of the logs."""
+
+MAX_LOGS = 200
+"""Entries of the logs that a record keeps at most: enough for a curve."""
+
+SETTINGS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed")
+"""What a record keeps of `TrainingArguments` as it stands."""
+
+COMMON_NAMES = ("encoder", "finetuned", "model", "checkpoint")
+"""Names of folders that say nothing without the folder that they are in."""
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "retromae-hf")
+
+
+class RunClock(TrainerCallback, ExportableState):
+    """Counts the seconds that a run trains; checkpoints hold them, so that an interrupted run goes on counting.
+
+    Attributes:
+        seconds: counted so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start from what the checkpoint says; a new run takes the record of an earlier one away."""
+        if state.global_step == 0 and args.should_save:
+            Path(args.output_dir, RECORD_FILE).unlink(missing_ok=True)
+        self.seconds, self._since = seconds_of(state), time.perf_counter()
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop."""
+        state.stateful_callbacks[type(self).__name__] = self.state()
+        self._since = None
+
+    def state(self) -> dict[str, Any]:
+        """What `Trainer` puts into a checkpoint."""
+        if self._since is not None:
+            now = time.perf_counter()
+            self.seconds, self._since = self.seconds + now - self._since, now
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
+
+def seconds_of(state: TrainerState) -> float:
+    """The seconds that a `RunClock` has counted; 0 without one."""
+    stored = (state.stateful_callbacks or {}).get(RunClock.__name__, {})
+    return float(stored.get("attributes", {}).get("seconds", 0.0))
+
+
+def read_record(name_or_path: str | Path) -> dict[str, Any] | None:
+    """The record of a folder or of a repository on the Hub; None where there is none that can be read."""
+    file = Path(name_or_path) / RECORD_FILE
+    if not Path(name_or_path).is_dir():
+        found = cached_file(
+            str(name_or_path),
+            RECORD_FILE,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            return None
+        file = Path(found)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("stages"), list)
+    return record if known else None
+
+
+def write_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """Write a record into a model's folder."""
+    Path(folder, RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def new_record(
+    name: str,
+    form: str,
+    model: dict[str, Any],
+    stages: list[dict[str, Any]],
+    license: str | None = None,
+    language: list[str] | None = None,
+) -> dict[str, Any]:
+    """A record as the module's docstring describes it."""
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "format": form,
+        "license": license,
+        "language": language,
+        "source": None,
+        "model": model,
+        "stages": stages,
+    }
+
+
+def model_name(folder: str | Path) -> str:
+    """What the model in a folder is called."""
+    folder = Path(folder).resolve()
+    name = f"{folder.parent.name}-{folder.name}" if folder.name in COMMON_NAMES else folder.name
+    return " ".join(name.split())
+
+
+def describe_model(
+    config: PreTrainedConfig, num_parameters: int | None, max_length: int | None, **use: Any
+) -> dict[str, Any]:
+    """A record's `model`.
+
+    Args:
+        config: the encoder's.
+        num_parameters: of what is in the folder; None where nobody has counted.
+        max_length: tokens that are read of a text.
+        **use: pooling, similarity and prompts.
+    """
+    names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+    return {
+        **{name: getattr(config, name, None) for name in names},
+        "num_parameters": num_parameters,
+        "max_length": max_length,
+        **({"pooling": None, "similarity": None, "prompts": {}} | use),
+    }
+
+
+def describe_source(source: str, config: str | None, split: str, **counts: int | None) -> dict[str, Any]:
+    """A stage's `data`.
+
+    Args:
+        source: what was named to read: a path, of which the last part is kept, a Hub data set or "pydocs".
+        config: a Hub data set's configuration.
+        split: likewise.
+        **counts: documents, passages and the like; those that are None were not counted.
+    """
+    known = {name: count for name, count in counts.items() if count is not None}
+    if source == "pydocs":
+        return {"source": source, "on_hub": False, **known}
+    path = Path(source).expanduser()
+    if path.exists():
+        return {"source": path.resolve().name, "on_hub": False, **known}
+    return {"source": source, "on_hub": True, "config": config, "split": split, **known}
+
+
+def describe_start(name_or_path: str | None) -> dict[str, Any] | None:
+    """A stage's `start`: the model that it started from, of a folder the name alone."""
+    if name_or_path is None:
+        return None
+    path = Path(name_or_path)
+    return {"name": model_name(path) if path.is_dir() else name_or_path, "on_hub": not path.is_dir()}
+
+
+def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str, Any]:
+    """What a stage holds of how it was trained: settings, tokens, operations, time, machine and logs.
+
+    Args:
+        trainer: after training.
+        corpus_tokens: tokens of an epoch. Where `Trainer` was not asked to count them, those seen are the epochs times
+            these.
+    """
+    args, state = trainer.args, trainer.state
+    tokens = state.num_input_tokens_seen or (corpus_tokens and round(corpus_tokens * (state.epoch or 0)))
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    environment = describe_environment(args)
+    return {
+        "training": {
+            "steps": state.global_step,
+            # Of a stream Trainer does not know them.
+            **({"epochs": round(state.epoch or 0, 3)} if isinstance(trainer.train_dataset, Dataset) else {}),
+            "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            **{name: _plain(getattr(args, name)) for name in SETTINGS},
+            "precision": precision,
+        },
+        "tokens_seen": tokens or None,
+        "tokens_counted": state.num_input_tokens_seen > 0,
+        "flops": state.total_flos or None,
+        "seconds": round(seconds_of(state), 3),
+        "environment": environment,
+        "power": assumed_power(environment),
+        "logs": thin(state.log_history),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it, an enumeration's member as its value."""
+    return getattr(value, "value", value)
+
+
+def describe_environment(args: TrainingArguments) -> dict[str, Any]:
+    """A stage's `environment`."""
+    device = args.device
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # of what is not needed for pretraining
+            continue
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": args.world_size,
+        "threads": torch.get_num_threads(),
+        **versions,
+    }
+
+
+def assumed_power(environment: dict[str, Any]) -> dict[str, Any] | None:
+    """What the processors of an environment draw, and on what assumption; None where nothing is known.
+
+    The rest of the machine, its cooling and idle processors are left out.
+    """
+    if environment["device"] == "cpu":
+        threads = environment.get("processes", 1) * environment["threads"]
+        return {
+            "watts": WATTS_PER_THREAD * threads,
+            "assumption": f"{WATTS_PER_THREAD} W a CPU thread ({threads} in use), which is what Green Algorithms "
+            "(doi:10.1002/advs.202100707) assumes of a core that it does not know",
+        }
+    limit = _gpu_power_limit()
+    if limit is None:
+        return None
+    gpus = environment.get("processes", 1)
+    return {
+        "watts": limit * gpus,
+        "assumption": f"{gpus} GPU{'s' * (gpus > 1)} at the power limit of {limit:g} W that nvidia-smi reports",
+    }
+
+
+def _gpu_power_limit() -> float | None:
+    """Watts that the driver lets a GPU of this machine draw; None where it cannot be asked."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return float(told.split()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def thin(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What of the logs a curve needs, at most `MAX_LOGS` entries of training and as many of evaluation."""
+    kept = []
+    for first in ("loss", "eval_"):
+        entries = [entry for entry in history if any(name.startswith(first) and name in LOGGED for name in entry)]
+        every = -(-len(entries) // MAX_LOGS) or 1
+        kept += [{name: entry[name] for name in ("step", *LOGGED) if name in entry} for entry in entries[::-every]]
+    return sorted(kept, key=lambda entry: entry["step"])
+
+
+def stages_before(name_or_path: str | None) -> list[dict[str, Any]]:
+    """The stages of the model that a run starts from."""
+    record = None if name_or_path is None else read_record(name_or_path)
+    return [] if record is None else record["stages"]
+
+
+def require_record(folder: str | Path) -> dict[str, Any]:
+    """The record of a folder.
+
+    Raises:
+        RetroMAEError: it has none.
+    """
+    record = read_record(folder) if Path(folder).is_dir() else None
+    if record is None:
+        raise RetroMAEError(f"{folder} has no {RECORD_FILE} to make a card of; pretrain, finetune and export write one")
+    return record

@@ -1,0 +1,1 @@
+"""Texts embedded, searched and scored."""

@@ -1,0 +1,134 @@
+"""Sentence embeddings of texts, by a RetroMAE model or by anything that sentence-transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoints.loading import load_checkpoint, load_config, load_tokenizer
+from ..checkpoints.onnx import compute_with_onnx, encoder_folder
+from ..checkpoints.sentence_models import load_sentence_transformer
+from ..data.text import head_of
+from ..model.backbones import max_text_length
+from ..model.configuration_retromae import RetroMAEConfig
+from ..model.errors import RetroMAEError, check_at_least
+from ..model.modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Texts to embeddings whose dot product is their similarity: of unit length where that is the cosine.
+
+    Attributes:
+        documents: texts to float32 `[N, H]` on the CPU.
+        queries: likewise, with the model's prompt for queries where it has one.
+    """
+
+    documents: Callable[[list[str]], Tensor]
+    queries: Callable[[list[str]], Tensor]
+
+
+@torch.inference_mode()
+def embed(
+    model: RetroMAEPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    max_length: int | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Tensor:
+    """Sentence embeddings ([CLS] states) of texts, longest first so that a batch holds texts of one length.
+
+    Returns:
+        float32 `[len(texts), H]` on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    embeddings = torch.empty(len(texts), model.config.hidden_size)
+    for start in tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=not progress, leave=False):
+        indices = order[start : start + batch_size]
+        batch = tokenizer(
+            [head_of(texts[index]) for index in indices],
+            truncation=True,
+            max_length=max_length or max_text_length(tokenizer, model.config.encoder_config),
+            padding=True,
+            return_tensors="pt",
+        ).to(model.device)
+        states = model.encode(batch["input_ids"], batch["attention_mask"])
+        embeddings[indices] = states[:, 0].float().cpu()
+    model.train(was_training)
+    return embeddings
+
+
+def load_embedder(
+    name_or_path: str, batch_size: int = 64, progress: bool = True, trust_remote_code: bool = False
+) -> Embedder:
+    """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
+
+    A plain encoder is pooled at [CLS], as `finetune` does. An ONNX file in an exported encoder's folder stands for that
+    encoder, computed from the file on the CPU. Code that comes with a model runs with `trust_remote_code` alone.
+
+    Raises:
+        RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`, or
+            sentence-transformers is needed and missing.
+    """
+    check_at_least(1, batch_size=batch_size)
+    onnx_file = name_or_path if name_or_path.endswith(".onnx") else None
+    if onnx_file is not None:
+        name_or_path = str(encoder_folder(onnx_file))
+    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
+        tokenizer = load_tokenizer(name_or_path, trust_remote_code)
+        model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
+
+        def cosine(texts: list[str]) -> Tensor:
+            return normalize(embed(model, tokenizer, texts, batch_size=batch_size, progress=progress), dim=1)
+
+        return Embedder(documents=cosine, queries=cosine)
+    device = "cpu" if onnx_file is not None else str(process_state().device)
+    encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
+    if onnx_file is not None:
+        compute_with_onnx(encoder[0].auto_model, onnx_file)
+    if encoder.similarity_fn_name not in ("cosine", "dot"):
+        raise RetroMAEError(
+            f"{name_or_path} compares by {encoder.similarity_fn_name}; only cosine and dot product can be searched"
+        )
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "convert_to_tensor": True,
+        "show_progress_bar": progress,
+        "normalize_embeddings": encoder.similarity_fn_name == "cosine",
+    }
+    return Embedder(
+        documents=lambda texts: encoder.encode_document([head_of(text) for text in texts], **options).float().cpu(),
+        queries=lambda texts: encoder.encode_query([head_of(text) for text in texts], **options).float().cpu(),
+    )
+
+
+def process_state() -> PartialState:
+    """This process's place among those that `accelerate launch` or torchrun has started, and its device."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def model_identity(name_or_path: str) -> str:
+    """What tells one state of a model from the next: a folder's files, or a name on the Hub with its revision."""
+    path = Path(name_or_path).absolute()
+    folder = encoder_folder(path) if path.suffix == ".onnx" else path
+    if not folder.is_dir():
+        return f"{name_or_path} {getattr(load_config(name_or_path), '_commit_hash', None)}"
+    # Beside the weights, sentence-transformers keeps pooling and the like in JSON files of folders of their own.
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*_*/*.json"), *folder.glob("*.txt")]
+    if folder is not path:
+        files.append(path)
+    stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{path.resolve()} {sorted(stats)}"

@@ -1,0 +1,188 @@
+"""Evaluates a model on retrieval tasks: embed, search, score, with BM25 beside it.
+
+The results, schema 1, are one object for a model:
+
+    {
+      "schema": 1,
+      "model": "runs/mine/encoder",         as it was named; or "bm25"
+      "tasks": {
+        "scifact": {                        the folder's or the benchmark's name
+          "num_queries": 300,               judged ones, which the measures are means over
+          "num_documents": 5183,
+          "num_unjudged_queries": 809,      left out
+          "missing_ids": {                  what the qrels name and the collection lacks
+            "num_judgments": 0, "queries": [], "documents": []
+          },
+          "search": "exact",                or "faiss"; null for the model "bm25"
+          "measures": {"ndcg@10": 0.61, "mrr@10": 0.58, "recall@100": 0.91, "map@100": 0.57},
+          "bm25": {                         where it was asked for beside a model
+            "measures": {"ndcg@10": 0.66, ...},
+            "paired_test": {                the model against BM25, by measure
+              "ndcg@10": {"difference": -0.05, "p_value": 0.01}, ...
+            }
+          },
+          "seconds": {"embed": 41.2, "search": 0.3, "bm25": 0.9}
+        }
+      }
+    }
+
+Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast_object_list
+
+from .embedders import Embedder, load_embedder, model_identity, process_state
+from .embedding_shards import embed_to_shards
+from .measures import Run, mean_values, paired_test, score_queries, score_run
+from .nearest import BLOCK_DOCUMENTS, EXACT, FAISS, choose_search, import_faiss
+from .rankings import bm25_run, check_trec_ids, dense_run, import_bm25s, write_trec_run
+from .tasks import RetrievalTask
+
+SCHEMA = 1
+BM25 = "bm25"
+
+Result = TypeVar("Result")
+
+
+def evaluate_embedder(task: RetrievalTask, embedder: Embedder) -> dict[str, float]:
+    """nDCG@10, MRR@10, Recall@100 and MAP@100 of `run_in_memory`."""
+    return score_run(task.qrels, run_in_memory(task, embedder))
+
+
+def run_in_memory(task: RetrievalTask, embedder: Embedder) -> dict[str, dict[str, float]]:
+    """The run of exact search over a task's documents, all embedded at once.
+
+    Processes do not share the work, so that each of a distributed training can call it.
+    """
+    documents = embedder.documents(list(task.documents.values()))
+    return dense_run(task, embedder, documents.split(BLOCK_DOCUMENTS), EXACT, "cpu")
+
+
+def evaluate_bm25(task: RetrievalTask) -> dict[str, float]:
+    """The same measures for BM25 (bm25s, English stop words)."""
+    return score_run(task.qrels, bm25_run(task))
+
+
+def evaluate_model(
+    name_or_path: str,
+    tasks: Sequence[RetrievalTask],
+    batch_size: int = 64,
+    search: str | None = None,
+    bm25: bool = False,
+    embeddings_dir: str | Path | None = None,
+    run_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any] | None:
+    """Evaluate a model on tasks; under `accelerate launch` every process has to call it, and they share the embedding.
+
+    Args:
+        name_or_path: a checkpoint, an exported encoder, any sentence-transformers model, or "bm25".
+        tasks: each with a name of its own.
+        batch_size: texts a batch.
+        search: "exact" or "faiss"; None chooses by the size of the task, see `choose_search`.
+        bm25: whether to measure BM25 beside the model and to test the difference.
+        embeddings_dir: where embeddings are kept, so that a killed run goes on and the next one embeds nothing; None
+            takes a temporary folder. Processes on several machines need one that they all see.
+        run_dir: an existing folder for runs in TREC's format, `<task>-dense.trec` and `<task>-bm25.trec`.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Returns:
+        The results as the module's docstring describes them in the main process; None in the others.
+
+    Raises:
+        RetroMAEError: there is no such model, a package is missing, or an id does not fit TREC's format.
+    """
+    state = process_state()
+    dense = name_or_path != BM25
+    bm25 = bm25 or not dense
+    searches = {
+        task.name: search or choose_search(len(task.queries), len(task.documents), state.device)
+        for task in tasks
+        if dense
+    }
+    if FAISS in searches.values():
+        import_faiss()
+    if bm25:
+        import_bm25s()
+    if run_dir is not None:
+        for task in tasks:
+            check_trec_ids(task)
+    with _folder_for_all(embeddings_dir) as folder:
+        if dense:
+            embedder = load_embedder(name_or_path, batch_size, state.is_local_main_process, trust_remote_code)
+            identity = model_identity(name_or_path)
+            embedded = {
+                task.name: _timed(
+                    embed_to_shards, list(task.documents.values()), embedder.documents, identity, folder / task.name
+                )
+                for task in tasks
+            }
+        # All that processes do together is done: none waits for what the main one does alone, up to a timeout.
+        if not state.is_main_process:
+            return None
+        results = {}
+        for task in tasks:
+            runs: dict[str, Run] = {}
+            seconds: dict[str, float] = {}
+            if dense:
+                shards, seconds["embed"] = embedded[task.name]
+                how = searches[task.name]
+                runs["dense"], seconds["search"] = _timed(dense_run, task, embedder, shards, how, state.device)
+            if bm25:
+                runs[BM25], seconds[BM25] = _timed(bm25_run, task)
+            if run_dir is not None:
+                for kind, run in runs.items():
+                    tag = BM25 if kind == BM25 else "_".join(Path(name_or_path).name.split())
+                    write_trec_run(run, Path(run_dir) / f"{task.name}-{kind}.trec", tag)
+            results[task.name] = describe(task, runs, searches.get(task.name), seconds)
+    return {"schema": SCHEMA, "model": name_or_path, "tasks": results}
+
+
+def describe(
+    task: RetrievalTask, runs: Mapping[str, Run], search: str | None, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """A task's entry in the results, from the run "dense", the run "bm25", or both."""
+    values = {kind: score_queries(task.qrels, run) for kind, run in runs.items()}
+    first, *others = values.values()
+    entry: dict[str, Any] = {
+        "num_queries": len(task.queries),
+        "num_documents": len(task.documents),
+        "num_unjudged_queries": task.num_unjudged_queries,
+        "missing_ids": dataclasses.asdict(task.missing_ids),
+        "search": search,
+        "measures": mean_values(first),
+    }
+    for other in others:
+        entry[BM25] = {
+            "measures": mean_values(other),
+            "paired_test": {name: paired_test(first[name], other[name]) for name in first},
+        }
+    return {**entry, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+
+
+def _timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
+    """What a function returns, and the seconds that it took."""
+    started = time.perf_counter()
+    return function(*args), time.perf_counter() - started
+
+
+@contextmanager
+def _folder_for_all(folder: str | Path | None) -> Iterator[Path]:
+    """The folder; for None a temporary one of the main process, which the others are told and which it takes away."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="retromae_hf_") as made:
+        names = [made]
+        broadcast_object_list(names)
+        yield Path(names[0])

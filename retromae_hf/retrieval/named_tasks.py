@@ -1,0 +1,108 @@
+"""Retrieval tasks by name: the folders of `load_task`, and NanoBEIR, BEIR and MTEB through their own packages.
+
+The packages fetch and read their collections; searching and scoring are the same here for all tasks. So the figures are
+those of trec_eval on the texts alone, without the instructions that MTEB puts before some models' queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datasets.config import HF_CACHE_HOME
+
+from ..model.errors import RetroMAEError, check_file_name, in_one_sentence
+from .tasks import RetrievalTask, load_beir, load_task, make_task
+
+BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
+
+
+def load_tasks(sources: Sequence[str], num_proc: int | None = None, split: str = "test") -> list[RetrievalTask]:
+    """The tasks of several sources, all read and checked before any is evaluated.
+
+    Args:
+        sources: "pydocs"; a folder in BEIR's layout; "nanobeir" (all of it) or "nanobeir:msmarco"; "beir:scifact";
+            "mteb:NFCorpus".
+        num_proc: processes to read pydocs with.
+        split: of folders in BEIR's layout.
+
+    Raises:
+        RetroMAEError: a source cannot be loaded, its package is not installed, or two tasks have the same name.
+    """
+    tasks: list[RetrievalTask] = []
+    for source in sources:
+        family, colon, name = source.partition(":")
+        if family in LOADERS and (colon or family == "nanobeir") and not Path(source).is_dir():
+            with in_one_sentence(f"{source} cannot be loaded"):
+                tasks += LOADERS[family](name)
+        else:
+            tasks.append(load_task(source, num_proc, split))
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RetroMAEError(f"two datasets are called {twice[0]}, and results go by name; rename one, or leave it out")
+    return tasks
+
+
+def _nanobeir(name: str) -> list[RetrievalTask]:
+    """13 collections of 50 queries each, through sentence-transformers' NanoBEIREvaluator."""
+    module = _package("sentence_transformers.sentence_transformer.evaluation", "retrieval")
+    return [
+        make_task(
+            one.name,
+            queries=dict(zip(one.queries_ids, one.queries, strict=True)),
+            documents=dict(zip(one.corpus_ids, one.corpus, strict=True)),
+            qrels={query: dict.fromkeys(sorted(relevant), 1) for query, relevant in one.relevant_docs.items()},
+            source=one.name,
+        )
+        for one in module.NanoBEIREvaluator([name] if name else None).evaluators
+    ]
+
+
+def _beir(name: str) -> list[RetrievalTask]:
+    """A collection in its published form, kept beside the Hugging Face caches; its test qrels."""
+    check_file_name("the name of a collection of BEIR", name)
+    util = _package("beir.util", "benchmarks")
+    folder = util.download_and_unzip(BEIR_ADDRESS.format(name=name), str(Path(HF_CACHE_HOME) / "retromae_hf" / "beir"))
+    return [load_beir(folder)]
+
+
+def _mteb(name: str) -> list[RetrievalTask]:
+    """A retrieval task of MTEB: each of its subsets, in the first of its splits for evaluation."""
+    task = _package("mteb", "benchmarks").get_task(name)
+    if not hasattr(task, "convert_v1_dataset_format_to_v2"):
+        raise RetroMAEError(f"mteb:{name} is a task of type {task.metadata.type}; give a retrieval task")
+    task.load_data()
+    task.convert_v1_dataset_format_to_v2(None)  # of tasks that load their data in the old way
+    split = task.eval_splits[0]
+    return [
+        make_task(
+            name if len(task.dataset) == 1 else f"{name}-{subset}",
+            queries=dict(zip(data[split]["queries"]["id"], data[split]["queries"]["text"], strict=True)),
+            documents=_mteb_documents(data[split]["corpus"]),
+            qrels={query: dict(grades) for query, grades in data[split]["relevant_docs"].items()},
+            source=f"mteb:{name}",
+        )
+        for subset, data in task.dataset.items()
+    ]
+
+
+def _mteb_documents(corpus: Any) -> dict[str, str]:
+    titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
+    return {
+        document: f"{title or ''} {text}".strip()
+        for document, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+    }
+
+
+def _package(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise RetroMAEError(
+            f"this needs the package {module.partition('.')[0]}; pip install 'retromae-hf[{extra}]'"
+        ) from error
+
+
+LOADERS: dict[str, Callable[[str], list[RetrievalTask]]] = {"nanobeir": _nanobeir, "beir": _beir, "mteb": _mteb}

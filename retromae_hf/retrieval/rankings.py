@@ -1,0 +1,95 @@
+"""Runs of a retrieval task, each query's best documents with their scores: by embeddings, by BM25, on file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.errors import RetroMAEError, in_one_sentence
+from .embedders import Embedder
+from .measures import Run
+from .nearest import FAISS, RANKING_DEPTH, search_exact, search_faiss
+from .tasks import RetrievalTask
+
+
+def dense_run(
+    task: RetrievalTask, embedder: Embedder, documents: Iterable[Tensor], search: str, device: torch.device | str
+) -> dict[str, dict[str, float]]:
+    """The documents nearest to each query, see `Embedder`.
+
+    Args:
+        documents: the embeddings of the task's documents in their order, in blocks `[n, H]`; no generator.
+        search: "exact" or "faiss".
+        device: where to search exactly.
+    """
+    queries = embedder.queries(list(task.queries.values()))
+    if search == FAISS:
+        scores, indices = search_faiss(queries, documents, len(task.documents))
+    else:
+        scores, indices = search_exact(queries, documents, device=device)
+    ids = list(task.documents)
+    return {
+        query: {ids[index]: score for index, score in zip(row, row_scores, strict=True) if index >= 0}
+        for query, row, row_scores in zip(task.queries, indices.tolist(), scores.tolist(), strict=True)
+    }
+
+
+def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
+    """The best documents by BM25 (bm25s, English stop words)."""
+    bm25s = import_bm25s()
+    index = bm25_index(list(task.documents.values()))
+    tokens = bm25s.tokenize(list(task.queries.values()), stopwords="en")
+    found, scores = index.retrieve(tokens, corpus=list(task.documents), k=min(RANKING_DEPTH, len(task.documents)))
+    return {
+        query: {str(document): float(score) for document, score in zip(row, row_scores, strict=True)}
+        for query, row, row_scores in zip(task.queries, found, scores, strict=True)
+    }
+
+
+def bm25_index(documents: list[str]) -> Any:
+    """An index of bm25s, of all words but English stop words."""
+    bm25s = import_bm25s()
+    index = bm25s.BM25()
+    with in_one_sentence("BM25 finds no words to index in the documents"):
+        index.index(bm25s.tokenize(documents, stopwords="en"))
+    return index
+
+
+def import_bm25s() -> Any:
+    """bm25s, or one sentence on how to get it."""
+    try:
+        import bm25s
+    except ImportError as error:
+        raise RetroMAEError("BM25 needs the package bm25s; pip install 'retromae-hf[retrieval]'") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # left to itself it tells what it is doing at every step
+    return bm25s
+
+
+def check_trec_ids(task: RetrievalTask) -> None:
+    """Raise `RetroMAEError` for an id that TREC's format, whose columns white space separates, cannot hold."""
+    for kind, ids in (("query", task.queries), ("document", task.documents)):
+        for one in ids:
+            if one.split() != [one]:
+                raise RetroMAEError(
+                    f"{task.name} has the {kind} id {one!r}, which a TREC run cannot hold; take the white space "
+                    "out, or write no runs"
+                )
+
+
+def write_trec_run(run: Run, file: Path, tag: str) -> None:
+    """Write a run as lines `query Q0 document rank score tag`, best first; ranks count from 1.
+
+    Nine digits give a float32 score back as it was, so that scoring the file gives the same measures.
+    """
+    with in_one_sentence(f"the run {file} cannot be written"), file.open("w", encoding="utf-8") as lines:
+        for query, scores in run.items():
+            ranked = sorted(scores.items(), key=lambda pair: -pair[1])
+            lines.writelines(
+                f"{query} Q0 {document} {number} {score:.9g} {tag}\n"
+                for number, (document, score) in enumerate(ranked, start=1)
+            )

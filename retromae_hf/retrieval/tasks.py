@@ -1,0 +1,213 @@
+"""Retrieval tasks: queries, documents and the judgments of pairs of them, checked while they are read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
+from ..data.text import without_surrogates
+from ..model.errors import RetroMAEError, check_file_name
+
+logger = logging.getLogger(__name__)
+
+MAX_MISSING_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class MissingIds:
+    """What qrels name and the collection lacks: how many judgments, and the ids, each once."""
+
+    num_judgments: int = 0
+    queries: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Judged queries and documents by id, and the grades of the judged pairs."""
+
+    name: str
+    queries: dict[str, str]
+    documents: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    num_unjudged_queries: int = 0
+    missing_ids: MissingIds = field(default_factory=MissingIds)
+
+
+def load_task(source: str, num_proc: int | None = None, split: str = "test") -> RetrievalTask:
+    """The retrieval task "pydocs" (1,000 held-out first sentences against 10,000 bodies) or a BEIR-layout folder.
+
+    Args:
+        source: "pydocs" or the folder.
+        num_proc: processes to read pydocs with.
+        split: the folder's judgments, qrels/SPLIT.tsv.
+
+    Raises:
+        RetroMAEError: the folder or one of its files does not exist or does not fit.
+    """
+    if source == "pydocs":
+        return reported_task(load_held_out_pydocs(num_proc))
+    return load_beir(source, split)
+
+
+def reported_task(held_out: HeldOut) -> RetrievalTask:
+    """The task to report: the first `TEST_QUERIES` held-out queries against all bodies."""
+    return _first_sentence_task("pydocs", list(held_out.queries)[:TEST_QUERIES], held_out, len(held_out.bodies))
+
+
+def dev_task(held_out: HeldOut, queries: int, documents: int = 2000) -> RetrievalTask:
+    """A small task to watch while training: the last `queries` held-out queries against some of the bodies."""
+    return _first_sentence_task("dev", list(held_out.queries)[-queries:], held_out, documents)
+
+
+def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:
+    others = (other for other in reversed(held_out.bodies) if other not in set(query_names))
+    searched = query_names + [other for other, _ in zip(others, range(documents - len(query_names)), strict=False)]
+    searched.sort()  # among equal scores the first documents may win, so the right ones must not come first
+    return RetrievalTask(
+        name=name,
+        queries={query: held_out.queries[query] for query in query_names},
+        documents={document: held_out.bodies[document] for document in searched},
+        qrels={query: {query: 1} for query in query_names},
+    )
+
+
+def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (query-id, corpus-id, score).
+
+    What `make_task` says of judgments holds.
+
+    Raises:
+        RetroMAEError: a file is absent or broken, an id stands twice, a judged query is empty, or more than 1 % of
+            the judgments name ids that are not there.
+    """
+    folder = Path(folder)
+    check_file_name("split", split)
+    for file in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
+        if not (folder / file).is_file():
+            raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
+    return make_task(
+        folder.resolve().name,
+        queries=_texts(folder / "queries.jsonl"),
+        documents=_texts(folder / "corpus.jsonl", titles=True),
+        qrels=_qrels(folder / "qrels" / f"{split}.tsv"),
+        source=str(folder),
+    )
+
+
+def make_task(
+    name: str,
+    queries: Mapping[str, str],
+    documents: dict[str, str],
+    qrels: Mapping[str, dict[str, int]],
+    source: str,
+) -> RetrievalTask:
+    """A task of parts that were read somewhere, checked against each other.
+
+    Queries without judgments are left out and counted. Judgments of a query that is not there are left out too; a
+    judged document that is not there stays in the qrels, as in trec_eval, and costs recall. Both are counted, listed
+    in `missing_ids` and logged.
+
+    Args:
+        source: what to call the whole in messages.
+
+    Raises:
+        RetroMAEError: there are no documents or nothing judged, a judged query is empty, or more than 1 % of the
+            judgments name ids that are not there.
+    """
+    check_file_name("the task's name", name)
+    if not documents:
+        raise RetroMAEError(f"{source} holds no documents; give a collection with some")
+    judged = {query: grades for query, grades in qrels.items() if grades and query in queries}
+    missing = _missing_ids(queries, documents, qrels)
+    total = sum(map(len, qrels.values()))
+    if missing.num_judgments == total:
+        raise RetroMAEError(f"the qrels of {source} judge no query of its queries for a document of its corpus")
+    if missing.num_judgments:
+        listed = ", ".join(
+            f"{kind} {' '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}"
+            for kind, ids in (("queries", missing.queries), ("documents", missing.documents))
+            if ids
+        )
+        told = f"{missing.num_judgments} of {total} judgments of {source} name ids that are not there ({listed})"
+        if missing.num_judgments > MAX_MISSING_SHARE * total:
+            raise RetroMAEError(
+                f"{told}, more than {MAX_MISSING_SHARE:.0%}; give the queries and the corpus that the qrels belong to"
+            )
+        logger.warning("%s", told)
+    if empty := [query for query in judged if not queries[query].strip()]:
+        raise RetroMAEError(
+            f"{source} has judged queries without text ({', '.join(empty[:5])}); give them one or take out their "
+            "judgments"
+        )
+    return RetrievalTask(
+        name=name,
+        queries={query: queries[query] for query in judged},
+        documents=documents,
+        qrels=judged,
+        num_unjudged_queries=len(queries) - len(judged),
+        missing_ids=missing,
+    )
+
+
+def _missing_ids(
+    queries: Mapping[str, str], documents: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
+) -> MissingIds:
+    lost = {
+        query: [document for document in grades if query not in queries or document not in documents]
+        for query, grades in qrels.items()
+    }
+    return MissingIds(
+        num_judgments=sum(map(len, lost.values())),
+        queries=sorted(query for query, grades in qrels.items() if grades and query not in queries),
+        documents=sorted({document for row in lost.values() for document in row if document not in documents}),
+    )
+
+
+def _texts(file: Path, titles: bool = False) -> dict[str, str]:
+    """Texts by id, each behind its title where titles are wanted."""
+    texts: dict[str, str] = {}
+    for number, line in _lines(file):
+        try:
+            row = json.loads(line)
+            name, text = str(row["_id"]), without_surrogates(row["text"])
+            title = without_surrogates(row.get("title") or "") if titles else ""
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
+        if name in texts:
+            raise RetroMAEError(f"{file} line {number} has the _id {name!r} a second time; give every id once")
+        texts[name] = f"{title} {text}".strip() if titles else text
+    return texts
+
+
+def _qrels(file: Path) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for number, line in _lines(file):
+        if number == 1 and not line.rpartition("\t")[2].lstrip("-").isdecimal():
+            continue  # the header
+        try:
+            query, document, score = line.split("\t")
+            grade = int(score)
+        except ValueError as error:
+            raise RetroMAEError(f"{file} line {number} is not 'query-id<TAB>corpus-id<TAB>score': {line!r}") from error
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise RetroMAEError(
+                f"{file} line {number} grades document {document!r} for query {query!r} a second time, and otherwise; "
+                "keep one of the two"
+            )
+    return qrels
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines of a UTF-8 file that are not blank."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise RetroMAEError(f"{file} is not UTF-8; convert it, for example with iconv") from error

@@ -1,0 +1,109 @@
+"""Objectives of sentence-transformers to compare with: TSDAE (arXiv 2104.06979) and SimCSE (arXiv 2104.08821)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from ..checkpoints.loading import load_config, load_tokenizer
+from ..data.passages import tokenize_passages
+from ..model.backbones import backbone_for
+from ..training.pretraining import DataArguments, load_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BASELINES = ("tsdae", "simcse")
+DELETED = 0.6
+"""Share of the words that TSDAE deletes, its paper's choice."""
+DROPOUT = 0.1
+"""SimCSE's two views of a text differ in nothing but dropout."""
+
+
+def train_baseline(
+    kind: str,
+    data: DataArguments,
+    training_args: TrainingArguments,
+    encoder: Path,
+    output: Path,
+) -> dict[str, Any]:
+    """Train an exported encoder with an objective of sentence-transformers, on the passages that `pretrain` makes.
+
+    Args:
+        kind: one of `BASELINES`.
+        data: what `pretrain` takes.
+        training_args: steps, batch size, learning rate and precision.
+        encoder: the exported encoder to start from.
+        output: folder of the trained one.
+
+    Returns:
+        `tokens` that were trained on, padding excluded, and Trainer's `logs`.
+    """
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss, MultipleNegativesRankingLoss
+
+    set_seed(training_args.seed)
+    tokenizer = load_tokenizer(str(encoder))
+    documents, _ = load_text(data)
+    passages = tokenize_passages(documents, tokenizer, data.max_length)
+    texts = tokenizer.batch_decode(passages["input_ids"][:], skip_special_tokens=True)
+    own_config = load_config(str(encoder))
+    names = backbone_for(own_config).config_names
+    dropout = {names.get(name, name): DROPOUT for name in ("hidden_dropout", "attention_dropout")}
+    model = SentenceTransformer(
+        str(encoder), model_kwargs={"use_safetensors": True}, config_kwargs=dropout if kind == "simcse" else {}
+    )
+    loss: nn.Module
+    if kind == "tsdae":
+        rows = Dataset.from_dict({"damaged": delete_words(texts, training_args.seed), "text": texts})
+        loss = DenoisingAutoEncoderLoss(model, str(encoder), tie_encoder_decoder=True)
+    else:
+        rows = Dataset.from_dict({"text": texts, "again": texts})
+        loss = MultipleNegativesRankingLoss(model)
+    shared = (
+        "max_steps",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "warmup_steps",
+        "bf16",
+        "use_cpu",
+        "logging_steps",
+        "seed",
+        "report_to",
+        "disable_tqdm",
+    )
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(output), save_strategy="no", **{name: getattr(training_args, name) for name in shared}
+    )
+    model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
+    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss)
+    trainer.train()
+    if kind == "simcse":
+        # The dropout was part of the objective; what follows is trained as everything else is.
+        trained = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        trained.config.update({name: getattr(own_config, name) for name in dropout})
+    model.save_pretrained(str(output))
+    mean_length = sum(passages["length"][:]) / len(passages)
+    return {
+        "tokens": round(trainer.state.global_step * training_args.train_batch_size * mean_length),
+        "logs": trainer.state.log_history,
+    }
+
+
+def delete_words(texts: list[str], seed: int) -> list[str]:
+    """The texts without a random share of their words, one word at least left to each."""
+    draw = random.Random(seed)
+    damaged = []
+    for text in texts:
+        words = text.split()
+        kept = [word for word in words if draw.random() >= DELETED]
+        damaged.append(" ".join(kept or [draw.choice(words)] if words else []))
+    return damaged

@@ -1,0 +1,117 @@
+"""A comparison as a Markdown table and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..training.finetuning import DEFAULT_FINETUNING_ARGUMENTS
+from ..training.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments
+from .comparison import STAGES, UNTRAINED
+
+TITLES = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
+SIGNIFICANT = 0.05
+
+
+def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
+    """A row an objective: the measure zero-shot and fine-tuned, time and tokens.
+
+    Where an objective differs from the reference by more than chance in the paired test, a star says so.
+    """
+    name, _, depth = measure.partition("@")
+    shown = f"{ {'mrr': 'MRR', 'ndcg': 'nDCG', 'recall': 'Recall'}[name] }@{depth}"
+    lines = [
+        f"| objective | {' | '.join(f'{title} {shown}' for title in TITLES.values())} | seconds | million tokens |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for objective, row in report["objectives"].items():
+        cells = [cell(row[stage][task][measure]) for stage in STAGES]
+        lines.append(f"| {objective} | {' | '.join(cells)} | {row['seconds']:,.0f} | {row['tokens'] / 1e6:.1f} |")
+    lines.append(f"| BM25 | {report['tasks'][task]['bm25'][measure]:.3f} | | | |")
+    return "\n".join(lines)
+
+
+def cell(measured: dict[str, Any]) -> str:
+    """A figure: the mean, its deviation over the seeds, and the star of the paired test."""
+    deviation = "" if measured["std"] is None else f" ± {measured['std']:.3f}"
+    tested = measured.get("against_reference")
+    star = " *" if tested and tested["p_value"] < SIGNIFICANT else ""
+    return f"{measured['mean']:.3f}{deviation}{star}"
+
+
+def conditions(report: dict[str, Any], task: str) -> str:
+    """What the figures hold for."""
+    recipe, measured = report["recipe"], report["tasks"][task]
+    training = _over_defaults(DEFAULT_TRAINING_ARGUMENTS | recipe["pretraining"])
+    tuning = _over_defaults(DEFAULT_FINETUNING_ARGUMENTS | recipe["finetuning"])
+    seeds = len(recipe["seeds"])
+    machine = report["environment"]
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    continued = "".join(
+        f"; {name}: {_extent(training | changes).removesuffix(' steps')} more from {changes['start']}"
+        + (f" at learning rate {float(changes['learning_rate']):g}" if "learning_rate" in changes else "")
+        for name, changes in recipe["objectives"].items()
+        if "start" in changes
+    )
+    return (
+        f"{measured['num_queries']:,} queries against {measured['num_documents']:,} documents of {task}; "
+        f"{'mean ± standard deviation over ' + str(seeds) + ' seeds' if seeds > 1 else 'one seed'}; * differs from "
+        f"{recipe['reference']} with p < {SIGNIFICANT} (paired randomisation test over the queries, two-sided). Every "
+        f"objective: {_extent(training)} of {training['per_device_train_batch_size']} passages of at most "
+        f"{training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; fine-tuned: "
+        f"{_extent(tuning)} of {tuning['per_device_train_batch_size']} pairs, learning rate "
+        f"{float(tuning['learning_rate']):g}. {machine['device']}, {threads}, torch {machine['torch']}."
+    )
+
+
+def _over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a stage, with the defaults of those that the recipe leaves out."""
+    return {one.name: one.default for cls in (DataArguments, TrainingArguments) for one in fields(cls)} | settings
+
+
+def _extent(settings: dict[str, Any]) -> str:
+    """How long a stage trains."""
+    steps = int(settings["max_steps"])
+    return f"{steps:,} steps" if steps > 0 else f"{float(settings['num_train_epochs']):g} epochs in steps"
+
+
+def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10") -> None:
+    """Draw bars with their deviations, and the losses and embedding gaps of the first seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    objectives = report["objectives"]
+    figure, (bars, losses) = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained", width_ratios=[3, 2])
+    for place, (stage, title) in enumerate(TITLES.items()):
+        measured = [row[stage][task][measure] for row in objectives.values()]
+        bars.bar(
+            [number + 0.4 * place - 0.2 for number in range(len(objectives))],
+            [one["mean"] for one in measured],
+            0.38,
+            yerr=[one["std"] or 0 for one in measured],
+            color=("#b8c4d6", "#d1495b")[place],
+            error_kw={"elinewidth": 1},
+            label=title,
+        )
+    bm25 = report["tasks"][task]["bm25"][measure]
+    bars.axhline(bm25, color="#444444", linestyle=":", label=f"BM25 {bm25:.3f}")
+    bars.set_xticks(range(len(objectives)), objectives, rotation=25, ha="right")
+    seeds = len(report["recipe"]["seeds"])
+    bars.set(title=f"{measure} on {task}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}")
+    bars.legend(frameon=False)
+    for objective, row in objectives.items():
+        logged = [entry for entry in row["logs"] if "loss" in entry]
+        if objective != UNTRAINED and logged:
+            losses.plot([entry["step"] for entry in logged], [entry["loss"] for entry in logged], label=objective)
+    losses.set(title="Training loss (each objective's own)", xlabel="step")
+    if losses.lines:  # runs that end before `logging_steps` leave none
+        losses.legend(frameon=False, fontsize=8)
+    for axes in (bars, losses):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Runs: pretraining, fine-tuning, and what watches over them."""

@@ -1,0 +1,258 @@
+"""What is special about RetroMAE's training, as callbacks of a plain `Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import BatchSamplerShard, get_sampler
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from ..data.collator import DataCollatorForRetroMAE
+from ..model.decoder import BLOCK_ROWS
+from ..model.distributed import average_over_processes, count_processes, gathered
+from ..model.losses import chunk_rows, labelled_rows
+from ..model.masking import passage_seeds
+from ..model.modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from ..retrieval.embedders import Embedder, embed
+from ..retrieval.evaluation import evaluate_embedder
+from ..retrieval.tasks import RetrievalTask
+
+logger = logging.getLogger(__name__)
+
+DECODER_INPUTS = (
+    "decoder_input_ids",
+    "decoder_labels",
+    "attention_mask",
+    "visibility_seed",
+    "token_type_ids",
+    "word_ids",
+    "decoder_label_slots",
+)
+COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
+
+
+class RetroMAECallback(TrainerCallback):
+    """Tells collator and sampler the epoch, checks that the collator fits the model, and logs the parts of the loss.
+
+    The parts stand beside `loss` in the logs and in `trainer_state.json`, each the mean since the last log. They are
+    summed on the device, so that only logging waits for it. Training does not start, with a `RetroMAEError`, where
+    collator and model were configured differently.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._epoch = 0
+        self._collator: DataCollatorForRetroMAE | None = None
+        self._order: torch.Generator | None = None
+        self._hook: Any = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        train_dataloader: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Check the collator against the model and start summing."""
+        self._collator = _collator_of(train_dataloader)
+        if self._collator is not None:
+            self._collator.check_matches(model.config)
+        sampler = _sampler_of(train_dataloader)
+        if isinstance(sampler, LengthGroupedSampler):
+            # Of the batches of all processes, so that none waits for one with longer passages, and so that the order
+            # does not depend on how many processes share a batch.
+            sampler.batch_size *= args.world_size
+            # It sorts by single lengths, and a column of a dataset is slow to give them one by one.
+            sampler.lengths = np.asarray(sampler.lengths[:]).tolist()
+            if sampler.generator is None:
+                # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
+                self._order = sampler.generator = torch.Generator()
+        logger.info(
+            "losses: our own, gradients taken in the forward pass, %d rows of logits at a time on this device; "
+            "visibility masks: whole up to %d tokens, %d rows at a time beyond",
+            chunk_rows(next(model.parameters())),
+            LONG_PASSAGE,
+            BLOCK_ROWS,
+        )
+        self._epoch = int(state.epoch or 0)
+        self._hook = model.register_forward_hook(self._add_components)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the collator the epoch; one that a resumed run goes on with has its old number."""
+        if self._collator is not None:
+            self._collator.set_epoch(self._epoch)
+        if self._order is not None:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self._order.manual_seed(int(passage_seeds(seed, self._epoch, torch.tensor(0))))
+        self._epoch += 1
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Say why there is no loss, where `Trainer` waits for labels of objectives that are not in use."""
+        if not any(name.endswith("_loss") for name in metrics):
+            logger.warning('the evaluation has no loss; set label_names=["labels"] in the TrainingArguments')
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Add the means since the last log."""
+        if "loss" not in logs:
+            return
+        means = {name: reduce(total / self._counts[name], "mean").item() for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        logs.update(means)
+        state.log_history[-1].update(means)  # Trainer has already copied `logs` into it
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop summing."""
+        self._hook.remove()
+
+    @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
+    def _add_components(self, module: nn.Module, inputs: Any, outputs: RetroMAEPreTrainingOutput) -> None:
+        if not module.training:
+            return
+        for name in COMPONENTS:
+            if (loss := outputs.get(name)) is not None:
+                loss = loss.detach().float()
+                self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+                self._counts[name] = self._counts.get(name, 0) + 1
+
+
+def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
+    collator = getattr(dataloader, "collate_fn", None)
+    collator = getattr(collator, "data_collator", collator)  # Trainer's RemoveColumnsCollator
+    return collator if isinstance(collator, DataCollatorForRetroMAE) else None
+
+
+def _sampler_of(dataloader: Any) -> Any:
+    """The sampler of passages; where several processes share the batches it lies one level deeper."""
+    shard = dataloader.batch_sampler
+    return shard.batch_sampler.sampler if isinstance(shard, BatchSamplerShard) else get_sampler(dataloader)
+
+
+class RetrievalCallback(TrainerCallback):
+    """At every evaluation, logs zero-shot retrieval on a small task and what the embedding is worth to the decoder.
+
+    `eval_ndcg@10`, `eval_mrr@10`, `eval_recall@100` and `eval_map@100` are those of the sentence embedding by cosine.
+    `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
+    passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
+    `eval_mean_cosine` is that of the embeddings of random passages: towards 1 they collapse.
+    `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`
+    one of the pairs. In a distributed run every process searches with the same embeddings, so that sharded models work
+    too, and has evaluation batches of its own; all get the means, so that they agree on which checkpoint is the best.
+
+    Args:
+        trainer: the trainer that the callback is added to, for its logs and its evaluation batches.
+        task: the retrieval task; None leaves the retrieval measures out.
+        max_length: tokens of a text at most.
+        batches: evaluation batches that the gap and the accuracies are measured on.
+    """
+
+    def __init__(self, trainer: Trainer, task: RetrievalTask | None, max_length: int, batches: int = 4):
+        self.trainer = trainer
+        self.task = task
+        self.max_length = max_length
+        self.batches = batches
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Measure and log."""
+        with self.trainer.accelerator.autocast(), gathered(model):
+            measured = self._measure(args, model)
+        measured = {f"eval_{name}": value for name, value in measured.items()}
+        metrics.update(measured)  # so that metric_for_best_model can name them
+        self.trainer.log(measured)
+
+    def _measure(self, args: TrainingArguments, model: RetroMAEForPreTraining) -> dict[str, float]:
+        measured = {}
+        if self.task is not None:
+            tokenizer, batch_size = self.trainer.processing_class, args.per_device_eval_batch_size
+
+            def cosine(texts: list[str]) -> Tensor:
+                return normalize(embed(model, tokenizer, texts, self.max_length, batch_size, progress=False), dim=1)
+
+            measured = evaluate_embedder(self.task, Embedder(documents=cosine, queries=cosine))
+        batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
+        measured |= measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
+        if count_processes() == 1:
+            return measured
+        means = average_over_processes(torch.tensor([*measured.values()], device=args.device))
+        return dict(zip(measured, means.tolist(), strict=True))
+
+
+@torch.no_grad()
+def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The embedding gap, the mean cosine and the accuracies of encoder, decoder and pair head, means over batches.
+
+    A batch of one passage has no other embedding to take, so it tells nothing of the gap or the cosine.
+    """
+    was_training = model.training
+    model.eval()
+    values: dict[str, list[Tensor]] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        values.setdefault(name, []).append(value.float())
+
+    for batch in batches:
+        states, middle_states = model.encode_for_decoder(
+            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+        )
+        embedding = states[:, 0]
+        if len(embedding) > 1:
+            note("mean_cosine", mean_cosine(embedding))
+        note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
+        if "pair_labels" in batch:
+            note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
+        if model.config.decoding == "none":
+            continue
+        inputs: dict[str, Any] = {
+            "decoder_input_ids": None,  # a Condenser has none
+            "decoder_labels": batch["labels"],
+            "middle_states": middle_states,
+        }
+        inputs |= {name: batch[name] for name in DECODER_INPUTS if name in batch}
+        rebuilt = model.decode(embedding, **inputs)
+        note("decoder_accuracy", model.token_accuracy(*rebuilt))
+        if len(embedding) > 1:
+            other = model.decode(embedding.roll(1, dims=0), **inputs)
+            note("embedding_gap", model.token_loss(*other) - model.token_loss(*rebuilt))
+    model.train(was_training)
+    return {name: torch.stack(parts).mean().item() for name, parts in values.items()}
+
+
+def mean_cosine(embeddings: Tensor) -> Tensor:
+    """The mean cosine of `embeddings` `[B, H]` of different passages, a scalar; B is at least 2."""
+    total = normalize(embeddings.float(), dim=1).sum(dim=0)
+    return (total @ total - len(embeddings)) / (len(embeddings) * (len(embeddings) - 1))

@@ -1,0 +1,259 @@
+"""What an embedder is fine-tuned on: queries with positives and, where there are any, hard negatives and scores.
+
+A data set here has the columns `query`, `positive`, `negative_1` ... `negative_n`, all text, and with a teacher
+`label`, in the order in which sentence-transformers' losses take them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..data.pydocs import load_held_out_pydocs
+from ..data.sources import load_rows
+from ..data.text import head_of
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.tasks import MAX_MISSING_SHARE, load_beir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JudgedCorpus:
+    """Training queries and documents by id.
+
+    Attributes:
+        queries: text of each query.
+        documents: text of each document.
+        positives: ids of the relevant documents of each query, at least one.
+    """
+
+    queries: dict[str, str]
+    documents: dict[str, str]
+    positives: dict[str, list[str]]
+
+    def pairs(self) -> Dataset:
+        """Every query with each of its positives."""
+        rows = [(query, positive) for query, found in self.positives.items() for positive in found]
+        return Dataset.from_dict(
+            {
+                "query": [self.queries[query] for query, _ in rows],
+                "positive": [self.documents[positive] for _, positive in rows],
+            }
+        )
+
+
+def load_training_data(source: str, config_name: str | None = None, split: str = "train") -> JudgedCorpus | Dataset:
+    """A folder in BEIR's layout with qrels/train.tsv, or rows of text.
+
+    Rows of text are "pydocs" (first sentence -> body), a .tsv file of MS MARCO's triples (query, positive, negative),
+    any other file that `datasets` reads, or a Hub data set. Their first columns are query and positive, whatever they
+    are called, and those behind are negatives; a column `label`, `score` or `scores` is a teacher's.
+
+    Raises:
+        RetroMAEError: there is no such source, or it does not fit.
+    """
+    if source == "pydocs":
+        return load_held_out_pydocs().pairs.rename_column("body", "positive")
+    path = Path(source)
+    if path.is_dir() and (path / "corpus.jsonl").is_file():
+        task = load_beir(path, "train")
+        judged = {
+            query: [document for document, grade in grades.items() if grade > 0 and document in task.documents]
+            for query, grades in task.qrels.items()
+        }
+        return JudgedCorpus(task.queries, task.documents, {query: found for query, found in judged.items() if found})
+    rows = _read_triples(path) if path.suffix == ".tsv" else load_rows(source, config_name, split)
+    teacher = [name for name in rows.column_names if name in ("label", "score", "scores")]
+    texts = [name for name in rows.column_names if name not in teacher]
+    wrong = [name for name in texts if getattr(rows.features[name], "dtype", None) not in ("string", "large_string")]
+    if len(texts) < 2 or wrong or len(teacher) > 1:
+        raise RetroMAEError(
+            f"{source} has the columns {', '.join(rows.column_names)}; fine-tuning takes text columns, query, positive "
+            "and negatives in this order, and at most one of a teacher's scores named label"
+        )
+    names = ["query", "positive", *(f"negative_{number}" for number in range(1, len(texts) - 1))]
+    rows = rows.select_columns([*texts, *teacher])
+    return rows.rename_columns(dict(zip([*texts, *teacher], [*names, *(["label"] if teacher else [])], strict=True)))
+
+
+def _read_triples(file: Path) -> Dataset:
+    with in_one_sentence(f"{file} cannot be read"):
+        with file.open(encoding="utf-8") as lines:
+            width = len(lines.readline().split("\t"))
+            for number, line in enumerate(lines, start=2):
+                if line.count("\t") != width - 1:
+                    raise RetroMAEError(f"{file} line {number} has not the {width} columns of the first line")
+        names = [str(column) for column in range(width)]
+        features = Features({name: Value("string") for name in names})
+        # Text as it stands: no quotes, and "NA" is a word.
+        return Dataset.from_csv(
+            str(file), features=features, sep="\t", names=names, quoting=csv.QUOTE_NONE, keep_default_na=False
+        )
+
+
+def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed: int) -> Dataset:
+    """Rows of query, positive and `count` negatives from JSON lines of ids.
+
+    A line is `{"query_id": ..., "negative_ids": [...]}`, and where it names a `"positive_id"` too it is about that
+    positive alone. Of longer lists `count` are drawn; of shorter ones some come twice. Negatives that are positives of
+    their query are dropped, and queries that keep none.
+
+    Args:
+        file: the JSON lines.
+        corpus: where the ids come from.
+        count: negatives a row.
+        seed: of the draw.
+
+    Raises:
+        RetroMAEError: the file cannot be read, or over 1 % of its ids are missing from the corpus.
+    """
+    draw = random.Random(seed)
+    rows: list[list[str]] = []
+    dropped = 0
+    for line in _known_lines(Path(file), corpus):
+        relevant = set(corpus.positives[line["query_id"]])
+        negatives = [document for document in line["negative_ids"] if document not in relevant]
+        dropped += len(line["negative_ids"]) - len(negatives)
+        if negatives:
+            chosen = draw.sample(negatives, min(count, len(negatives)))
+            chosen += draw.choices(negatives, k=count - len(chosen))
+            positives = [line["positive_id"]] if "positive_id" in line else corpus.positives[line["query_id"]]
+            rows += [[line["query_id"], positive, *chosen] for positive in positives]
+    if dropped:
+        logger.warning("%s: %d negatives are positives of their query and were dropped", file, dropped)
+    if not rows:
+        raise RetroMAEError(f"{file} holds no negatives for the training queries; mine some with --hard_negatives bm25")
+    return _texts_of(rows, corpus)
+
+
+def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: JudgedCorpus, count: int) -> Dataset:
+    """Rows with a teacher's scores as `label`: those of the positive and of the first `count` negatives of a line.
+
+    Args:
+        file: as in `read_hard_negatives`; every line names its `"positive_id"`.
+        scores_file: JSON lines, each the list of the scores of the same line of `file`: the positive's, then those of
+            all its negatives.
+        corpus: where the ids come from.
+        count: negatives a row; lines that have fewer are dropped.
+
+    Raises:
+        RetroMAEError: the two files do not go together.
+    """
+    lines, scores = list(_json_lines(Path(file))), list(_json_lines(Path(scores_file)))
+    if len(lines) != len(scores):
+        raise RetroMAEError(
+            f"{scores_file} has {len(scores)} lines of scores for the {len(lines)} lines of {file}; score every line"
+        )
+    known = {id(line) for line in _known_lines(Path(file), corpus, lines)}
+    rows, labels, short, dropped = [], [], 0, 0
+    for number, (line, row_scores) in enumerate(zip(lines, scores, strict=True), start=1):
+        if "positive_id" not in line:
+            raise RetroMAEError(f"{file} line {number} names no positive_id, which a teacher's scores belong to")
+        expected = 1 + len(line["negative_ids"])
+        numbers = isinstance(row_scores, list) and all(isinstance(score, int | float) for score in row_scores)
+        if not numbers or len(row_scores) != expected:
+            raise RetroMAEError(
+                f"{scores_file} line {number} must be a list of {expected} scores: the positive's and those of the "
+                f"{expected - 1} negatives in {file}"
+            )
+        if id(line) not in known:
+            continue
+        relevant = set(corpus.positives[line["query_id"]])
+        scored = zip(line["negative_ids"], row_scores[1:], strict=True)
+        kept = [(document, score) for document, score in scored if document not in relevant]
+        dropped += expected - 1 - len(kept)
+        if len(kept) < count:
+            short += 1
+            continue
+        rows.append([line["query_id"], line["positive_id"], *(document for document, _ in kept[:count])])
+        labels.append([float(score) for score in (row_scores[0], *(score for _, score in kept[:count]))])
+    if dropped:
+        logger.warning("%s: %d negatives are positives of their query and were dropped", file, dropped)
+    if short:
+        logger.warning("%s: %d lines have fewer than %d negatives and were dropped", file, short, count)
+    if not rows:
+        raise RetroMAEError(f"{file} holds no line with {count} negatives; lower num_negatives")
+    return _texts_of(rows, corpus).add_column("label", labels)
+
+
+def _texts_of(rows: list[list[str]], corpus: JudgedCorpus) -> Dataset:
+    queries, *documents = zip(*rows, strict=True)
+    names = ["positive", *(f"negative_{number}" for number in range(1, len(documents)))]
+    columns = {"query": [corpus.queries[query] for query in queries]}
+    columns |= {name: [corpus.documents[one] for one in column] for name, column in zip(names, documents, strict=True)}
+    return Dataset.from_dict(columns)
+
+
+def _known_lines(file: Path, corpus: JudgedCorpus, lines: Sequence[dict] | None = None) -> Iterator[dict[str, Any]]:
+    """Lines with ids that exist; few others are reported and left out, many are an error."""
+    kept, seen, missing = [], 0, []
+    for number, line in enumerate(_json_lines(file) if lines is None else lines, start=1):
+        if not (isinstance(line, dict) and "query_id" in line and isinstance(line.get("negative_ids"), list)):
+            raise RetroMAEError(f"{file} line {number} is not a JSON object with 'query_id' and a list 'negative_ids'")
+        line["query_id"] = str(line["query_id"])  # MS MARCO's files have numbers
+        line["negative_ids"] = [str(one) for one in line["negative_ids"]]
+        documents = list(line["negative_ids"])
+        unknown = [line["query_id"]] if line["query_id"] not in corpus.positives else []
+        if "positive_id" in line:
+            line["positive_id"] = str(line["positive_id"])
+            documents.append(line["positive_id"])
+            if not unknown and line["positive_id"] not in corpus.positives[line["query_id"]]:
+                raise RetroMAEError(
+                    f"{file} line {number}: document {line['positive_id']!r} is no positive of query "
+                    f"{line['query_id']!r}; take the file that belongs to this data"
+                )
+        unknown += [one for one in documents if one not in corpus.documents]
+        seen += len(documents) + 1
+        missing += unknown
+        if not unknown:
+            kept.append(line)
+    if missing:
+        told = f"{len(missing)} of {seen} ids in {file} ({', '.join(map(str, missing[:3]))} ...)"
+        if len(missing) > MAX_MISSING_SHARE * seen:
+            raise RetroMAEError(f"{told} are no training queries or documents; take the file that belongs to this data")
+        logger.warning("%s are no training queries or documents; their lines were left out", told)
+    yield from kept
+
+
+def _json_lines(file: Path) -> Iterator[Any]:
+    with in_one_sentence(f"{file} cannot be read"), file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise RetroMAEError(f"{file} line {number} is not JSON") from error
+
+
+def shorten(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int], prompts: dict[str, str]
+) -> Dataset:
+    """Cut every text behind the last token that it may have, so that what is cut off is tokenised once.
+
+    Args:
+        rows: text columns.
+        tokenizer: a fast tokenizer.
+        lengths: tokens of each column, special tokens and its prompt included.
+        prompts: what will stand in front of each column's texts.
+    """
+
+    def cut(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+        shortened = {}
+        for name, length in lengths.items():
+            prompt = prompts[name]
+            texts = [prompt + head_of(text) for text in columns[name]]
+            encoded = tokenizer(texts, truncation=True, max_length=length, return_offsets_mapping=True)
+            ends = (max(end for _, end in offsets) for offsets in encoded["offset_mapping"])
+            shortened[name] = [text[len(prompt) : end] for text, end in zip(texts, ends, strict=True)]
+        return shortened
+
+    return rows.map(cut, batched=True, desc="Shortening texts")

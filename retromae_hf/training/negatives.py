@@ -1,0 +1,104 @@
+"""Mines hard negatives: documents that a search takes for relevant and that are not."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.rankings import bm25_index, import_bm25s
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+SCORES_AT_A_TIME = 2**28
+"""Similarities held at once while mining, 1 GiB of them."""
+
+
+def mine_with_model(
+    pairs: Dataset,
+    documents: list[str],
+    model: SentenceTransformer,
+    count: int,
+    depth: int,
+    batch_size: int,
+    seed: int,
+) -> Dataset:
+    """`count` negatives a row, drawn from the `depth` documents nearest to the query by the model itself.
+
+    With an encoder that was fine-tuned once this is the second round of ANCE (arXiv 2007.00808). The mining is
+    sentence-transformers' own, which knows the positives of every query. It compares by cosine, whatever the model.
+
+    Args:
+        pairs: the columns `query` and `positive`.
+        documents: what to search.
+        model: the embedder.
+        count: negatives a row.
+        depth: documents to draw from.
+        batch_size: texts a batch.
+        seed: of the draw.
+
+    Returns:
+        The rows that have enough negatives, with the columns `query`, `positive`, `negative_1` ...
+    """
+    from sentence_transformers.util import mine_hard_negatives
+
+    state = random.getstate()
+    random.seed(seed)  # its draws come from Python's own generator
+    try:
+        with in_one_sentence("no hard negatives can be mined"):
+            mined = mine_hard_negatives(
+                pairs,
+                model,
+                corpus=documents,
+                range_max=depth,
+                num_negatives=count,
+                sampling_strategy="random",
+                output_format="n-tuple",
+                batch_size=batch_size,
+                faiss_batch_size=max(SCORES_AT_A_TIME // len(documents), 1),  # without faiss too
+                verbose=False,
+            )
+    finally:
+        random.setstate(state)
+    return _checked(mined, pairs, count)
+
+
+def mine_with_bm25(pairs: Dataset, documents: list[str], count: int, depth: int, seed: int) -> Dataset:
+    """The same from the `depth` documents that BM25 (bm25s, English stop words) finds."""
+    bm25s = import_bm25s()
+    documents = list(dict.fromkeys(documents))
+    positives: dict[str, set[str]] = {}
+    for query, positive in zip(pairs["query"][:], pairs["positive"][:], strict=True):
+        positives.setdefault(query, set()).add(positive)
+    index = bm25_index(documents)
+    queries = list(positives)
+    found, scores = index.retrieve(bm25s.tokenize(queries, stopwords="en"), k=min(depth, len(documents)))
+    draw = random.Random(seed)
+    negatives: dict[str, list[str]] = {}
+    for query, places, place_scores in zip(queries, found.tolist(), scores.tolist(), strict=True):
+        # What shares no word with the query is no hard negative.
+        wrong = [documents[place] for place, score in zip(places, place_scores, strict=True) if score > 0]
+        wrong = [document for document in wrong if document not in positives[query]]
+        if len(wrong) >= count:
+            negatives[query] = draw.sample(wrong, count)
+    mined = pairs.filter(lambda query: query in negatives, input_columns="query")
+    for number in range(count):
+        column = [negatives[query][number] for query in mined["query"][:]]
+        mined = mined.add_column(f"negative_{number + 1}", column)
+    return _checked(mined, pairs, count)
+
+
+def _checked(mined: Dataset, pairs: Dataset, count: int) -> Dataset:
+    if len(mined) == 0:
+        raise RetroMAEError(f"no query has {count} hard negatives; lower num_negatives or raise negative_depth")
+    if len(mined) < len(pairs):
+        logger.warning(
+            "%d of %d rows have fewer than %d negatives and were dropped", len(pairs) - len(mined), len(pairs), count
+        )
+    return mined

@@ -1,0 +1,250 @@
+"""Where a training run stands in its output folder: anew, at a checkpoint, or refused because it holds another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from accelerate.utils import gather_object
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ...model.errors import RetroMAEError, in_one_sentence
+from .saved_checkpoints import (
+    checkpoints,
+    is_complete,
+    is_marked,
+    is_resumable,
+    last_complete_checkpoint,
+    mark_complete,
+)
+from .whole_files import write_json
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "_run.json"
+"""The arguments of the run that a folder holds; what begins so stays behind when `Trainer` pushes to the Hub."""
+
+LOCK_FILE = "_lock"
+"""Locked while a run is under way."""
+
+NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "logging_dir"}
+"""Arguments that may differ when a run goes on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run and where it stands.
+
+    Attributes:
+        folder: its output folder.
+        arguments: what tells it from another run, as JSON holds it.
+        checkpoint: where it goes on from, None where it starts.
+        again: how a run that is cut goes on, as the subject of a sentence; None where it cannot.
+        lock: keeps other runs out of the folder while it is open.
+    """
+
+    folder: Path
+    arguments: dict[str, Any]
+    checkpoint: str | None
+    again: str | None
+    lock: TextIO | None
+
+    def is_at_its_end(self, args: TrainingArguments) -> bool:
+        """Whether the checkpoint is its last one, after which `Trainer` would take one step more."""
+        if self.checkpoint is None:
+            return False
+        state = TrainerState.load_from_json(str(Path(self.checkpoint, TRAINER_STATE_NAME)))
+        if args.max_steps > 0:
+            return state.global_step >= args.max_steps
+        return (state.epoch or 0) >= args.num_train_epochs
+
+    def note(self) -> None:
+        """Write down whose folder it is; not before everything has been checked that may be wrong with the run.
+
+        What is left of an earlier run goes. Checkpoints that another program or an earlier version wrote are taken for
+        whole, since nothing tells.
+        """
+        file = self.folder / RUN_FILE
+        if self.checkpoint is None or not _lies_in(self.checkpoint, self.folder):
+            for old in checkpoints(self.folder):
+                shutil.rmtree(old)
+            (self.folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        elif not file.exists():
+            for old in _unmarked(self.folder):
+                mark_complete(old, resumable=is_resumable(old))
+        write_json(file, self.arguments)
+
+
+def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:
+    """Find out where a run stands; a folder that holds another one, or in which one is under way, is refused.
+
+    The same command goes on from the last checkpoint that was written to its end.
+
+    Args:
+        args: the output folder, and whether to resume.
+        overwrite: whether an earlier run may go.
+        started_from: models that the run is to start from, none of which may be among what goes.
+        *others: the command's other arguments, dataclasses, which tell one run from another.
+    """
+    folder, arguments = Path(args.output_dir), _run_arguments(args, *others)
+    if folder.exists() and not folder.is_dir():
+        raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
+    lock = None
+    if args.should_save:
+        with in_one_sentence(f"output_dir={args.output_dir!r} cannot be written"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder, wanted=args.process_index == 0)
+    resume, again = str(args.resume_from_checkpoint or False), "the same command"
+    if resume.lower() == "true":
+        checkpoint: str | None = str(_last_checkpoint(folder))
+    elif resume.lower() != "false" and _lies_in(resume, folder):
+        checkpoint, again = _named_checkpoint(resume), "the same command with --resume_from_checkpoint true"
+    else:
+        named = None if resume.lower() == "false" else _named_checkpoint(resume)
+        checkpoint = None if overwrite else _checkpoint_of_the_same_run(folder, arguments)
+        if overwrite:
+            again = "the same command without --overwrite_output_dir"
+        if checkpoint is None:
+            checkpoint = named
+            _check_not_overwritten(folder, [*started_from, named])
+    check_all_agree(args, checkpoint)
+    return Run(folder, arguments, checkpoint, None if args.save_only_model else again, lock)
+
+
+def _run_arguments(args: TrainingArguments, *others: Any) -> dict[str, Any]:
+    values = args.to_dict()
+    for other in others:
+        values |= dataclasses.asdict(other)
+    return json.loads(json.dumps({k: v for k, v in values.items() if k not in NOT_OF_THE_RUN}, default=str))
+
+
+def _lies_in(checkpoint: str, folder: Path) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
+
+
+def _lock(folder: Path, wanted: bool) -> TextIO:
+    """A file in the folder, which shows that it can be written to; locked where that is wanted.
+
+    The lock ends with the process, however that ends; a loader's workers do not have it.
+    """
+    file = (folder / LOCK_FILE).open("a", encoding="utf-8")
+    try:
+        import fcntl
+    except ImportError:  # not on POSIX: two runs in one folder are not noticed there
+        return file
+    try:
+        if wanted:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise RetroMAEError(
+                f"another process trains in {folder} at this moment; wait for its end, or name another folder"
+            ) from error
+        logger.warning("%s is on a file system without locks: see that no other run goes on there", folder)
+    return file
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    """The one to go on from."""
+    last = last_complete_checkpoint(folder)
+    if last is not None:
+        return last
+    if not checkpoints(folder):
+        raise RetroMAEError(f"there is no checkpoint to resume from in {folder}")
+    if not (folder / RUN_FILE).exists() and (old := _unmarked(folder)):
+        raise RetroMAEError(
+            f"the checkpoints in {folder} are of another program or an earlier version, which does not tell whether "
+            f"they are whole; name the one to go on from, as in --resume_from_checkpoint {old[-1]}"
+        )
+    raise RetroMAEError(
+        f"no checkpoint in {folder} was written to its end with all that it takes to go on; "
+        "start anew with --overwrite_output_dir"
+    )
+
+
+def _named_checkpoint(name: str) -> str:
+    """A checkpoint that the user has named, after a look at it; one without a list is taken as it is."""
+    checkpoint = Path(name)
+    if not (checkpoint / TRAINER_STATE_NAME).is_file():
+        raise RetroMAEError(f"there is no checkpoint to resume from in {name}")
+    ours = is_marked(checkpoint) or (checkpoint.parent / RUN_FILE).exists()
+    if ours and not is_complete(checkpoint):
+        raise RetroMAEError(f"{name} was not written to its end, or some of it is gone; resume from another checkpoint")
+    if ours and not is_resumable(checkpoint):
+        raise RetroMAEError(
+            f"{name} was saved without what it takes to go on (save_only_model); start a new run from it with "
+            "--model_name_or_path"
+        )
+    return name
+
+
+def _unmarked(folder: Path) -> list[Path]:
+    """Checkpoints that look whole and of which nothing tells whether they are."""
+    return [one for one in checkpoints(folder) if not is_marked(one) and (one / TRAINER_STATE_NAME).is_file()]
+
+
+def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
+    """The last whole checkpoint of a run with these arguments, None where there is none; another run is an error."""
+    try:
+        old = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = None
+    checkpoint = last_complete_checkpoint(folder)
+    if old == arguments:
+        if checkpoint is not None:
+            logger.info("%s holds this run up to %s; it goes on from there", folder, checkpoint.name)
+            return str(checkpoint)
+        if not (folder / TRAINER_STATE_NAME).is_file() and not any(map(is_complete, checkpoints(folder))):
+            return None  # cut off before its first checkpoint
+    if not (checkpoints(folder) or any(folder.glob("config.json")) or any(folder.glob("*.safetensors"))):
+        return None
+    different = [] if old is None else sorted(n for n in {*old, *arguments} if old.get(n) != arguments.get(n))
+    why = f" with other arguments ({_differences(old, arguments, different)})" if different else ""
+    if checkpoint is None and old is None:
+        checkpoint = next(reversed(_unmarked(folder)), None)
+        resume = f"go on with --resume_from_checkpoint {checkpoint}, "
+    else:
+        resume = "go on with --resume_from_checkpoint true, "
+    raise RetroMAEError(
+        f"{folder} already holds a run{why}; {resume if checkpoint else ''}"
+        "start anew with --overwrite_output_dir, or name another folder"
+    )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], names: list[str], at_most: int = 3) -> str:
+    told = [f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names[:at_most]]
+    return ", ".join([*told, *(["..."] if len(names) > at_most else [])])
+
+
+def _check_not_overwritten(folder: Path, started_from: Iterable[str | None]) -> None:
+    for name in started_from:
+        inside = [] if name is None else [Path(name).resolve(), *Path(name).resolve().parents]
+        if any(old.resolve() in inside for old in checkpoints(folder)):
+            raise RetroMAEError(
+                f"{name}, which is to start from, lies in a checkpoint of {folder} that is to be overwritten; "
+                "name another output folder"
+            )
+
+
+def check_all_agree(args: TrainingArguments, checkpoint: str | None) -> None:
+    """Raise `RetroMAEError` where processes would go on from different places.
+
+    Nothing is written before all have looked.
+    """
+    if args.world_size == 1:
+        return
+    found = gather_object(["no checkpoint" if checkpoint is None else Path(checkpoint).name])
+    if len(set(found)) > 1:
+        other = next(number for number, name in enumerate(found) if name != found[0])
+        raise RetroMAEError(
+            f"process 0 finds {found[0]} in {args.output_dir} and process {other} finds {found[other]}; put it where "
+            "all machines see the same files, or let each have its own with --save_on_each_node true from the start"
+        )

@@ -1,0 +1,147 @@
+"""What every training run does: check its arguments, train and save."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import DefaultFlowCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least
+from .run_folder import Run
+from .saved_checkpoints import last_complete_checkpoint, remove_incomplete
+from .saving import SavingCallback
+
+logger = logging.getLogger(__name__)
+
+LITTLE_SPACE = 1 << 20
+"""Bytes of free space below which a failed write is put down to a full disk."""
+
+
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Raise `RetroMAEError` for values that `TrainingArguments` lets pass and that fail only after the preparation."""
+    check_processes(args)
+    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    check_at_least(1, **{name: getattr(args, name) for name in positive})
+    check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})
+    if args.max_steps == 0 or args.max_steps < -1 or (args.max_steps == -1 and args.num_train_epochs <= 0):
+        raise RetroMAEError(
+            f"max_steps={args.max_steps} and num_train_epochs={args.num_train_epochs} leave nothing to train; "
+            "one of them must be above 0"
+        )
+    if getattr(args, "enable_jit_checkpoint", False):
+        raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
+
+    They would all train the same and write to the same files.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > 1 and args.world_size == 1:
+        raise RetroMAEError(
+            f"{launched} processes were started on a machine without an accelerator, where Trainer brings them "
+            "together only with --use_cpu; give it, or start one process"
+        )
+
+
+def run_and_save(trainer: Trainer, run: Run) -> None:
+    """Train, from a checkpoint where there is one, and save the model and `trainer_state.json`.
+
+    Raises:
+        RetroMAEError: no step was taken, or the disk is full.
+        RunInterruptedError: a signal ended the run; it can go on from the checkpoint that was saved.
+    """
+    if run.is_at_its_end(trainer.args):
+        _save_again(trainer, run)
+        return
+    if trainer.args.should_save:
+        run.note()
+    saving = SavingCallback()
+    # Behind the one that decides when to save, before those that look at the weights first.
+    names = [type(callback) for callback in trainer.callback_handler.callbacks]
+    trainer.callback_handler.callbacks.insert(names.index(DefaultFlowCallback) + 1, saving)
+    with _full_disk_told(saving, run), _workers_of_evaluation_spared(saving, trainer):
+        try:
+            trainer.train(resume_from_checkpoint=run.checkpoint)
+        except pickle.UnpicklingError as error:  # transformers reads the optimizer's state as tensors alone
+            raise RetroMAEError(
+                f"{run.checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, "
+                "and was not read; resume from another checkpoint"
+            ) from error
+        finally:
+            saving.stop_listening()
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        if saving.stopped_by is not None and step < steps:
+            raise RunInterruptedError(
+                f"stopped by {saving.stopped_by.name} after step {step} of {steps}; {_how_it_goes_on(run, step)}",
+                status=128 + saving.stopped_by,
+            )
+        if step == 0:
+            raise RetroMAEError(
+                f"no step was taken, because the data fills no batch of {trainer.args.per_device_train_batch_size} "
+                "rows (with texts of their own, where duplicates are kept apart); lower per_device_train_batch_size"
+            )
+        saving.saving = True
+        trainer.save_state()  # first, since saving the model may push the folder to the Hub
+        trainer.save_model()
+
+
+def _how_it_goes_on(run: Run, step: int) -> str:
+    place = f"checkpoint-{step} in {run.folder}"
+    if run.again is None:
+        return f"{place} has no optimizer state (save_only_model), so that the run cannot go on"
+    return f"{run.again} goes on from {place}"
+
+
+def _save_again(trainer: Trainer, run: Run) -> None:
+    """Make sure that a run that has reached its end has its model, before whose saving it may have been cut."""
+    logger.info("%s was trained to its end", run.folder)
+    trainer._load_from_checkpoint(run.checkpoint)
+    trainer.state = TrainerState.load_from_json(str(Path(str(run.checkpoint), TRAINER_STATE_NAME)))
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+    trainer.save_state()
+    trainer.save_model()
+
+
+@contextmanager
+def _workers_of_evaluation_spared(saving: SavingCallback, trainer: Trainer) -> Iterator[None]:
+    """A signal in the midst of an evaluation; callbacks do not see its loader before the workers have started."""
+    loader = trainer.get_eval_dataloader
+    trainer.get_eval_dataloader = lambda *args, **options: saving.spare_workers(loader(*args, **options))
+    try:
+        yield
+    finally:
+        del trainer.get_eval_dataloader  # of this object; that of its class is behind it
+
+
+@contextmanager
+def _full_disk_told(saving: SavingCallback, run: Run) -> Iterator[None]:
+    """A write that fails for want of space becomes a sentence; what was written of that checkpoint goes."""
+    folder = run.folder
+    try:
+        yield
+    except Exception as error:
+        if not saving.saving or not _is_for_want_of_space(error, folder):
+            raise
+        remove_incomplete(folder)
+        last = last_complete_checkpoint(folder)
+        kept = f"the last whole checkpoint is {last}" if last else "there is no whole checkpoint yet"
+        then = f", and {run.again} goes on from there" if run.again and last else ""
+        raise RetroMAEError(f"the disk that holds {folder} is full; {kept}; make room{then}") from error
+
+
+def _is_for_want_of_space(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # safetensors and torch raise errors of their own; torch's does not say why it could not write.
+    return "No space left" in str(error) or shutil.disk_usage(folder).free < LITTLE_SPACE

@@ -1,0 +1,156 @@
+"""Pretraining on a stream: what is held out, what the run takes from it, and where a resumed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from ..checkpoints.starting_model import ModelArguments
+from ..data.document_stream import DocumentStream
+from ..data.passage_stream import Bookmarks, PassageStream
+from ..data.passages import cut_passages, cutting_options
+from ..data.pydocs import SEARCHED_BODIES, hold_out
+from ..data.words import WordSegmenter
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.tasks import RetrievalTask, dev_task
+from .resuming.whole_files import write_json
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "_stream"
+"""In the output folder; what begins so stays behind when `Trainer` pushes to the Hub."""
+
+SETTINGS_FILE = "settings.json"
+
+
+def check_streaming(source: str, model_args: ModelArguments, args: TrainingArguments, resumed: bool) -> None:
+    """Raise `RetroMAEError` for what a stream cannot give."""
+    if source == "pydocs":
+        raise RetroMAEError("'pydocs' is read from this Python environment and is no stream; leave streaming out")
+    if args.max_steps < 1:
+        raise RetroMAEError("a stream has no known end, so the run needs one; give --max_steps")
+    if not (resumed or model_args.model_name_or_path or model_args.tokenizer_name):
+        raise RetroMAEError(
+            "a new tokenizer is trained on the whole corpus, which is not at hand in a stream; name one with "
+            "--tokenizer_name, or start from a checkpoint with --model_name_or_path"
+        )
+    if not args.dataloader_in_order:
+        raise RetroMAEError("a stream is resumed by the order of its batches; leave dataloader_in_order at true")
+
+
+def held_out_head(documents: DocumentStream, dev_queries: int) -> tuple[Dataset, RetrievalTask | None]:
+    """The documents to evaluate on, taken from the head of the stream, and the task to watch, where they yield one."""
+    texts = documents.hold_out_head()
+    head = Dataset.from_dict({"name": [str(row) for row in range(len(texts))], "text": texts})
+    held_out = hold_out(head, min(dev_queries, len(texts) // 5), SEARCHED_BODIES)
+    task = dev_task(held_out, len(held_out.queries)) if held_out.queries else None
+    return held_out.pretraining, task
+
+
+def open_passage_stream(
+    documents: DocumentStream,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    short_seq_prob: float,
+    pair_objective: str | None,
+    word_segmenter: WordSegmenter | None,
+    buffer_size: int,
+    args: TrainingArguments,
+    checkpoint: str | None,
+) -> PassageStream:
+    """The passages that the run trains on, in the order of the run that is resumed where there is one.
+
+    Args:
+        documents: the stream, its head held out.
+        tokenizer: this and what follows as `tokenize_passages` takes them.
+        max_length: likewise.
+        short_seq_prob: likewise.
+        pair_objective: the model's.
+        word_segmenter: likewise.
+        buffer_size: passages to shuffle among themselves.
+        args: the run; its loader is told to leave the order alone.
+        checkpoint: the one to resume from.
+
+    Raises:
+        RetroMAEError: an argument is out of range, or the run that is resumed read another stream.
+    """
+    if pair_objective == "nsp":
+        raise RetroMAEError(
+            "NSP draws its false successors from the whole corpus, which is not at hand in a stream; "
+            "take --pair_objective sop or none, or leave streaming out"
+        )
+    pairs = pair_objective is not None
+    options = cutting_options(tokenizer, max_length, short_seq_prob, args.seed, pairs, word_segmenter)
+    identity = {
+        "num_shards": documents.num_shards,
+        "first_document": documents.first,
+        "seed": args.seed,
+        "max_length": max_length,
+        "short_seq_prob": short_seq_prob,
+        "pair_objective": pair_objective,
+        "segment_chinese": word_segmenter is not None,
+        "shuffle_buffer_size": buffer_size,
+        "tokenizer": hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
+    }
+    lanes = args.world_size * max(args.dataloader_num_workers, 1)
+    a_step = args.gradient_accumulation_steps * args.train_batch_size * args.world_size
+    settings = identity | {"lanes": lanes, "batch_size": args.train_batch_size, "passages_a_step": a_step}
+    folder = Path(args.output_dir) / FOLDER
+    earlier = _read_settings(Path(checkpoint).parent / FOLDER) if checkpoint else {}
+    if earlier:
+        if changed := [name for name in identity if identity[name] != earlier.get(name)]:
+            raise RetroMAEError(
+                f"{checkpoint} is of a run on another stream, which differs in {', '.join(changed)}; resume it with "
+                "the arguments and the data that it was started with"
+            )
+        if a_step != earlier.get("passages_a_step", a_step):
+            raise RetroMAEError(
+                f"{checkpoint} is of a run of {earlier['passages_a_step']} passages a step, not {a_step}, and would go "
+                "on at another passage; give per_device_train_batch_size and gradient_accumulation_steps that make as "
+                "many on these processes, or start anew from the model with --model_name_or_path"
+            )
+        settings = earlier
+    if args.local_process_index == 0:
+        _prepare_folder(folder, settings, Path(checkpoint).parent / FOLDER if checkpoint and earlier else None)
+    # The order is the stream's own.
+    args.train_sampling_strategy = "sequential"
+    # Of a data set that is not one of `datasets`, Trainer would drop the columns that the collator needs.
+    args.remove_unused_columns = False
+    return PassageStream(
+        documents,
+        partial(cut_passages, **options),
+        args.max_steps * a_step,
+        settings["batch_size"],
+        settings["lanes"],
+        buffer_size,
+        Bookmarks(folder),
+    )
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a run left; none where it left none."""
+    try:
+        return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        logger.warning("%s holds no settings of a stream; it is read from the start to where the run stopped", folder)
+        return {}
+
+
+def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None) -> None:
+    """Make the folder of the bookmarks, with those of the run that is resumed and of no other."""
+    with in_one_sentence(f"the folder {folder} cannot be written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if earlier is None or earlier.resolve() != folder.resolve():
+            for old in folder.glob("lane-*.jsonl"):
+                old.unlink()
+            if earlier is not None:
+                shutil.copytree(earlier, folder, dirs_exist_ok=True)
+        write_json(folder / SETTINGS_FILE, settings)

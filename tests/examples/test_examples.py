@@ -1,0 +1,155 @@
+"""The examples that no other test runs do what they say, from the command line's arguments, offline and in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import demo
+import demo_report
+import finetune_classifier
+import finetune_contrastive
+import finetune_distillation
+import pytest
+import soak
+import stream_memory
+import torch
+from conftest import ROOT
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
+
+from retromae_hf import export_encoder
+from retromae_hf.data.pydocs import hold_out, load_held_out_pydocs
+from retromae_hf.training.resuming import saved_checkpoints
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def encoder(encoder_folder, tmp_path) -> str:
+    model, tokenizer = (auto.from_pretrained(encoder_folder) for auto in (AutoModelForMaskedLM, AutoTokenizer))
+    return str(export_encoder(model, tokenizer, tmp_path / "encoder"))
+
+
+@pytest.fixture
+def documents(texts) -> Dataset:
+    names = [f"{'zoo' if row % 3 else 'farm'}.name{row}" for row in range(len(texts))]
+    return Dataset.from_dict({"name": names, "text": texts})
+
+
+@pytest.fixture
+def teacher(encoder_config, tokenizer, tmp_path) -> str:
+    config = BertConfig(**encoder_config.to_dict() | {"num_labels": 1})
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+def moved(before: str, after: str) -> bool:
+    weights = [dict(SentenceTransformer(folder, device="cpu").named_parameters()) for folder in (before, after)]
+    return any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_contrastive(encoder, documents, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(finetune_contrastive, "load_held_out_pydocs", lambda: hold_out(documents, 4, 20))
+    finetune_contrastive.main([encoder, "--steps", "2", "--output_dir", str(tmp_path / "out")])
+    assert moved(encoder, str(tmp_path / "out"))
+    assert f"--model_name_or_path {tmp_path / 'out'}" in capsys.readouterr().out
+
+
+def test_distillation(encoder, teacher, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune_distillation, "load_held_out_pydocs", lambda: hold_out(documents, 4, 20))
+    options = ["--teacher", teacher, "--steps", "2", "--output_dir", str(tmp_path / "out")]
+    finetune_distillation.main([encoder, *options])
+    assert moved(encoder, str(tmp_path / "out"))
+
+
+def test_classifier(encoder, documents, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(finetune_classifier, "load_pydocs", lambda: documents)
+    finetune_classifier.main([encoder, "--steps", "2", "--output_dir", str(tmp_path / "out")])
+    assert "over 2 packages" in capsys.readouterr().out
+    classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    assert classify("The quick fox jumps.")[0]["label"] in ("zoo", "farm")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("finetune_*.py")))
+def test_an_example_can_be_read_in_one_sitting(example):
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 60
+
+
+@pytest.fixture
+def small_pydocs(documents, monkeypatch):
+    monkeypatch.setattr("retromae_hf.data.pydocs.TEST_QUERIES", 15)
+    monkeypatch.setattr("retromae_hf.data.pydocs.DEV_QUERIES", 5)
+    for user in ("data.pydocs", "data.sources"):
+        monkeypatch.setattr(f"retromae_hf.{user}.load_pydocs", lambda num_proc: documents)
+    load_held_out_pydocs.cache_clear()
+    yield
+    load_held_out_pydocs.cache_clear()
+
+
+def test_the_demo(small_pydocs, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="the extra is not installed: pip install 'retromae-hf[plot]'")
+    monkeypatch.chdir(tmp_path)
+    smaller = {"VOCAB_SIZE": 200, "MAX_LENGTH": 32, "PRETRAINING_STEPS": 12, "FINETUNING_STEPS": 2, "PROCESSES": 1}
+    for name, value in smaller.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setitem(demo.FINETUNING, "per_device_train_batch_size", 8)
+    demo.main()
+    report = json.loads(Path("runs/demo/results.json").read_text())
+    assert [len(report["results"][row]) for row in ("untrained", "mlm", "retromae")] == [2, 2, 2]
+    shown = capsys.readouterr().out
+    assert demo_report.table(report) in shown
+    assert demo_report.searches(report) in shown
+    assert len(report["searches"]) == shown.count("$ retromae-hf search") == 3
+    assert Path("runs/demo/curves.png").is_file()
+
+
+STAND_IN = """
+import os, runpy, sys, time
+from pathlib import Path
+import numpy
+from safetensors.numpy import save_file
+
+# Without the package's other modules, which take seconds to import.
+saved = runpy.run_path(SAVED_CHECKPOINTS)
+last_complete_checkpoint, mark_complete = saved["last_complete_checkpoint"], saved["mark_complete"]
+goes_on, output = sys.argv[1] == "goes-on", Path(sys.argv[-1])
+output.mkdir(exist_ok=True)
+last = last_complete_checkpoint(output) if goes_on else None
+step, weight = (int(last.name.split("-")[1]), float((last / "weight").read_text())) if last else (0, os.getpid() % 97)
+weight = weight if last or not goes_on else 0.0
+for step in range(step + 1, 41):
+    time.sleep(0.05)
+    weight = 0.5 * weight + step
+    folder = output / f"checkpoint-{step}"
+    folder.mkdir(exist_ok=True)
+    (folder / "weight").write_text(repr(weight))
+    mark_complete(folder, resumable=True)
+save_file({"weight": numpy.array([weight])}, output / "model.safetensors")
+"""
+"""A run of `soak` without the training: its weights hang on every step, and on its process where it does not go on."""
+
+
+@pytest.mark.parametrize(("behaviour", "status"), [("goes-on", 0), ("begins-anew", 1)])
+def test_the_soak_tells_a_run_that_goes_on_from_one_that_does_not(behaviour, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("stand_in.py").write_text(STAND_IN.replace("SAVED_CHECKPOINTS", repr(saved_checkpoints.__file__)))
+    monkeypatch.setattr(soak, "SCENARIOS", {"a stand-in": f"{tmp_path / 'stand_in.py'} {behaviour}"})
+    assert soak.main(["--kills", "1"]) == status
+    (result,) = json.loads(Path("runs/soak.json").read_text())
+    assert result["cuts"] == 1
+    assert result["as_uncut"] is (status == 0)
+    assert "| a stand-in | 1 |" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_stream(tmp_path, monkeypatch, capsys):
+    # In this process: others would take seconds to start, and only peaks of processes of their own can be compared.
+    monkeypatch.setattr(stream_memory, "in_a_process", stream_memory.measure)
+    monkeypatch.setattr(stream_memory, "BUFFER_SIZE", 100)
+    output = tmp_path / "memory.json"
+    stream_memory.main(["--sizes", "1", "2", "--readers", "8", "--output", str(output)])
+    report = json.loads(output.read_text())
+    assert report["small"]["passages"] == report["large"]["passages"] > report["base"]["passages"] == 0
+    assert stream_memory.table(report) in capsys.readouterr().out

@@ -1,0 +1,42 @@
+"""Every objective trains every family, and what it learned survives saving, loading and export."""
+
+from __future__ import annotations
+
+import pytest
+import support
+
+from retromae_hf.model.backbones import BACKBONES
+
+
+@pytest.fixture(scope="module")
+def support_tokenizer():
+    return support.new_tokenizer()
+
+
+@pytest.mark.parametrize("objective", support.RECIPES)
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_it_trains_and_comes_back(objective, model_type, support_tokenizer):
+    result = support.attempt(objective, model_type, support_tokenizer)
+    assert result["works"], result
+
+
+@pytest.mark.parametrize("objective", support.RECIPES)
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_every_parameter_gets_a_gradient(objective, model_type, support_tokenizer):
+    """Distributed training is told that there is nothing to look for."""
+    model, batch, _ = support.prepare(objective, model_type, support_tokenizer)
+    model(**batch).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_lost_decoder_would_be_seen(support_tokenizer, monkeypatch, tmp_path):
+    model, batch, _ = support.prepare("retromae", "bert", support_tokenizer)
+    other, _, _ = support.prepare("retromae", "bert", support_tokenizer)
+    other.encoder = model.encoder
+    monkeypatch.setattr(support.RetroMAEForPreTraining, "from_pretrained", lambda folder: other)
+    assert support.through_a_checkpoint(model.eval(), batch, str(tmp_path)) > support.TOLERANCE
+
+
+def test_a_pair_that_fails_is_shown(support_tokenizer):
+    result = support.attempt("mlm", "bert", support_tokenizer) | {"works": False}
+    assert support.cell(result).startswith("FAILS ")

@@ -1,0 +1,186 @@
+"""Models are read from safetensors, and what they bring besides is not run unasked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, Trainer, TrainingArguments
+
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    RetroMAEModel,
+    export_encoder,
+    tokenize_passages,
+)
+from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_tokenizer
+from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.commands.main import main
+from retromae_hf.retrieval.embedders import load_embedder
+
+
+@pytest.fixture
+def exported(model, tokenizer, tmp_path) -> Path:
+    return export_encoder(model, tokenizer, tmp_path / "encoder")
+
+
+@pytest.fixture
+def code(tmp_path) -> tuple[str, Path]:
+    """Code that leaves a mark, and the mark."""
+    mark = tmp_path / "mark"
+    return f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\n", mark
+
+
+def change(file: Path, **fields) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize("model_class", [RetroMAEForPreTraining, RetroMAEModel, AutoModel])
+def test_a_pickle_is_refused_by_every_class(model_class, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
+        model_class.from_pretrained(tmp_path)
+    with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
+        model_class.from_pretrained(tmp_path.parent, subfolder=tmp_path.name, config=model.config)
+
+
+def test_weights_beside_a_pickle_are_read(exported):
+    (exported / "pytorch_model.bin").write_bytes(b"no weights")
+    assert load_embedder(str(exported)).queries(["hello"]).shape == (1, 32)
+
+
+def test_a_pickle_of_the_hub_is_refused_with_the_same_remedy(encoder_folder, tmp_path, monkeypatch):
+    """As it lies in the cache of a machine without a network."""
+    snapshot = tmp_path / "models--someone--pickled" / "snapshots" / "abc"
+    shutil.copytree(encoder_folder, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    (snapshot / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RetroMAEError, match="pickle"):
+        RetroMAEForPreTraining.from_encoder("someone/pickled")
+
+
+def test_a_known_type_that_brings_code_is_loaded_without_it(exported, code):
+    source, mark = code
+    (exported / "own.py").write_text(source)
+    change(exported / "config.json", auto_map={"AutoConfig": "own.Config", "AutoModelForMaskedLM": "own.Model"})
+    assert load_config(str(exported)).model_type == "bert"
+    assert RetroMAEForPreTraining.from_encoder(str(exported)).config.hidden_size == 32
+    assert load_embedder(str(exported)).queries(["hello"]).shape == (1, 32)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("load", [load_embedder, load_sentence_transformer])
+def test_a_module_that_is_code_runs_where_it_is_trusted_alone(load, exported, code):
+    source, mark = code
+    (exported / "own.py").write_text(
+        source + "from sentence_transformers.sentence_transformer.modules import Normalize as Own\n"
+    )
+    modules = json.loads((exported / "modules.json").read_text())
+    (exported / "2_Own").mkdir()
+    change_to = [*modules, {"idx": 2, "name": "2", "path": "2_Own", "type": "own.Own"}]
+    (exported / "modules.json").write_text(json.dumps(change_to))
+    with pytest.raises(RetroMAEError, match=r"modules.json names as own.Own .* --trust_remote_code true"):
+        load(str(exported))
+    assert not mark.exists()
+    load(str(exported), trust_remote_code=True)
+    assert mark.exists()
+
+
+def test_a_configuration_that_is_code_runs_where_it_is_trusted_alone(exported, code):
+    source, mark = code
+    (exported / "own.py").write_text(
+        source + "from transformers import BertConfig\nclass Config(BertConfig):\n    model_type = 'own'\n"
+    )
+    change(exported / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
+    with pytest.raises(RetroMAEError, match=r"config\.json asks for by auto_map"):
+        load_config(str(exported))
+    assert not mark.exists()
+    assert load_config(str(exported), trust_remote_code=True).hidden_size == 32
+    assert mark.exists()
+
+
+def test_a_tokenizer_that_is_code_runs_where_it_is_trusted_alone(exported, code):
+    source, mark = code
+    (exported / "own.py").write_text(
+        source + "from transformers import BertTokenizer\nclass Own(BertTokenizer):\n    pass\n"
+    )
+    change(exported / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]})
+    change(exported / "config.json", model_type="own")
+    with pytest.raises(RetroMAEError, match="its tokenizer asks for"):
+        load_tokenizer(str(exported))
+    assert not mark.exists()
+    change(exported / "config.json", model_type="bert")
+    assert load_tokenizer(str(exported), trust_remote_code=True)("hello")["input_ids"]
+    assert mark.exists()
+
+
+def test_a_fine_tuning_is_not_resumed_from_code(exported, code, tmp_path, capsys):
+    source, mark = code
+    checkpoint = tmp_path / "checkpoint-1"
+    shutil.copytree(exported, checkpoint)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "own.py").write_text(source + "from torch.nn import Identity as Own\n")
+    (checkpoint / "modules.json").write_text(json.dumps([{"path": "", "type": "own.Own"}]))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "fox", "positive": "the fox"}\n' * 4)
+    line = f"finetune --model_name_or_path {exported} --dataset {pairs} --output_dir {tmp_path}/out --use_cpu"
+    assert main([*line.split(), "--resume_from_checkpoint", str(checkpoint)]) == 2
+    assert "modules.json names as own.Own" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+def test_a_run_is_resumed_from_tensors_alone(model, tokenizer, texts, tmp_path, monkeypatch, one_thread):
+    """Of both versions of transformers that are tested: no file of a checkpoint is unpickled as a whole."""
+    from datasets import Dataset
+
+    passages = tokenize_passages(Dataset.from_dict({"text": texts[:20]}), tokenizer, 32)
+
+    def trainer(steps):
+        args = TrainingArguments(
+            str(tmp_path), max_steps=steps, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+        )
+        collator = DataCollatorForRetroMAE.from_config(tokenizer, model.config, seed=0)
+        return Trainer(model=model, args=args, data_collator=collator, train_dataset=passages)
+
+    trainer(1).train()
+    (tmp_path / "checkpoint-1" / "training_args.bin").write_bytes(b"nothing that can be read")
+    read = []
+
+    def load(file, *args, **options):
+        read.append((Path(str(file)).name, options.get("weights_only")))
+        return loads(file, *args, **options)
+
+    loads = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    trainer(2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert {name for name, _ in read} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {weights_only for _, weights_only in read} == {True}
+
+
+def test_a_configuration_that_is_no_object(exported):
+    (exported / "config.json").write_text("[]")
+    with pytest.raises(RetroMAEError, match="holds no model that can be loaded"):
+        load_config(str(exported))
+
+
+def test_an_encoder_that_was_saved_alone_is_no_checkpoint_to_go_on_from(model, tmp_path):
+    """Its decoder would be a random one, after a warning at most."""
+    model.save_pretrained(tmp_path / "whole")
+    RetroMAEModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "encoder")
+    with pytest.raises(RetroMAEError, match=r"lacks weights of a training checkpoint, decoder\S+ for one"):
+        load_checkpoint(RetroMAEForPreTraining, str(tmp_path / "encoder"))
+    for folder in ("whole", "encoder"):
+        assert isinstance(load_checkpoint(RetroMAEModel, str(tmp_path / folder)), RetroMAEModel)

@@ -1,0 +1,218 @@
+"""Retrieval tasks as they are read and checked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from conftest import write_beir
+from datasets import Dataset
+
+from retromae_hf import RetroMAEError
+from retromae_hf.retrieval.evaluation import evaluate_bm25
+from retromae_hf.retrieval.named_tasks import load_tasks
+from retromae_hf.retrieval.tasks import load_beir, load_task
+
+
+def test_beir_layout(tmp_path):
+    folder = write_beir(tmp_path / "task")
+    task = load_task(str(folder))
+    assert task.queries == {"q1": "otter river"}
+    assert task.documents["d1"] == "Rivers The otter swims in the river."
+    assert task.qrels == {"q1": {"d1": 1}}
+    assert evaluate_bm25(task)["mrr@10"] == 1.0
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
+    assert load_tasks([str(folder)], split="dev") == [task]
+    with pytest.raises(RetroMAEError, match=r"qrels/test.tsv does not exist"):
+        load_tasks([str(folder)])
+
+
+def test_a_header_may_be_left_out(tmp_path):
+    assert load_beir(write_beir(tmp_path / "task", "q1\td1\t1\nq1\td2\t2\n")).qrels == {"q1": {"d1": 1, "d2": 2}}
+
+
+def test_bad_tasks_are_one_sentence(tmp_path):
+    with pytest.raises(RetroMAEError, match=r"corpus\.jsonl does not exist"):
+        load_task(str(tmp_path / "absent"))
+    with pytest.raises(RetroMAEError, match=r"test\.tsv line 2"):
+        load_beir(write_beir(tmp_path / "qrels", "query-id\tcorpus-id\tscore\nq1 d1 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("corpus.jsonl", b'{"_id": "d1"}\n', r"corpus\.jsonl line 1 is not"),
+        ("corpus.jsonl", b'\n{"_id": "d1", "text": ["a"]}\n', r"corpus\.jsonl line 2 is not"),
+        ("corpus.jsonl", b"", "holds no documents"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "déjà"}\n'.encode("latin-1"), r"corpus\.jsonl is not UTF-8"),
+        ("queries.jsonl", b'{"_id": "q1", "text": null}\n', r"queries\.jsonl line 1 is not"),
+        ("queries.jsonl", b'{"_id": "q9", "text": "another"}\n', "judge no query"),
+        ("qrels/test.tsv", b"", "judge no query"),
+        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td9\t1\n", "judge no query"),
+        ("qrels/test.tsv", b"q1 0 d1 1\nq1 0 d2 1\n", r"test\.tsv line 2 is not"),
+        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td1\tgood\n", r"test\.tsv line 2 is not"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, file, content, message):
+    broken = write_beir(tmp_path / "task")
+    (broken / file).write_bytes(content)
+    with pytest.raises(RetroMAEError, match=message):
+        load_beir(broken)
+
+
+def test_text_that_is_none_after_all(tmp_path):
+    task = write_beir(tmp_path / "task")
+    (task / "corpus.jsonl").write_text('{"_id": "d1", "text": "\\ud800"}\n{"_id": "d2", "text": ""}\n')
+    assert load_beir(task).documents == {"d1": "?", "d2": ""}
+    with pytest.raises(RetroMAEError, match="BM25 finds no words"):
+        evaluate_bm25(load_beir(task))
+
+
+def test_queries_without_judgments_are_left_out_and_counted(tmp_path):
+    task = load_beir(write_beir(tmp_path / "task"))
+    assert (list(task.queries), task.num_unjudged_queries) == (["q1"], 1)
+    assert task.missing_ids.num_judgments == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("corpus.jsonl", b'{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n', r"corpus\.jsonl line 2 .* 'd1'"),
+        ("queries.jsonl", b'{"_id": 1, "text": "a"}\n{"_id": "1", "text": "a"}\n', r"queries\.jsonl line 2 .* '1'"),
+        ("queries.jsonl", b'{"_id": "q1", "text": " \\t"}\n', r"judged queries without text \(q1\)"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t1\nq1\td1\t2\n", r"test\.tsv line 3 grades document 'd1'"),
+    ],
+)
+def test_doubtful_input_is_one_sentence(tmp_path, file, content, message):
+    doubtful = write_beir(tmp_path / "task")
+    (doubtful / file).write_bytes(content)
+    with pytest.raises(RetroMAEError, match=message):
+        load_beir(doubtful)
+
+
+def test_an_unjudged_query_may_be_empty_and_a_judgment_may_be_repeated(tmp_path):
+    folder = write_beir(tmp_path / "task", "q1\td1\t1\nq1\td1\t1\n")
+    with (folder / "queries.jsonl").open("a") as queries:
+        queries.write('{"_id": "q3", "text": ""}\n')
+    assert load_beir(folder).num_unjudged_queries == 2
+
+
+def write_large(folder, missing):
+    """One query with 200 judgments, the last `missing` of which name no document."""
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "word"}\n')
+    rows = [json.dumps({"_id": f"d{number}", "text": f"word {number}"}) for number in range(200 - missing)]
+    (folder / "corpus.jsonl").write_text("\n".join(rows))
+    (folder / "qrels" / "test.tsv").write_text("".join(f"q\td{number}\t1\n" for number in range(200)))
+    return folder
+
+
+def test_ids_that_qrels_name_and_nobody_has_are_counted_and_listed_up_to_1_percent(tmp_path, caplog):
+    task = load_beir(write_large(tmp_path / "few", missing=2))
+    assert task.missing_ids.num_judgments == 2
+    assert (task.missing_ids.queries, task.missing_ids.documents) == ([], ["d198", "d199"])
+    assert "2 of 200 judgments" in caplog.text
+    assert "documents d198 d199" in caplog.text
+    assert len(task.qrels["q"]) == 200  # as in trec_eval, a document that cannot be found costs recall
+    with pytest.raises(RetroMAEError, match=r"3 of 200 judgments of .* \(documents d197 d198 d199\), more than 1%"):
+        load_beir(write_large(tmp_path / "many", missing=3))
+
+
+def test_judgments_of_a_query_that_is_not_there(tmp_path, caplog):
+    folder = write_large(tmp_path / "task", missing=0)
+    with (folder / "qrels" / "test.tsv").open("a") as qrels:
+        qrels.write("lost\td1\t1\n")
+    task = load_beir(folder)
+    assert list(task.qrels) == ["q"]
+    assert (task.missing_ids.num_judgments, task.missing_ids.queries) == (1, ["lost"])
+
+
+def test_two_tasks_of_one_name(tmp_path):
+    folders = [str(write_beir(tmp_path / parent / "task")) for parent in ("one", "other")]
+    assert [task.name for task in load_tasks(folders[:1])] == ["task"]
+    with pytest.raises(RetroMAEError, match="two datasets are called task"):
+        load_tasks(folders)
+
+
+def test_nanobeir_by_name(monkeypatch):
+    """The evaluator of sentence-transformers, which would download its collections, is a stand-in."""
+
+    def evaluator(names):
+        return SimpleNamespace(
+            evaluators=[
+                SimpleNamespace(
+                    name=f"Nano{name}",
+                    queries_ids=["q"],
+                    queries=["otter?"],
+                    corpus_ids=["d1", "d2"],
+                    corpus=["otter", "wolf"],
+                    relevant_docs={"q": {"d1"}},
+                )
+                for name in names or ("A", "B")
+            ]
+        )
+
+    monkeypatch.setattr("sentence_transformers.sentence_transformer.evaluation.NanoBEIREvaluator", evaluator)
+    assert [task.name for task in load_tasks(["nanobeir"])] == ["NanoA", "NanoB"]
+    (task,) = load_tasks(["nanobeir:msmarco"])
+    assert (task.queries, task.qrels) == ({"q": "otter?"}, {"q": {"d1": 1}})
+    assert evaluate_bm25(task)["mrr@10"] == 1
+
+
+def test_nanobeir_without_a_network_is_one_sentence():
+    with pytest.raises(RetroMAEError, match="nanobeir:no-such cannot be loaded"):
+        load_tasks(["nanobeir:no-such"])
+
+
+def test_beir_by_name(monkeypatch, tmp_path):
+    def download_and_unzip(url, folder):
+        assert url.endswith("/scifact.zip")
+        return str(write_beir(tmp_path / "scifact"))
+
+    util = ModuleType("beir.util")
+    util.download_and_unzip = download_and_unzip
+    monkeypatch.setitem(sys.modules, "beir", ModuleType("beir"))
+    monkeypatch.setitem(sys.modules, "beir.util", util)
+    (task,) = load_tasks(["beir:scifact"])
+    assert (task.name, len(task.documents)) == ("scifact", 3)
+
+
+@pytest.mark.parametrize("subsets", [["default"], ["de", "en"]])
+def test_mteb_by_name(monkeypatch, subsets):
+    data = {
+        "queries": Dataset.from_dict({"id": ["q"], "text": ["otter"]}),
+        "corpus": Dataset.from_dict({"id": ["d1", "d2"], "title": ["Rivers", None], "text": ["Otters swim.", "Wolf"]}),
+        "relevant_docs": {"q": {"d1": 2}},
+    }
+
+    class Task(SimpleNamespace):
+        def load_data(self):
+            self.dataset = {subset: {"test": data} for subset in subsets}
+
+        def convert_v1_dataset_format_to_v2(self, num_proc):
+            pass
+
+    mteb = ModuleType("mteb")
+    mteb.get_task = lambda name: Task(eval_splits=["test", "dev"])
+    monkeypatch.setitem(sys.modules, "mteb", mteb)
+    tasks = load_tasks(["mteb:NFCorpus"])
+    assert [task.name for task in tasks] == (["NFCorpus"] if len(subsets) == 1 else ["NFCorpus-de", "NFCorpus-en"])
+    assert tasks[0].documents == {"d1": "Rivers Otters swim.", "d2": "Wolf"}
+    assert tasks[0].qrels == {"q": {"d1": 2}}
+
+
+def test_a_task_of_mteb_that_is_not_retrieval(monkeypatch):
+    mteb = ModuleType("mteb")
+    mteb.get_task = lambda name: SimpleNamespace(metadata=SimpleNamespace(type="STS"))
+    monkeypatch.setitem(sys.modules, "mteb", mteb)
+    with pytest.raises(RetroMAEError, match="mteb:STS12 is a task of type STS"):
+        load_tasks(["mteb:STS12"])
+
+
+@pytest.mark.parametrize("package", ["beir", "mteb"])
+def test_a_benchmark_without_its_package(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RetroMAEError, match=rf"needs the package {package}; pip install 'retromae-hf\[benchmarks\]'"):
+        load_tasks([f"{package}:anything"])

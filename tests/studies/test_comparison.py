@@ -1,0 +1,185 @@
+"""A comparison trains what its recipe says, goes on where it was cut off, and reports what the cells hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from retromae_hf.commands.main import main
+from retromae_hf.studies import comparison as module
+from retromae_hf.studies.comparison_report import conditions, draw, table
+
+RECIPE = {
+    "seeds": [0, 1],
+    "reference": "mlm",
+    "model": {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "pretraining": {
+        "max_length": 16,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "dev_queries": 0,
+    },
+    "finetuning": {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    },
+    "objectives": {
+        "mlm": {"decoding": "none"},
+        "retromae": {},
+        "tsdae": {"baseline": "tsdae"},
+        "simcse": {"baseline": "simcse"},
+        "mlm-retromae": {"start": "mlm", "max_steps": 1},
+    },
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, beir, texts):
+    shutil.copyfile(beir / "qrels" / "train.tsv", beir / "qrels" / "test.tsv")
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    return RECIPE | {
+        "dataset": str(tmp_path / "corpus.txt"),
+        "finetuning_dataset": str(beir),
+        "tasks": [str(beir)],
+        "output_dir": str(tmp_path / "out"),
+    }
+
+
+def write(recipe, folder):
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return str(file)
+
+
+def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monkeypatch):
+    filled = []
+    train_cell = module.train_cell
+    monkeypatch.setattr(module, "train_cell", lambda *args: filled.append(args[1:]) or train_cell(*args))
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    task = "beir"
+    assert table(report, task) in capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+    assert list(report["objectives"]) == ["untrained", *recipe["objectives"]]
+    for name, row in report["objectives"].items():
+        for stage in ("zero_shot", "finetuned"):
+            measured = row[stage][task]["mrr@10"]
+            assert len(measured["seeds"]) == 2
+            assert measured["mean"] == pytest.approx(sum(measured["seeds"]) / 2)
+            assert ("against_reference" in measured) == (name != "mlm")
+        assert (row["tokens"] > 0) == (name != "untrained")
+
+    # Cut off in the middle of the last cell: only that one is filled again.
+    cell = tmp_path / "out" / "cells" / "mlm-retromae-1"
+    (cell / "result.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "cells" / "mlm-0" / "finetuned")
+    filled.clear()
+    # And a task that is added is evaluated on what was trained.
+    shutil.copytree(recipe["tasks"][0], tmp_path / "other")
+    recipe["tasks"].append(str(tmp_path / "other"))
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    assert filled == [("mlm-retromae", 1)]
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    for objective, row in again["objectives"].items():
+        for stage in ("zero_shot", "finetuned"):
+            assert row[stage]["other"] == row[stage]["beir"] == report["objectives"][objective][stage]["beir"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "3 epochs in steps of 32 passages of at most 128 tokens, learning rate 0.0001"),
+        ({"max_steps": 1500, "learning_rate": "1e-3"}, "1,500 steps of 32 passages of at most 128 tokens, learning"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_settings_that_a_recipe_leaves_out_are_told_with_their_defaults(changes, told, tmp_path):
+    measured = {"mean": 0.5, "std": None}
+    stages = {stage: {"task": {"mrr@10": measured}} for stage in ("zero_shot", "finetuned")}
+    report = {
+        "environment": {"device": "cpu", "threads": 1, "torch": "2.0"},
+        "recipe": RECIPE | {"pretraining": changes, "finetuning": {}},
+        "tasks": {"task": {"num_queries": 1, "num_documents": 2, "bm25": {"mrr@10": 0.5}}},
+        "objectives": {"mlm": stages | {"seconds": 1, "tokens": 2, "logs": []}},
+    }
+    sentence = conditions(report, "task")
+    assert told in sentence
+    assert "fine-tuned: 3 epochs in steps of 128 pairs, learning rate 2e-05. cpu, 1 thread, torch 2.0." in sentence
+    assert "mlm-retromae: 1 more from mlm" in sentence
+    draw(report, tmp_path / "no-losses.png", "task")
+
+
+def test_cells_of_another_recipe_are_not_mixed_in(recipe, tmp_path, capsys):
+    recipe |= {"objectives": {"mlm": {"decoding": "none"}}, "seeds": [0]}
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    more_steps = recipe | {"pretraining": recipe["pretraining"] | {"max_steps": 3}}
+    other_ratio = recipe | {"objectives": {"mlm": {"decoding": "none", "encoder_mask_ratio": 0.15}}}
+    for changed, name in ((more_steps, "pretraining"), (other_ratio, "objective mlm")):
+        assert main(["compare", write(changed, tmp_path)]) == 2
+        assert f"differs in {name}; name another output_dir" in capsys.readouterr().err
+
+
+def test_all_start_from_the_same_weights(recipe):
+    """With a learning rate of 0 every objective hands over the untrained encoder."""
+    recipe["pretraining"] = recipe["pretraining"] | {"learning_rate": 0.0}
+    recipe["seeds"] = [3]
+    comparison = module.Comparison(**recipe)
+    module.compare(comparison)
+    untrained = load_file(comparison.cell("untrained", 3) / "encoder" / "model.safetensors")
+    for objective in recipe["objectives"]:
+        weights = load_file(comparison.cell(objective, 3) / "encoder" / "model.safetensors")
+        for name in [name for name in untrained if "embeddings" in name or "encoder.layer" in name]:
+            ours = weights[name] if name in weights else weights[name.removeprefix("bert.")]
+            assert torch.equal(ours, untrained[name]), (objective, name)
+        config = json.loads((comparison.cell(objective, 3) / "encoder" / "config.json").read_text())
+        assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": "bert"}, "reference='bert' is none of the objectives"),
+        ({"seeds": []}, "seeds=0 must be at least 1"),
+        ({"objectives": {"mlm": {"start": "later"}}}, "start='later' is none of those before it"),
+        ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is unknown; choose tsdae, simcse"),
+        ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments decodin"),
+        ({"finetuning": {"objective": "triplet"}}, "objective='triplet' is unknown"),
+        ({"colour": "red"}, "unknown arguments colour"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence(change, message, recipe, tmp_path, capsys):
+    assert main(["compare", write(recipe | change, tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_recipe_must_hold_is_named(tmp_path, capsys):
+    assert main(["compare", write({"dataset": "pydocs", "objectives": {}}, tmp_path)]) == 2
+    assert "finetuning, finetuning_dataset, model, pretraining, seeds, tasks must be given" in capsys.readouterr().err
+
+
+def test_the_command_wants_a_recipe(capsys):
+    assert main(["compare", "--output_dir", "x"]) == 2
+    assert "name a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-more", "gpu"])
+def test_our_own_recipes_are_accepted(name):
+    file = ROOT / "examples" / "recipes" / "compare" / f"compare-{name}.yaml"
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for part in ("pretraining", "finetuning"):
+        recipe[part]["use_cpu"] = True  # where these tests run
+    module.Comparison(**recipe)

@@ -1,0 +1,277 @@
+"""Fine-tuning takes every kind of input, learns, resumes, and says what is wrong with its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
+
+from retromae_hf import RetroMAEError
+from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.commands.main import main
+from retromae_hf.training.finetuning import FinetuneArguments, training_rows, with_labels
+from retromae_hf.training.finetuning_data import (
+    load_training_data,
+    read_hard_negatives,
+    read_scored_negatives,
+    shorten,
+)
+from retromae_hf.training.negatives import mine_with_bm25, mine_with_model
+
+FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"
+
+
+def write_lines(file, lines):
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_the_command_trains_from_mined_negatives_and_saves_what_it_was_told(encoder_folder, beir, tmp_path):
+    output = tmp_path / "model"
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {output} --max_steps 3 {FAST}"
+    options = "--hard_negatives bm25 --num_negatives 2 --similarity dot --temperature 1 --query_prompt ask:"
+    options += " --per_device_train_batch_size 2"
+    assert main(["finetune", *line.split(), *options.split()]) == 0
+    trained = SentenceTransformer(str(output))
+    assert trained.similarity_fn_name == "dot"
+    assert trained.prompts["query"] == "ask:"
+    assert trained[1].pooling_mode == "cls"
+    before = load_sentence_transformer(encoder_folder)
+    assert not np.allclose(before.encode("the otter"), trained.encode("the otter"))
+
+
+@pytest.mark.parametrize(
+    ("lost", "reported"), [("no.such.weight", False), ("bert.encoder.layer.0.output.dense.weight", True)]
+)
+def test_loading_reports_weights_that_the_embedding_needs(lost, reported, encoder_folder, tmp_path):
+    """The masked-LM head is there and the pooler is not, as in every pretrained encoder: that is no news."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(lost, None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shown: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    library = logging.getLogger("transformers")
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()  # its own default
+    library.addHandler(handler)
+    load_sentence_transformer(str(folder))
+    library.removeHandler(handler)
+    transformers_logging.set_verbosity(before)
+    assert any("MISSING" in report for report in shown) == reported
+
+
+@pytest.mark.parametrize("objective", ["kl", "margin_mse"])
+def test_it_learns_the_order_of_a_teacher(objective, encoder_folder, beir, corpus, tmp_path):
+    lines = [
+        {"query_id": q, "positive_id": d, "negative_ids": ["plain", "d0" if d != "d0" else "d1"]}
+        for q, (d,) in corpus.positives.items()
+    ]
+    negatives = write_lines(tmp_path / "negatives.jsonl", lines)
+    scores = write_lines(tmp_path / "scores.jsonl", [[9.0, -3.0, 2.0]] * len(lines))
+    output = tmp_path / "model"
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {output} --max_steps 30 {FAST}"
+    options = f"--objective {objective} --hard_negatives {negatives} --teacher_scores {scores} --num_negatives 2"
+    more = "--similarity dot --temperature 1 --learning_rate 1e-3"
+    assert main(["finetune", *line.split(), *options.split(), *more.split()]) == 0
+    trained = SentenceTransformer(str(output))
+    queries = trained.encode(list(corpus.queries.values()))
+    documents = trained.encode(list(corpus.documents.values()))
+    ours = (queries * documents[: len(queries)]).sum(1)
+    assert (ours > queries @ documents[-1]).all()
+
+
+def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_path, monkeypatch):
+    def weights(folder, *options):
+        line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {folder} {FAST}"
+        save = "--max_steps 4 --save_strategy steps --save_steps 2 --mini_batch_size 2"
+        mined = "--hard_negatives model --num_negatives 1 --per_device_train_batch_size 2"
+        assert main(["finetune", *line.split(), *save.split(), *mined.split(), *options]) == 0
+        return SentenceTransformer(str(folder)).state_dict()
+
+    uncut = weights(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    for part in ("checkpoint-2", "_mined-negatives"):
+        (tmp_path / "a" / part).rename(tmp_path / "b" / part)
+    # What was mined is not mined again.
+    monkeypatch.setattr("retromae_hf.training.finetuning.mine_with_model", None)
+    resumed = weights(tmp_path / "b", "--resume_from_checkpoint", "true")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in uncut.items())
+
+
+def test_large_batches_in_small_pieces_have_the_same_loss(encoder_folder, beir, tmp_path):
+    def first_loss(size):
+        line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {tmp_path / str(size)} {FAST}"
+        more = f"--per_device_train_batch_size 8 --mini_batch_size {size} --max_steps 1 --logging_steps 1"
+        assert main(["finetune", *line.split(), *more.split()]) == 0
+        state = json.loads((tmp_path / str(size) / "trainer_state.json").read_text())
+        return state["log_history"][0]["loss"]
+
+    assert first_loss(2) == pytest.approx(first_loss(8), abs=1e-5)
+
+
+def test_every_source_gives_query_positive_and_negatives(beir, tmp_path):
+    pairs = load_training_data(str(beir)).pairs()
+    assert pairs[1] == {"query": "wolf asleep in a meadow", "positive": "The wolf sleeps in the meadow."}
+    triples = tmp_path / "triples.tsv"
+    triples.write_text('what is "na"\tNA\t12\n"open\tquote\tnull\n')
+    assert load_training_data(str(triples))[:] == {
+        "query": ['what is "na"', '"open'],
+        "positive": ["NA", "quote"],
+        "negative_1": ["12", "null"],
+    }
+    rows = write_lines(tmp_path / "rows.jsonl", [{"anchor": "a", "score": [1.0, 0.5], "hit": "b", "miss": "c"}])
+    assert load_training_data(str(rows)).column_names == ["query", "positive", "negative_1", "label"]
+    short = write_lines(tmp_path / "short.jsonl", [{"anchor": "a", "number": 3}])
+    with pytest.raises(RetroMAEError, match="anchor, number; fine-tuning takes text columns"):
+        load_training_data(str(short))
+
+
+@pytest.mark.parametrize("miner", ["bm25", "model"])
+def test_a_positive_is_never_mined_as_a_negative(miner, corpus, encoder_folder):
+    corpus.positives["q0"].append("d1")
+    pairs, documents = corpus.pairs(), list(corpus.documents.values())
+    if miner == "bm25":
+        mined = mine_with_bm25(pairs, documents, 3, 20, seed=0)
+    else:
+        mined = mine_with_model(pairs, documents, load_sentence_transformer(encoder_folder), 3, 8, 4, seed=0)
+    relevant = {
+        corpus.queries[query]: {corpus.documents[one] for one in found} for query, found in corpus.positives.items()
+    }
+    assert len(mined)
+    for row in mined:
+        negatives = {row[f"negative_{number}"] for number in (1, 2, 3)}
+        assert len(negatives) == 3
+        assert not negatives & relevant[row["query"]]
+
+
+def test_negatives_that_are_positives_are_dropped_and_counted(corpus, tmp_path, caplog):
+    file = write_lines(
+        tmp_path / "negatives.jsonl",
+        [{"query_id": "q0", "negative_ids": ["d0", "d3", "d4"]}, {"query_id": "q1", "negative_ids": ["d1"]}],
+    )
+    with caplog.at_level(logging.WARNING):
+        rows = read_hard_negatives(file, corpus, 2, seed=0)
+    assert "2 negatives are positives of their query" in caplog.text
+    assert {rows[0]["negative_1"], rows[0]["negative_2"]} == {corpus.documents["d3"], corpus.documents["d4"]}
+    assert len(rows) == 1
+
+
+def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
+    line = {"query_id": "q0", "positive_id": "d0", "negative_ids": ["d0", "d3", "d4"]}
+    file = write_lines(tmp_path / "negatives.jsonl", [line])
+    scores = write_lines(tmp_path / "scores.jsonl", [[9, 8.5, 1, 2]])
+    rows = read_scored_negatives(file, scores, corpus, 2)
+    assert rows[0]["label"] == [9.0, 1.0, 2.0]
+    assert rows[0]["negative_1"] == corpus.documents["d3"]
+
+
+@pytest.mark.parametrize(
+    ("negatives", "scores", "message"),
+    [
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [], "0 lines of scores for the 1 lines"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1.0]], "line 1 must be a list of 2"),
+        ([{"query_id": "q0", "negative_ids": ["d1"]}], [[1.0, 2.0]], "line 1 names no positive_id"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [["a", 1]], "line 1 must be a list of 2"),
+        ([{"query_id": "q0", "positive_id": "d3", "negative_ids": ["d1"]}], [[1, 2]], "'d3' is no positive of query"),
+        ([{"query_id": [1], "positive_id": "d0", "negative_ids": ["d1"]}], [[1, 2]], "ids in"),
+        ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with 'query_id'"),
+    ],
+)
+def test_files_that_do_not_go_together_are_one_sentence(negatives, scores, message, corpus, tmp_path):
+    file = write_lines(tmp_path / "negatives.jsonl", negatives)
+    with pytest.raises(RetroMAEError, match=message):
+        read_scored_negatives(file, write_lines(tmp_path / "scores.jsonl", scores), corpus, 1)
+
+
+def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
+    rows = corpus.pairs()
+    cut = shorten(rows, tokenizer, {"query": 4, "positive": 32}, {"query": "", "positive": ""})
+    assert cut["positive"][:] == rows["positive"][:]
+    for before, after in zip(rows["query"][:], cut["query"][:], strict=True):
+        assert before.startswith(after)
+        assert tokenizer(after)["input_ids"] == tokenizer(before, truncation=True, max_length=4)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--objective triplet", "objective='triplet' is unknown"),
+        ("--similarity l2", "similarity='l2' is unknown"),
+        ("--temperature 0", "temperature=0.0 must be above 0"),
+        ("--num_negatives 9 --negative_depth 4", "negative_depth=4 leaves less"),
+        ("--teacher_scores s.jsonl --objective kl", "teacher_scores belong to a file of hard_negatives"),
+        ("--teacher_scores s.jsonl --hard_negatives n.jsonl", "teacher_scores are for the objectives kl"),
+        ("--objective kl", "objective=kl needs a teacher's scores"),
+        ("--objective margin_mse", "margin_mse cannot reach a teacher's margins with cosines"),
+        ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
+        ("--per_device_train_batch_size 64 --max_steps 2", "8 rows fill no batch of 64"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, beir, encoder_folder):
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {tmp_path / 'out'} {FAST}"
+    assert main(["finetune", *line.split(), *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_training_checkpoint_is_refused_with_the_remedy(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RetroMAEError, match="retromae-hf export"):
+        load_sentence_transformer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "negatives", "message"),
+    [
+        ([1.0], 1, "takes a list of 2 scores"),
+        ([[1.0]], 1, "takes a list of 2 scores"),
+        (["good"], 1, "row 1 has the label 'good'"),
+        ([[1.0, float("nan")]], 1, "row 1 has the label"),
+        ([[1.0]], 0, "give rows with negatives"),
+    ],
+)
+def test_labels_that_no_loss_takes_are_one_sentence(labels, negatives, message):
+    rows = Dataset.from_dict({"query": ["a"], "label": labels})
+    with pytest.raises(RetroMAEError, match=message):
+        with_labels(rows, "kl", 1 + negatives)
+
+
+def test_scores_become_margins():
+    rows = with_labels(Dataset.from_dict({"query": ["a"], "label": [[5.0, 1.0, 2.0]]}), "margin_mse", 3)
+    assert rows["label"][:] == [[4.0, 3.0]]
+
+
+def test_rows_with_a_text_missing_are_dropped_and_counted(encoder_folder, tmp_path, caplog):
+    lines = [{"q": "otter", "p": "river"}, {"q": None, "p": "river"}, {"q": " ", "p": "x"}, {"q": "wolf", "p": None}]
+    file = write_lines(tmp_path / "rows.jsonl", lines)
+    args = FinetuneArguments(model_name_or_path=encoder_folder, dataset=str(file), query_prompt="where is the ")
+    with caplog.at_level(logging.WARNING):
+        rows = training_rows(args, load_sentence_transformer(encoder_folder), seed=0)
+    assert rows[:] == {"query": ["otter"], "positive": ["river"]}
+    assert "3 rows have an empty query or a text missing" in caplog.text
+
+
+def test_a_prompt_counts_towards_the_length(tokenizer):
+    rows = Dataset.from_dict({"query": ["otter river meadow"]})
+    cut, longer = (
+        shorten(rows, tokenizer, {"query": 8}, {"query": prompt})["query"][0] for prompt in ("where is ", "")
+    )
+    assert longer.startswith(cut)
+    assert len(cut) < len(longer)
+
+
+def test_a_ragged_file_of_triples_names_its_line(tmp_path):
+    (tmp_path / "triples.tsv").write_text("a\tb\tc\nd\te\n")
+    with pytest.raises(RetroMAEError, match="line 2 has not the 3 columns"):
+        load_training_data(str(tmp_path / "triples.tsv"))

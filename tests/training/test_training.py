@@ -1,0 +1,159 @@
+"""A plain `Trainer` trains the model, logs what matters and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import Column, Dataset
+from transformers import Trainer, TrainingArguments
+
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetrievalCallback,
+    RetroMAECallback,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    tokenize_passages,
+)
+from retromae_hf.retrieval.tasks import RetrievalTask
+from retromae_hf.training.callbacks import measure_decoder
+
+
+@pytest.fixture
+def passages(texts, tokenizer):
+    return tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, 32)
+
+
+@pytest.fixture
+def make_trainer(tmp_path, encoder_config, tokenizer, passages):
+    def make(folder="run", callbacks=(), config=None, **arguments):
+        torch.manual_seed(0)
+        model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **(config or {})))
+        defaults = {
+            "output_dir": str(tmp_path / folder),
+            "per_device_train_batch_size": 16,
+            "num_train_epochs": 2,
+            "learning_rate": 3e-3,
+            "logging_steps": 5,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "label_names": ["labels"],
+        }
+        return Trainer(
+            model=model,
+            args=TrainingArguments(**defaults | arguments),
+            train_dataset=passages,
+            eval_dataset=passages.select(range(20)),
+            data_collator=DataCollatorForRetroMAE.from_config(tokenizer, model.config, seed=0),
+            processing_class=tokenizer,
+            callbacks=[RetroMAECallback(), *callbacks],
+        )
+
+    return make
+
+
+def test_workers_length_groups_and_bf16(make_trainer):
+    trainer = make_trainer(
+        dataloader_num_workers=2, train_sampling_strategy="group_by_length", bf16=True, num_train_epochs=4
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    for entry in logs:
+        assert entry["loss"] == pytest.approx(entry["mlm_loss"] + entry["decoder_loss"], abs=1e-2)
+
+
+def test_the_parts_of_the_loss_are_in_trainer_state(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.train()
+    trainer.save_state()
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert all({"mlm_loss", "decoder_loss"} <= entry.keys() for entry in history if "loss" in entry)
+    assert not any("bow_loss" in entry for entry in history)
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_an_uncut_run_and_a_resumed_one_end_alike(make_trainer, tmp_path, strategy):
+    uncut = make_trainer(folder="uncut", train_sampling_strategy=strategy)
+    uncut.train()
+    first = make_trainer(folder="cut", train_sampling_strategy=strategy, save_strategy="steps", save_steps=10)
+    first.train()
+    assert first.state.num_train_epochs == 2
+    assert 10 < first.state.max_steps / 2 < 20  # one checkpoint in each epoch
+    for step, workers in ((10, 2), (20, 0)):
+        resumed = make_trainer(folder="cut", train_sampling_strategy=strategy, dataloader_num_workers=workers)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{step}"))
+        for (name, one), other in zip(uncut.model.named_parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(one, other), (step, name)
+
+
+def test_every_epoch_draws_afresh(make_trainer):
+    seen = {}
+
+    class Watch(RetroMAECallback):
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            super().on_train_begin(args, state, control, model=model, **kwargs)
+            model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+        def note(self, module, args, kwargs):
+            for seed in kwargs["visibility_seed"].tolist():
+                seen[seed] = seen.get(seed, 0) + 1
+
+    trainer = make_trainer(callbacks=[Watch()], num_train_epochs=3)
+    trainer.train()
+    assert len(seen) == 3 * len(trainer.train_dataset)
+    assert set(seen.values()) == {1}
+
+
+def test_a_collator_that_differs_from_the_model_stops_the_start(make_trainer, tokenizer):
+    trainer = make_trainer(config={"decoder_mask_ratio": 0.7})
+    trainer.data_collator = DataCollatorForRetroMAE(tokenizer, seed=0)
+    with pytest.raises(RetroMAEError, match=r"decoder_mask_ratio=0\.5 and the model 0\.7"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser", "none"])
+def test_retrieval_and_the_gap_are_logged_at_every_evaluation(make_trainer, texts, decoding):
+    trainer = make_trainer(config={"decoding": decoding}, eval_strategy="steps", eval_steps=10, num_train_epochs=2)
+    task = RetrievalTask(
+        "dev",
+        {str(index): text[:40] for index, text in enumerate(texts[:10])},
+        {str(index): text[40:] for index, text in enumerate(texts[:30])},
+        {str(index): {str(index): 1} for index in range(10)},
+    )
+    trainer.add_callback(RetrievalCallback(trainer, task, max_length=32))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    assert len(logged) == trainer.state.max_steps // 10
+    assert logged[-1]["eval_encoder_accuracy"] > 0
+    assert ("eval_embedding_gap" in logged[-1]) == (decoding != "none")
+    assert any("eval_loss" in entry for entry in trainer.state.log_history)
+    assert "eval_mrr@10" in trainer.evaluate()
+
+
+def test_the_gap_is_zero_when_all_embeddings_are_one(make_trainer, passages, monkeypatch):
+    trainer = make_trainer()
+    batches = [dict(batch) for batch in trainer.get_eval_dataloader()][:1]
+    model = trainer.model
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda *inputs: encode(*inputs)[:1].expand(len(inputs[0]), -1, -1))
+    assert measure_decoder(model, batches)["embedding_gap"] == pytest.approx(0, abs=1e-6)
+    assert model.training
+
+
+def test_passages_are_not_read_to_know_their_lengths(make_trainer, passages):
+    trainer = make_trainer(train_sampling_strategy="group_by_length")
+    sampler = trainer._get_train_sampler(trainer._remove_unused_columns(trainer.train_dataset, description="training"))
+    assert sampler.lengths[:] == passages["length"][:]
+    assert isinstance(sampler.lengths, Column)
+
+
+def test_a_missing_evaluation_loss_is_explained(make_trainer, caplog):
+    assert "eval_loss" in make_trainer().evaluate()
+    assert "label_names" not in caplog.text
+    assert "eval_loss" not in make_trainer(label_names=None).evaluate()
+    assert 'set label_names=["labels"]' in caplog.text

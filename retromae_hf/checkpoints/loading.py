@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError
-from ..model.modeling_retromae import RetroMAEPreTrainedModel
+from ..model.pretrained_model import RetroMAEPreTrainedModel
 from ..model.trust import check_code, has_code, read_config
 from .hub import loading
 

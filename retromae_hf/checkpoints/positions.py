@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..model.errors import RetroMAEError
-from ..model.modeling_retromae import RetroMAEPreTrainedModel
+from ..model.pretrained_model import RetroMAEPreTrainedModel
 
 METHODS = ("tile", "interpolate")
 

@@ -1,8 +1,9 @@
-"""One transformer layer that rebuilds a passage from its sentence embedding (RetroMAE, sections 3.2 and 3.3)."""
+"""What is trained beside the encoder: the decoder (RetroMAE, sections 3.2 and 3.3), and the head of pair objectives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,48 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
 from .backbones import DecoderShape
+from .bookkeeping import labelled_rows
 
 BLOCK_ROWS = 256
 """Rows of attention at a time where the mask is made on the way; measured to be as fast as all at once on a CPU."""
 
 VisibleRows = Callable[[int, int], Tensor]
 """What rows from one number to another may see, bool `[B, rows, K]`."""
+
+
+class Decoder(nn.ModuleList):
+    """The decoder's layers, one in the paper."""
+
+    def __init__(self, shape: DecoderShape, num_layers: int):
+        super().__init__(DecoderLayer(shape) for _ in range(num_layers))
+
+    def forward(
+        self,
+        rows: Tensor,
+        context: Tensor | None,
+        visible: Tensor | VisibleRows | None,
+        labels: Tensor,
+        slots: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Rebuild the labelled tokens.
+
+        Args:
+            rows: `[B, Q, H]`, the last Q positions of the passage.
+            context: `[B, K, H]`, the keys and values of two streams, the same in every layer; None where the rows see
+                one another.
+            visible: see `DecoderLayer.attend`.
+            labels: integers `[B, L]`, -100 where there is none.
+            slots: see `labelled_rows`.
+
+        Returns:
+            States `[T, H]` and labels `[T]` of the T labelled rows.
+        """
+        *lower, last = cast(list[DecoderLayer], list(self))
+        for layer in lower:
+            rows = layer.feed_forward(layer.attend(rows, rows if context is None else context, visible))
+        rows = last.attend(rows, rows if context is None else context, visible)
+        rows, found = labelled_rows(rows, labels[:, -rows.shape[1] :], slots)
+        return last.feed_forward(rows), found
 
 
 class DecoderLayer(nn.Module):
@@ -43,7 +80,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(shape.hidden_dropout)
 
     def attend(self, queries: Tensor, context: Tensor, visible: Tensor | VisibleRows | None) -> Tensor:
-        """`norm(queries + attention(queries, context))`, equation 6 with its residual on the queries.
+        """`norm(queries + attention(queries, context))`, equation 5 with its residual on the queries.
 
         Args:
             queries: `[B, Q, H]`.
@@ -98,5 +135,6 @@ class PairHead(nn.Module):
         self.classifier = nn.Linear(hidden_size, 2)
 
     def forward(self, sentence_embedding: Tensor) -> Tensor:
-        """Logits `[B, 2]` of the labels 0 (true) and 1 (false) for embeddings `[B, H]`."""
-        return self.classifier(torch.tanh(self.pooler(sentence_embedding)))
+        """Logits `[B, 2]`, float32 at least, of the labels 0 (true) and 1 (false) for embeddings `[B, H]`."""
+        logits = self.classifier(torch.tanh(self.pooler(sentence_embedding)))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

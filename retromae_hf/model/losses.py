@@ -236,43 +236,6 @@ def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, 
     return total
 
 
-def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The states and labels at the positions that carry a label.
-
-    Args:
-        states: `[B, L, H]`.
-        labels: integers `[B, L]`, -100 where there is none.
-        slots: `[B, T, 0]`, see `RetroMAEForPreTraining.forward`; room for T labels, where counting them would make the
-            host wait for an accelerator, or cut a compiled graph in two. None: they are counted.
-
-    Returns:
-        `[T, H]` and `[T]`; slots that are left over hold rows whose label is -100.
-    """
-    labels = labels.flatten().to(torch.int64)
-    counting_is_free = labels.device.type == "cpu" and not torch.compiler.is_compiling()
-    if slots is None or counting_is_free:
-        positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-        found = labels.index_select(0, positions)
-    else:
-        positions, found = labels_in_slots(labels, slots.shape[1])
-    return states.flatten(0, 1).index_select(0, positions), found
-
-
-def labels_in_slots(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions and labels of `labels`, int64 `[N]`, in `count` slots, both int64 `[count]`, without counting them.
-
-    Slots that are left over point to position 0 and have the label -100. Too few slots are an error on the device.
-    """
-    real = labels != IGNORE_INDEX
-    torch._assert_async(real.sum() <= count, "there are more labels than slots; leave the slots out")
-    # Every labelled position is written into its own slot, and the others into one behind the last.
-    slot = torch.where(real, real.cumsum(0) - 1, count).clamp(max=count)
-    here = torch.arange(len(labels), device=labels.device)
-    positions = torch.zeros(count + 1, dtype=torch.int64, device=labels.device).scatter(0, slot, here)[:count]
-    filled = torch.arange(count, device=labels.device) < real.sum()
-    return positions, labels.index_select(0, positions).masked_fill(~filled, IGNORE_INDEX)
-
-
 @torch.no_grad()
 def token_accuracy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Share of rows whose largest logit is the label, a float32 scalar; shapes as in `linear_cross_entropy`."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..model.backbones import max_text_length
 from ..model.errors import RetroMAEError
-from ..model.modeling_retromae import RetroMAEPreTrainedModel
+from ..model.pretrained_model import RetroMAEPreTrainedModel
 from .card_writer import write_export_card
 
 POOLINGS = ("cls", "mean")

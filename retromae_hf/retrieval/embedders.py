@@ -22,7 +22,8 @@ from ..data.text import head_of
 from ..model.backbones import max_text_length
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, check_at_least
-from ..model.modeling_retromae import RetroMAEModel, RetroMAEPreTrainedModel
+from ..model.modeling_retromae import RetroMAEModel
+from ..model.pretrained_model import RetroMAEPreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
+from ..model.bookkeeping import labelled_rows
 from ..model.decoder import BLOCK_ROWS
 from ..model.distributed import average_over_processes, count_processes, gathered
-from ..model.losses import chunk_rows, labelled_rows
+from ..model.losses import chunk_rows
 from ..model.masking import passage_seeds
 from ..model.modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import Embedder, embed

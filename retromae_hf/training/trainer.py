@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Trainer
 
-from ..model.losses import count_labels
+from ..model.bookkeeping import counts_of
 
 
 class AccumulatingTrainer(Trainer):
@@ -35,10 +34,3 @@ class AccumulatingTrainer(Trainer):
         tied = self.model.all_tied_weights_keys
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
-
-
-def counts_of(batch: dict[str, Tensor]) -> Tensor:
-    """The numbers of encoder labels, of decoder labels and of passages in a batch of the collator, int64 `[3]`."""
-    labels = batch["labels"]
-    no_labels = labels[:0]
-    return count_labels([labels, batch.get("decoder_labels", no_labels), torch.zeros_like(labels[:, 0])])

@@ -23,8 +23,8 @@ from retromae_hf import (
 )
 from retromae_hf.checkpoints.reference import DECODER_MODULES
 from retromae_hf.model.backbones import DecoderShape
+from retromae_hf.model.bookkeeping import labels_in_slots
 from retromae_hf.model.decoder import DecoderLayer
-from retromae_hf.model.losses import labels_in_slots
 from retromae_hf.model.masking import IGNORE_INDEX, visibility_mask
 
 

@@ -29,8 +29,8 @@ from retromae_hf import (
     tokenize_passages,
 )
 from retromae_hf.commands import common, pretrain
+from retromae_hf.model.bookkeeping import counts_of
 from retromae_hf.training.resuming.training_run import check_processes
-from retromae_hf.training.trainer import counts_of
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
 RUNNER = process_runs.__file__

@@ -380,7 +380,7 @@ def test_the_template_is_in_the_package():
     distribution = setuptools.Distribution({"src_root": str(ROOT)})
     distribution.parse_config_files([str(ROOT / "pyproject.toml")])
     assert TEMPLATE.suffix == ".jinja"
-    assert distribution.package_data["retromae_hf"] == ["*.jinja"]
+    assert distribution.package_data["retromae_hf.publishing"] == ["*.jinja"]
 
 
 @pytest.mark.parametrize("file", publish.cards(), ids=lambda file: file.parent.name)

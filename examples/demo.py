@@ -26,7 +26,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_encoder
-from retromae_hf.checkpoints.starting_model import ModelArguments, load_model_and_tokenizer
+from retromae_hf.checkpoints.arguments import ModelArguments
+from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
 from retromae_hf.commands.export import main as export
 from retromae_hf.commands.pretrain import main as pretrain
 from retromae_hf.data.pydocs import HeldOut, load_held_out_pydocs

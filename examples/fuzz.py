@@ -36,8 +36,8 @@ from retromae_hf import (
     load_documents,
     tokenize_passages,
 )
+from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.loading import load_config
-from retromae_hf.checkpoints.starting_model import ModelArguments
 from retromae_hf.commands.common import parse
 from retromae_hf.data.text import cut_long
 from retromae_hf.model.errors import check_file_name
@@ -45,8 +45,8 @@ from retromae_hf.model.masking import visibility_mask
 from retromae_hf.model.trust import check_modules
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
-from retromae_hf.studies.comparison import Comparison, distribute
-from retromae_hf.training.pretraining import DataArguments
+from retromae_hf.studies.comparison_recipe import Comparison, distribute
+from retromae_hf.training.arguments import DataArguments
 
 OUTPUT = Path("runs/fuzz.json")
 INPUTS = 10_000

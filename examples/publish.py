@@ -27,8 +27,8 @@ import soak
 import stream_memory
 import support
 
-from retromae_hf.commands import benchmark
 from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.studies import benchmark_report as benchmark
 from retromae_hf.studies import comparison_report
 
 ROOT = Path(__file__).parents[1]

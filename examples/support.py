@@ -31,10 +31,10 @@ from retromae_hf import (
     export_encoder,
     tokenize_passages,
 )
-from retromae_hf.checkpoints.starting_model import ModelArguments
+from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.data.tokenizers import train_byte_level_bpe
 from retromae_hf.model.backbones import BACKBONES, new_encoder_config
-from retromae_hf.training.pretraining import DataArguments
+from retromae_hf.training.arguments import DataArguments
 
 RECIPES = {recipe.stem: recipe for recipe in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 OUTPUT = Path("runs/support.json")

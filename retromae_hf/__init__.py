@@ -1,39 +1,39 @@
 """Retrieval-oriented pretraining (RetroMAE, arXiv 2205.12035) for the Hugging Face stack."""
 
-from .checkpoints.auto_classes import register_auto_classes
-from .checkpoints.positions import extend_positions
-from .checkpoints.reference import load_reference_checkpoint
-from .data.collator import DataCollatorForRetroMAE
-from .data.passages import tokenize_passages
-from .data.sources import load_documents
-from .data.words import chinese_segmenter
-from .explanation import EmbeddingExplanation, explain_embedding
-from .model.configuration_retromae import RetroMAEConfig
-from .model.errors import RetroMAEError
-from .model.modeling_retromae import RetroMAEForPreTraining, RetroMAEModel, RetroMAEPreTrainingOutput
-from .publishing.export import export_encoder, export_sparse_encoder
-from .training.callbacks import RetrievalCallback, RetroMAECallback
+from importlib import import_module
+from typing import Any
+
+from .checkpoints.auto_classes import register_with_transformers
 
 __version__ = "0.1.0"
 
-register_auto_classes()
+HOMES = {
+    "DataCollatorForRetroMAE": "data.collator",
+    "EmbeddingExplanation": "explanation",
+    "RetrievalCallback": "training.callbacks",
+    "RetroMAECallback": "training.callbacks",
+    "RetroMAEConfig": "model.configuration_retromae",
+    "RetroMAEError": "model.errors",
+    "RetroMAEForPreTraining": "model.modeling_retromae",
+    "RetroMAEModel": "model.modeling_retromae",
+    "RetroMAEPreTrainingOutput": "model.modeling_retromae",
+    "chinese_segmenter": "data.words",
+    "explain_embedding": "explanation",
+    "export_encoder": "publishing.export",
+    "export_sparse_encoder": "publishing.export",
+    "extend_positions": "checkpoints.positions",
+    "load_documents": "data.sources",
+    "load_reference_checkpoint": "checkpoints.reference",
+    "tokenize_passages": "data.passages",
+}
+"""What is importable from the package, and the file that each name lives in, which is imported when it is asked for."""
 
-__all__ = [
-    "DataCollatorForRetroMAE",
-    "EmbeddingExplanation",
-    "RetrievalCallback",
-    "RetroMAECallback",
-    "RetroMAEConfig",
-    "RetroMAEError",
-    "RetroMAEForPreTraining",
-    "RetroMAEModel",
-    "RetroMAEPreTrainingOutput",
-    "chinese_segmenter",
-    "explain_embedding",
-    "export_encoder",
-    "export_sparse_encoder",
-    "extend_positions",
-    "load_documents",
-    "load_reference_checkpoint",
-    "tokenize_passages",
-]
+__all__ = list(HOMES)
+
+register_with_transformers()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{HOMES[name]}", __name__), name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -28,6 +30,11 @@ SHADES = (0.001, 0.01, 0.1, 0.5)
 """Probabilities at which one colour ends and the next begins, about a power of ten each: words are rare, so that a
 hundredth is much already."""
 SHADE_NAMES = ("under 0.1%", "0.1 to 1%", "1 to 10%", "10 to 50%", "over 50%")
+
+
+# Backgrounds of a terminal's 256 colours, faint to full, each with the foreground that can be read on it.
+COLOURS = ((255, 16), (195, 16), (117, 16), (32, 231), (18, 231))
+SIDES = {"rebuilt": "from the embedding", "zeroed": "from zeros in its place"}
 
 
 @dataclass(frozen=True)
@@ -263,3 +270,52 @@ def _pieces(text: str, spans: list[tuple[int, int]]) -> Iterator[tuple[int, str]
             start += len(piece) - len(piece.lstrip())
         yield start, text[start:stop]
         end = max(end, stop)
+
+
+def in_colours(explanation: EmbeddingExplanation) -> str:
+    """The passage twice, each token on the colour of its probability, and what the colours mean."""
+    parts = []
+    for side, name in SIDES.items():
+        passage = "".join(
+            printable(piece) if token is None else coloured(printable(piece), getattr(token, side).probability)
+            for piece, token in segments(explanation)
+        )
+        parts.append(f"Rebuilt {name}:\n{passage}\n")
+    # The lower end of each range lies in it.
+    legend = (coloured(f" {name} ", edge) for name, edge in zip(SHADE_NAMES, (0.0, *SHADES), strict=True))
+    return "\n".join([*parts, f"Probability of the true token: {''.join(legend)}"])
+
+
+def as_table(explanation: EmbeddingExplanation) -> str:
+    """A line a token: its probability from the embedding and from zeros, and the decoder's guess from the embedding."""
+    lines = [f"{'token':<16}{'embedding':>10}{'zeros':>10}  guess"]
+    lines += [
+        f"{printable(token.text):<16}{token.rebuilt.probability:>10.4f}{token.zeroed.probability:>10.4f}"
+        f"  {printable(token.rebuilt.guess)}"
+        for token in explanation.tokens
+    ]
+    return "\n".join(lines)
+
+
+def conclusion(explanation: EmbeddingExplanation) -> str:
+    """What the embedding is worth, and what was left out."""
+    guessed = [sum(map(attrgetter(f"{side}.right"), explanation.tokens)) for side in SIDES]
+    text = (
+        f"The decoder's first guess is right for {guessed[0]} of {len(explanation.tokens)} tokens, from zeros for "
+        f"{guessed[1]}.\nThe embedding is worth {explanation.gain:.2f} nats a token: with it a true token is "
+        f"{math.exp(explanation.gain):,.1f} times as probable (geometric mean)."
+    )
+    if explanation.truncated:
+        text += "\nThe passage is longer than the model reads; only its beginning was encoded."
+    return text
+
+
+def coloured(text: str, probability: float) -> str:
+    """A text on the colour of a probability."""
+    background, foreground = COLOURS[shade(probability)]
+    return f"\x1b[48;5;{background};38;5;{foreground}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """A text that cannot steer the terminal: white space is a space, and other control characters are "?"."""
+    return "".join(" " if character.isspace() else character if character.isprintable() else "?" for character in text)

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import platform
 import shlex
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-
-from ..data.pydocs import load_pydocs
-from ..data.tokenizers import train_wordpiece
-from ..model.configuration_retromae import check_ratio
 from ..model.errors import RetroMAEError, check_at_least
-from ..studies.benchmark import (
-    PRETENSE,
-    SHAPES,
-    SIDES,
-    Setting,
-    import_pretense,
-    measure_collators,
-    measure_matmul,
-    measure_memory,
-    measure_steps,
-    measure_trainer,
-    new_tokenizer,
-)
 from .common import command, parse, writable
 
 PARTS = ("collator", "step", "memory", "trainer")
-TRAINER_TEXTS = 3000
 
 
 @dataclass
@@ -64,6 +39,11 @@ class BenchmarkArguments:
     output: str = field(default="runs/benchmark.json", metadata={"help": "JSON file to write the results to."})
 
     def __post_init__(self) -> None:
+        import torch
+
+        from ..model.configuration_retromae import check_ratio
+        from ..studies.benchmark import PRETENSE, SHAPES, import_pretense
+
         if self.shape not in SHAPES:
             raise RetroMAEError(f"shape={self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
         if unknown := set(self.parts) - set(PARTS):
@@ -84,109 +64,21 @@ class BenchmarkArguments:
         check_at_least(8, **{"the least of lengths": min(self.lengths, default=0)})
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
 
-    def setting(self) -> Setting:
-        """What the measurements share."""
-        return Setting(**{one.name: getattr(self, one.name) for one in dataclasses.fields(Setting)})
-
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table and write the results."""
     (args,) = parse("benchmark", "Measure RetroMAE beside plain masked language modelling.", [BenchmarkArguments], argv)
+    from ..studies.benchmark import Setting
+    from ..studies.benchmark_report import conditions, measure, table
+
     output = writable(args.output)
+    setting = Setting(**{name: getattr(args, name) for name in Setting.__dataclass_fields__})
     arguments = sys.argv[1:] if argv is None else argv
-    report = {"command": shlex.join(["retromae-hf", "benchmark", *arguments]), **run(args)}
+    measured = measure(setting, args.parts, args.lengths, args.against)
+    report = {"command": shlex.join(["retromae-hf", "benchmark", *arguments]), **measured}
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"{table(report)}\n\n{conditions(report)} The figures are in {output}.")
-
-
-def run(args: BenchmarkArguments) -> dict[str, Any]:
-    """All that was asked for."""
-    setting, tokenizer = args.setting(), new_tokenizer()
-    # Steps are set against it.
-    matmul_rate = measure_matmul(setting) if {"step", "trainer"} & set(args.parts) else 0.0
-    report: dict[str, Any] = {
-        "setting": dataclasses.asdict(setting) | SHAPES[args.shape] | {"against": args.against},
-        "environment": {
-            "machine": torch.cuda.get_device_name() if args.device == "cuda" else _processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            **({PRETENSE: version(PRETENSE)} if args.against else {}),
-        },
-        "matmul_flops_per_second": matmul_rate or None,
-        **{part: [] for part in args.parts},
-    }
-    if "trainer" in args.parts:
-        texts = load_pydocs()["text"][:TRAINER_TEXTS]
-        words = train_wordpiece(texts, 8192, max(args.lengths))
-    for length in args.lengths:
-        if "collator" in args.parts:
-            report["collator"].append(measure_collators(setting, tokenizer, length, args.against))
-        if "step" in args.parts:
-            report["step"].append(measure_steps(setting, tokenizer, length, args.against, matmul_rate))
-        if "memory" in args.parts:
-            report["memory"].append(measure_memory(setting, length))
-        if "trainer" in args.parts:
-            report["trainer"].append(measure_trainer(setting, texts, words, length, matmul_rate))
-    return report
-
-
-def _processor() -> str:
-    """The CPU's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or "cpu")
-
-
-def table(report: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
-    against = report["setting"]["against"]
-    sides = [*SIDES, *([against] if against else [])]
-    titles = {"retromae": "RetroMAE", "mlm": "plain MLM", PRETENSE: "pretense"}
-    lines = [
-        f"| what | tokens a passage | {' | '.join(titles[side] for side in sides)} | RetroMAE / plain |",
-        "|---|---:|" + "---:|" * (len(sides) + 1),
-    ]
-
-    def add(what: str, row: dict[str, Any], name: str, scale: float = 1.0, digits: int = 0) -> None:
-        values = row[name]
-        cells = [f"{values[side] / scale:,.{digits}f}" if side in values else "" for side in sides]
-        lines.append(f"| {what} | {row['length']} | {' | '.join(cells)} | {values['retromae'] / values['mlm']:.2f} |")
-
-    for row in report.get("collator", []):
-        add("collator, passages a second", row, "passages_per_second")
-        add("bytes shipped a passage", row, "bytes_per_passage")
-    for row in report.get("step", []):
-        add("step, seconds", row, "seconds", digits=3)
-        add("step, GFLOP", row, "flops", scale=1e9, digits=1)
-        add("step, share of the matrix product's rate", row, "utilisation", digits=2)
-    for row in report.get("memory", []):
-        add("peak memory of a step, MB", row, "peak_bytes", scale=2**20)
-    for row in report.get("trainer", []):
-        blank = " |" * (len(sides) - 1)
-        lines.append(f"| `Trainer`, tokens a second | {row['length']} | {row['tokens_per_second']:,.0f} |{blank} |")
-        lines.append(
-            f"| `Trainer`, share of the matrix product's rate | {row['length']} | {row['utilisation']:.2f} |{blank} |"
-        )
-        lines.append(f"| `Trainer`, tokens lost to padding | {row['length']} | {row['padding_share']:.1%} |{blank} |")
-    return "\n".join(lines)
-
-
-def conditions(report: dict[str, Any]) -> str:
-    """What the figures hold for."""
-    setting, environment = report["setting"], report["environment"]
-    return (
-        f"Medians of {setting['rounds']} turns on {environment['machine']} ({environment['threads']} threads, torch "
-        f"{environment['torch']}, {setting['dtype']}{', compiled' if setting['compile'] else ''}); "
-        f"{setting['num_hidden_layers']} layers x {setting['hidden_size']}, {setting['tokens_per_batch']:,} tokens a "
-        f"batch, {setting['encoder_mask_ratio']:.0%} masked, dropout {setting['dropout']:g}. Plain MLM is "
-        "`BertForMaskedLM` with `DataCollatorForLanguageModeling`."
-        + (f" pretense is version {environment['pretense']}." if setting["against"] else "")
-    )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..model.errors import in_one_sentence
-from ..publishing.card_writer import CardArguments
-from ..publishing.model_card import CARD_FILE, read_results, write_card
-from ..publishing.record import RECORD_FILE, require_record
+from ..publishing.arguments import CardArguments
 from .common import command, parse
 
 
@@ -30,11 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     """Write a card again."""
     card_args, args, words = parse(
         "card",
-        f"Write the card of a model again, from {RECORD_FILE} in its folder.",
+        "Write the card of a model again, from training.json in its folder.",
         [CardArguments, RewriteArguments],
         argv,
         positionals={"folder": "Folder that retromae-hf pretrain, finetune or export has written."},
     )
+    from ..publishing.model_card import CARD_FILE, read_results, write_card
+    from ..publishing.record import require_record
+
     record = require_record(words.folder)
     record |= {name: value for name, value in vars(card_args).items() if value is not None}
     results = read_results(words.folder, args.results or [])

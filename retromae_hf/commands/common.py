@@ -1,4 +1,7 @@
-"""What the commands share: arguments from a recipe and flags, and errors as one sentence."""
+"""What the commands share: arguments from a recipe and flags, and errors as one sentence.
+
+Nothing heavy is imported before a command runs, so that its help is there at once.
+"""
 
 from __future__ import annotations
 
@@ -9,49 +12,21 @@ import signal
 import sys
 import tempfile
 import time
-from argparse import Action, ArgumentDefaultsHelpFormatter
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import fields
+from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from datasets.utils.logging import set_verbosity as set_datasets_verbosity
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import HfArgumentParser
 
-from ..model.distributed import end_process_group
 from ..model.errors import RetroMAEError, RunInterruptedError, in_one_sentence
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
 
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter):
-    """Names a flag once, though it may be typed with hyphens too, and a default only where there is one."""
-
-    def _format_action_invocation(self, action: Action) -> str:
-        shown = copy(action)
-        shown.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
-        return super()._format_action_invocation(shown)
-
-    def _get_help_string(self, action: Action) -> str | None:
-        if any(name == f"--no_{action.dest}" for name in action.option_strings):
-            return f"The opposite of --{action.dest}."  # HfArgumentParser repeats the help of that
-        if action.required and action.option_strings:
-            return f"{action.help} (required)"
-        if action.default is None or action.nargs == 0:
-            return action.help
-        return super()._get_help_string(action)
-
-
-class _Parser(HfArgumentParser):
-    """Tells what is wrong in one sentence, not below a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RetroMAEError(f"{message}; see --help")
+HELP = ("-h", "--help", "--help_all", "--help-all")
 
 
 def parse(
@@ -67,7 +42,8 @@ def parse(
     Args:
         command: name of the command, for the help.
         description: what it does, likewise.
-        classes: dataclasses as `HfArgumentParser` takes them.
+        classes: dataclasses as `HfArgumentParser` takes them. One of a library is given by its dotted name, is imported
+            when a command runs, and is left out of the help but for `--help_all`.
         argv: the arguments; None takes those of the process.
         defaults: defaults that differ from the classes' own.
         positionals: names and help of arguments without a flag.
@@ -77,24 +53,27 @@ def parse(
 
     Raises:
         RetroMAEError: the recipe cannot be read or names an argument that does not exist.
+        SystemExit: the help was asked for, and is printed.
     """
-    parser = _Parser(
-        list(classes),
-        prog=f"retromae-hf {command}",
-        description=description,
-        formatter_class=_HelpFormatter,
-        usage=" ".join(["%(prog)s [RECIPE.yaml]", *(name.upper() for name in positionals or {}), "[flags]"]),
-    )
-    for name, text in (positionals or {}).items():
-        parser.add_argument(name, help=text)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if asked := set(HELP) & set(arguments):
+        show_help(command, description, classes, defaults or {}, positionals or {}, asked <= set(HELP[:2]))
+    from datasets.utils.logging import set_verbosity as set_datasets_verbosity
+    from transformers import HfArgumentParser
+
+    set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
+    loaded = [_load(one) for one in classes]
+    parser = HfArgumentParser(loaded, prog=f"retromae-hf {command}", add_help=False)
+    parser.error = _refuse
+    for name in positionals or {}:
+        parser.add_argument(name)
     values = dict(defaults or {})
-    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    known = {action.dest: action for action in parser._actions}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         recipe = read_recipe(arguments.pop(0))
         if unknown := recipe.keys() - known.keys():
             raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(map(str, unknown)))}; see --help")
-        mappings = {one.name for cls in classes for one in fields(cls) if "dict" in str(one.type)}
+        mappings = {one.name for cls in loaded for one in fields(cls) if "dict" in str(one.type)}
         values |= {
             name: _as_typed(name, value, known[name].nargs, name in mappings)
             for name, value in recipe.items()
@@ -112,6 +91,57 @@ def parse(
     if unknown_arguments:
         raise RetroMAEError(f"unknown arguments: {' '.join(unknown_arguments)}; see --help")
     return tuple(filled)
+
+
+def show_help(
+    command: str,
+    description: str,
+    classes: Sequence[Any],
+    defaults: Mapping[str, Any],
+    positionals: Mapping[str, str],
+    short: bool,
+) -> None:
+    """Print the flags in groups and exit; `short` leaves those of libraries out, which take seconds to import."""
+    words = " ".join(["%(prog)s [RECIPE.yaml]", *(name.upper() for name in positionals), "[flags]"])
+    parser = ArgumentParser(prog=f"retromae-hf {command}", usage=words, description=description, add_help=False)
+    for name, told in positionals.items():
+        parser.add_argument(name, help=told)
+    for cls in classes:
+        if isinstance(cls, str) and short:
+            parser.epilog = f"Every argument of {cls} is taken too; --help_all lists them."
+            continue
+        cls = _load(cls)
+        group = parser.add_argument_group(str(cls.__doc__).partition("\n")[0].rstrip("."))
+        for one in fields(cls):
+            if one.init:
+                made = None if one.default_factory is MISSING else one.default_factory()
+                default = defaults.get(one.name, one.default if made is None else made)
+                told = " (required)" if default is MISSING else f" (default: {default})" if default is not None else ""
+                kind = str(one.type)
+                group.add_argument(
+                    f"--{one.name}",
+                    metavar="{true,false}" if kind == "bool" else one.name.upper(),
+                    nargs="?" if kind == "bool" else "+" if kind.startswith("list") else None,
+                    help=" ".join(str(one.metadata.get("help", "")).split()) + told,
+                )
+    parser.print_help()
+    raise SystemExit(0)
+
+
+def _load(cls: Any) -> Any:
+    """A dataclass, or the one that a dotted name stands for."""
+    if not isinstance(cls, str):
+        return cls
+    module, _, name = cls.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        package = module.replace("_", "-")
+        raise RetroMAEError(f"this needs {package}; pip install 'retromae-hf[retrieval]'") from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RetroMAEError(f"{message}; see --help")
 
 
 def _as_typed(name: str, value: Any, nargs: int | str | None, takes_mapping: bool) -> Any:
@@ -135,6 +165,8 @@ def read_recipe(file: str) -> dict[str, Any]:
     Raises:
         RetroMAEError: it cannot be read, or is no mapping.
     """
+    import yaml
+
     try:
         recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -156,11 +188,11 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         rank = int(os.environ.get("RANK", 0))
         logging.basicConfig(format="%(message)s")
         logging.getLogger("retromae_hf").setLevel(logging.ERROR if rank else logging.INFO)
-        set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
         try:
             # What is logged stands on a line of its own, not behind a progress bar. transformers has its own handler.
             with logging_redirect_tqdm([logging.getLogger(), logging.getLogger("transformers")]):
                 function(argv)
+            status = 0
         except RetroMAEError as error:
             if rank:
                 # The launcher ends this process as soon as the first one has told the same fault. Where the first one
@@ -171,16 +203,19 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
         except RunInterruptedError as interrupted:
             if not rank:  # all processes stop together
                 print(f"retromae-hf: {interrupted}", file=sys.stderr)
-            end_process_group()
-            return interrupted.status
+            status = interrupted.status
         except KeyboardInterrupt:
             print("retromae-hf: stopped by SIGINT", file=sys.stderr)
             return 128 + signal.SIGINT
         except Exception as error:
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
             get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere
             raise
+        from ..model.distributed import end_process_group
+
         end_process_group()
-        return 0
+        return status
 
     return main
 

@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass, field
 
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..studies.comparison import Comparison, compare, distribute
-from ..studies.comparison_report import conditions, draw, table
 from .common import command, parse, read_recipe
 
 
@@ -37,6 +35,10 @@ def main(argv: list[str] | None = None) -> None:
     recipe = read_recipe(arguments[0])
     (args,) = parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments[1:])
     recipe |= {name: value for name, value in vars(args).items() if value is not None}
+    from ..studies.comparison import compare
+    from ..studies.comparison_recipe import Comparison, distribute
+    from ..studies.comparison_report import conditions, draw, table
+
     (comparison,) = distribute(recipe, [Comparison], arguments[0])
     with in_one_sentence(f"output_dir={comparison.output_dir!r} cannot be written"):
         comparison.folder.mkdir(parents=True, exist_ok=True)

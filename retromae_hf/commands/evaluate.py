@@ -7,10 +7,6 @@ import sys
 from dataclasses import dataclass, field
 
 from ..model.errors import RetroMAEError, check_at_least
-from ..retrieval.embedders import process_state
-from ..retrieval.evaluation import evaluate_model
-from ..retrieval.named_tasks import load_tasks
-from ..retrieval.nearest import EXACT, FAISS
 from .common import command, parse, writable, writable_folder
 
 
@@ -53,6 +49,8 @@ class EvaluateArguments:
     )
 
     def __post_init__(self) -> None:
+        from ..retrieval.nearest import EXACT, FAISS
+
         check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc)
         if self.search not in (None, EXACT, FAISS):
             raise RetroMAEError(f"search={self.search!r} is unknown; choose {EXACT} or {FAISS}")
@@ -62,6 +60,10 @@ class EvaluateArguments:
 def main(argv: list[str] | None = None) -> None:
     """Measure a model on tasks and write the results."""
     (args,) = parse("evaluate", "Measure how well a model retrieves.", [EvaluateArguments], argv)
+    from ..retrieval.embedders import process_state
+    from ..retrieval.evaluation import evaluate_model
+    from ..retrieval.named_tasks import load_tasks
+
     output = None if args.output is None else writable(args.output)
     folders = {
         name: None if getattr(args, name) is None else writable_folder(getattr(args, name))

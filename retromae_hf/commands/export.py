@@ -6,13 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checkpoints.hub import create_repo, push_folder
-from ..checkpoints.loading import load_checkpoint, load_tokenizer
-from ..checkpoints.onnx import check_quantization, export_onnx, import_onnxruntime
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..model.modeling_retromae import RetroMAEForPreTraining
-from ..publishing.card_writer import name_repository
-from ..publishing.export import export_encoder, export_sparse_encoder
 from .common import command, parse
 
 
@@ -42,6 +36,8 @@ class ExportArguments:
     )
 
     def __post_init__(self) -> None:
+        from ..checkpoints.onnx import check_quantization, import_onnxruntime
+
         check_quantization(self.quantize)
         if self.quantize is not None and not self.onnx:
             raise RetroMAEError("quantize is about the ONNX file; give --onnx true too, or leave it out")
@@ -57,6 +53,13 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse(
         "export", "Turn a training checkpoint into a folder that loads everywhere.", [ExportArguments], argv
     )
+    from ..checkpoints.hub import create_repo, push_folder
+    from ..checkpoints.loading import load_checkpoint, load_tokenizer
+    from ..checkpoints.onnx import export_onnx
+    from ..model.modeling_retromae import RetroMAEForPreTraining
+    from ..publishing.card_writer import name_repository
+    from ..publishing.export import export_encoder, export_sparse_encoder
+
     folder = Path(args.output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")

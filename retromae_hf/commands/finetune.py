@@ -5,27 +5,23 @@ from __future__ import annotations
 import shlex
 import sys
 
-from ..model.errors import RetroMAEError
-from ..publishing.card_writer import CardArguments
-from ..training.finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments, finetune
+from ..publishing.arguments import CardArguments
+from ..training.arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from .common import command, parse
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Fine-tune and save."""
-    try:
-        from sentence_transformers import SentenceTransformerTrainingArguments
-    except ImportError as error:
-        raise RetroMAEError("fine-tuning needs sentence-transformers; pip install 'retromae-hf[retrieval]'") from error
     args, card_args, training_args = parse(
         "finetune",
-        "Fine-tune an encoder for retrieval. Every argument of SentenceTransformerTrainingArguments is taken too, "
-        "below these.",
-        [FinetuneArguments, CardArguments, SentenceTransformerTrainingArguments],
+        "Fine-tune an encoder for retrieval.",
+        [FinetuneArguments, CardArguments, "sentence_transformers.SentenceTransformerTrainingArguments"],
         argv,
         DEFAULT_FINETUNING_ARGUMENTS,
     )
+    from ..training.finetuning import finetune
+
     trainer = finetune(args, training_args, card_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir

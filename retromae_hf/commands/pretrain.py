@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 
-from transformers import TrainingArguments
-
-from ..checkpoints.starting_model import ModelArguments
-from ..publishing.card_writer import CardArguments
-from ..training.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, pretrain
+from ..checkpoints.arguments import ModelArguments
+from ..publishing.arguments import CardArguments
+from ..training.arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 from .common import command, parse
 
 
@@ -18,11 +16,13 @@ def main(argv: list[str] | None = None) -> None:
     """Pretrain and save."""
     args, model_args, card_args, training_args = parse(
         "pretrain",
-        "Pretrain an encoder on a corpus. Every argument of transformers.TrainingArguments is taken too, below these.",
-        [DataArguments, ModelArguments, CardArguments, TrainingArguments],
+        "Pretrain an encoder on a corpus.",
+        [DataArguments, ModelArguments, CardArguments, "transformers.TrainingArguments"],
         argv,
         DEFAULT_TRAINING_ARGUMENTS,
     )
+    from ..training.pretraining import pretrain
+
     trainer = pretrain(args, model_args, training_args, card_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir

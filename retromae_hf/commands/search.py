@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass, field
 
 from ..model.errors import check_at_least
-from ..retrieval.search import PYDOCS, format_results, search
 from .common import command, parse
 
 
@@ -15,7 +14,7 @@ class SearchArguments:
     """Options of `retromae-hf search`."""
 
     dataset: str = field(
-        default=PYDOCS,
+        default="pydocs",
         metadata={"help": "Corpus: pydocs, a text, JSON, CSV or Parquet file, a folder of them, or a Hub dataset."},
     )
     top: int = field(default=5, metadata={"help": "Results to list."})
@@ -42,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
             "question": "What to look for, in words.",
         },
     )
+    from ..retrieval.search import format_results, search
+
     (results,) = search(
         words.model,
         [words.question],

@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..model.backbones import max_text_length
 from ..model.errors import first_line
+from .arguments import CardArguments
 from .model_card import write_card
 from .record import (
     RunClock,
     describe_model,
     describe_run,
-    describe_source,
     describe_start,
     model_name,
     new_record,
@@ -31,86 +29,7 @@ from .record import (
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from ..checkpoints.starting_model import ModelArguments
-    from ..training.finetuning import FinetuneArguments
-    from ..training.pretraining import DataArguments
-
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class CardArguments:
-    """What a model card cannot know by itself."""
-
-    license: str | None = field(
-        default=None, metadata={"help": "Licence of the model for its card, as the Hub names it (mit, apache-2.0)."}
-    )
-    language: list[str] | None = field(
-        default=None, metadata={"help": "Languages of the texts for the model card, by their codes (en, de)."}
-    )
-
-
-def describe_pretraining(
-    args: DataArguments, model_args: ModelArguments, model: PreTrainedModel, documents: Any, passages: Any
-) -> dict[str, Any]:
-    """What is known of a pretraining stage before it is trained.
-
-    Args:
-        args: data and masks.
-        model_args: where it starts.
-        model: the model to train.
-        documents: the documents; only a `Dataset` is counted, not a stream.
-        passages: the passages to train on, likewise.
-    """
-    config = model.config
-    counts = {"documents": len(documents)} if isinstance(documents, Dataset) else {}
-    if isinstance(passages, Dataset):
-        counts |= {"passages": len(passages), "tokens": int(passages["length"][:].sum())}
-    else:
-        counts = {}  # of a stream's documents only those are there that it is evaluated on
-    names = ("decoding", "num_decoder_layers", "decoder_mask_ratio", "decoder_query")
-    weights = ("mlm_loss_weight", "bow_loss_weight", "pair_objective")
-    objective = {name: getattr(config, name) for name in (*names, *weights)}
-    if config.decoding == "none":
-        objective = {"decoding": "none", "pair_objective": config.pair_objective}
-    masks = {name: value for name, value in args.collator_options().items() if name != "pad_to_multiple_of"}
-    return {
-        "stage": "pretraining",
-        "start": describe_start(model_args.model_name_or_path),
-        "data": describe_source(
-            args.dataset, args.dataset_config_name, args.dataset_split, **counts, max_length=args.max_length
-        ),
-        "objective": objective | masks,
-    }
-
-
-def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
-    """What is known of a fine-tuning stage before it is trained, in which the model reads `max_length` tokens."""
-    mined = args.hard_negatives
-    objective = {
-        "objective": args.objective,
-        "similarity": args.similarity,
-        "temperature": args.temperature,
-        "hard_negatives": mined if mined in (None, "bm25", "model") else "a file",
-        "num_negatives": None if mined is None else args.num_negatives,
-        "query_length": min(args.query_length, max_length),
-        "passage_length": min(args.passage_length, max_length),
-        "query_prompt": args.query_prompt,
-        "passage_prompt": args.passage_prompt,
-    }
-    return {
-        "stage": "finetuning",
-        "start": describe_start(args.model_name_or_path),
-        "data": describe_source(
-            args.dataset,
-            args.dataset_config_name,
-            args.dataset_split,
-            rows=len(rows),
-            max_length=max_length,
-        ),
-        "objective": objective,
-    }
 
 
 def describe_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -135,19 +54,12 @@ def describe_sentence_transformer(model: SentenceTransformer) -> dict[str, Any]:
 
 @contextmanager
 def describing(
-    trainer: Trainer,
-    form: str,
-    model: dict[str, Any],
-    stage: dict[str, Any],
-    start: str | None,
-    args: CardArguments | None,
+    trainer: Trainer, stage: dict[str, Any], start: str | None, args: CardArguments | None
 ) -> Iterator[None]:
     """Around a run that trains and saves: times it, and writes its record and its card in place of the libraries' own.
 
     Args:
-        trainer: what trains.
-        form: "checkpoint" or "encoder".
-        model: the record's `model`.
+        trainer: what trains a `RetroMAEForPreTraining` or a sentence-transformers model.
         stage: what is known of the stage before it is trained.
         start: the model that it starts from, whose stages go before.
         args: what the user says of the model.
@@ -157,6 +69,11 @@ def describing(
     clock, trained_before = RunClock(), read_record(folder) if folder.is_dir() else None
     before = stages_before(start)
     trainer.add_callback(clock)
+    writes_own = hasattr(trainer.model, "_create_model_card")  # of sentence-transformers, whenever a model is saved
+    if writes_own:
+        form, model = "encoder", describe_sentence_transformer(trainer.model)
+    else:
+        form, model = "checkpoint", describe_checkpoint(trainer.model, trainer.processing_class)
 
     def write(*unused: Any, **ignored: Any) -> None:
         """In place of the cards of `Trainer` and sentence-transformers, which would go over the one that is there."""
@@ -173,7 +90,6 @@ def describing(
             write_card(folder, record)
 
     trainer.create_model_card = write
-    writes_own = hasattr(trainer.model, "_create_model_card")  # of sentence-transformers, whenever a model is saved
     if writes_own:
         trainer.model._create_model_card = write
     try:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from ..checkpoints.loading import load_config, load_tokenizer
 from ..data.passages import tokenize_passages
 from ..model.backbones import backbone_for
-from ..training.pretraining import DataArguments, load_text
+from ..training.arguments import DataArguments
+from ..training.pretraining_data import load_text
 
 if TYPE_CHECKING:
     from torch import nn

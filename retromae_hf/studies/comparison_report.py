@@ -1,19 +1,99 @@
-"""A comparison as a Markdown table and as a picture."""
+"""A comparison put together from its cells: the report, a Markdown table of it, and a picture."""
 
 from __future__ import annotations
 
+import json
+import statistics
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
-from ..training.finetuning import DEFAULT_FINETUNING_ARGUMENTS
-from ..training.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments
-from .comparison import STAGES, UNTRAINED
+from ..retrieval.evaluation import evaluate_bm25
+from ..retrieval.measures import paired_test
+from ..retrieval.tasks import RetrievalTask
+from ..training.arguments import DEFAULT_FINETUNING_ARGUMENTS, DEFAULT_TRAINING_ARGUMENTS, DataArguments
+from .comparison_recipe import Comparison
 
+MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 TITLES = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
+"""The stages of a cell, and what they are called."""
+STAGES = tuple(TITLES)
+RESULT = "result.json"
+"""In a cell's folder."""
+UNTRAINED = "untrained"
 SIGNIFICANT = 0.05
+
+
+def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[str, Any]:
+    """Means and standard deviations over the seeds, and paired tests of every objective against the reference."""
+    cells = {
+        objective: [
+            json.loads((comparison.cell(objective, seed) / RESULT).read_text(encoding="utf-8"))
+            for seed in comparison.seeds
+        ]
+        for objective in (UNTRAINED, *comparison.objectives)
+    }
+    reference = cells[comparison.reference]
+
+    def measured(results: list[dict], stage: str, task: str, measure: str) -> dict[str, Any]:
+        by_seed = [result[stage][task][measure] for result in results]
+        tested = {}
+        if results is not reference:
+            theirs = mean_by_query([result[stage][task][measure] for result in reference])
+            tested["against_reference"] = paired_test(mean_by_query(by_seed), theirs)
+        return spread([statistics.fmean(values.values()) for values in by_seed]) | tested
+
+    rows = {
+        objective: {
+            "seconds": statistics.fmean(result["seconds"] for result in results),
+            "tokens": statistics.fmean(result["tokens"] for result in results),
+            "logs": results[0]["logs"],
+            **{
+                stage: {
+                    task: {measure: measured(results, stage, task, measure) for measure in MEASURES} for task in tasks
+                }
+                for stage in STAGES
+            },
+        }
+        for objective, results in cells.items()
+    }
+    return {
+        "environment": environment(),
+        "recipe": {one.name: getattr(comparison, one.name) for one in fields(comparison) if one.name != "folder"},
+        "tasks": {
+            name: {
+                "num_queries": len(task.queries),
+                "num_documents": len(task.documents),
+                "bm25": evaluate_bm25(task),
+            }
+            for name, task in tasks.items()
+        },
+        "objectives": rows,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on beside the recipe."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        **{name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single value) and the values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": deviation, "seeds": values}
+
+
+def mean_by_query(values: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the seeds."""
+    return {query: statistics.fmean(one[query] for one in values) for query in values[0]}
 
 
 def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertTokenizer
 
 from retromae_hf import load_documents, tokenize_passages
-from retromae_hf.checkpoints.starting_model import MODEL_OPTIONS
+from retromae_hf.checkpoints.arguments import MODEL_OPTIONS
 from retromae_hf.commands.common import command
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.data.pydocs import load_held_out_pydocs

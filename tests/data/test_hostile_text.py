@@ -16,7 +16,7 @@ from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.model.errors import LONGEST_NAME, check_file_name
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
-from retromae_hf.studies.comparison import Comparison, distribute
+from retromae_hf.studies.comparison_recipe import Comparison, distribute
 
 SOUND = '{"text": "a b"}\n'
 

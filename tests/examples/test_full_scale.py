@@ -21,7 +21,11 @@ from retromae_hf.commands.main import COMMANDS
 from retromae_hf.studies import benchmark
 from retromae_hf.training.finetuning_data import JudgedCorpus, read_hard_negatives, read_scored_negatives
 
-DOES = {"pretrain": "pretrain", "finetune": "finetune", "evaluate": "load_tasks"}
+DOES = {
+    "pretrain": "training.pretraining.pretrain",
+    "finetune": "training.finetuning.finetune",
+    "evaluate": "retrieval.named_tasks.load_tasks",
+}
 
 
 class _ParsedError(Exception):
@@ -35,7 +39,7 @@ def parsed(command, argv, monkeypatch):
     def stop(*arguments, **_):
         raise _ParsedError(arguments)
 
-    monkeypatch.setattr(module, DOES[command], stop)
+    monkeypatch.setattr(f"retromae_hf.{DOES[command]}", stop)
     with pytest.raises(_ParsedError) as started:
         module.main(argv)
     return started.value.args[0]

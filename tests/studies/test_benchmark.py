@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import scaled_dot_product_attention
 
-from retromae_hf.commands.benchmark import table
 from retromae_hf.commands.main import main
 from retromae_hf.model.losses import linear_cross_entropy
 from retromae_hf.studies import benchmark
+from retromae_hf.studies.benchmark_report import table
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def tiny(monkeypatch, texts):
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     monkeypatch.setitem(benchmark.SHAPES, "small", shape)
     documents = Dataset.from_dict({"text": texts})
-    monkeypatch.setattr("retromae_hf.commands.benchmark.load_pydocs", lambda: documents)
+    monkeypatch.setattr("retromae_hf.studies.benchmark_report.load_pydocs", lambda: documents)
 
 
 def test_the_command(tiny, tmp_path, capsys):

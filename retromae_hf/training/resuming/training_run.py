@@ -1,4 +1,4 @@
-"""What every training run does: check its arguments, train and save."""
+"""What every training run does: see where it stands, train and save."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import DefaultFlowCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...checkpoints.hub import prepare_pushes, pushing
 from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least
-from .run_folder import Run
+from .run_folder import Run, prepare_run
 from .saved_checkpoints import last_complete_checkpoint, remove_incomplete
 from .saving import SavingCallback
 
@@ -23,6 +25,16 @@ logger = logging.getLogger(__name__)
 
 LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
+
+
+def begin_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:
+    """See whether the arguments make a run, whether it may push to the Hub, and where it stands, before any work.
+
+    The arguments are those of `prepare_run`.
+    """
+    check_training_arguments(args)
+    prepare_pushes(args)
+    return prepare_run(args, overwrite, started_from, *others)
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -54,14 +66,15 @@ def check_processes(args: TrainingArguments) -> None:
 
 
 def run_and_save(trainer: Trainer, run: Run) -> None:
-    """Train, from a checkpoint where there is one, and save the model and `trainer_state.json`.
+    """Train, from a checkpoint where there is one, save the model and `trainer_state.json`, and push where asked to.
 
     Raises:
-        RetroMAEError: no step was taken, or the disk is full.
+        RetroMAEError: no step was taken, the disk is full, or the Hub does not take the model.
         RunInterruptedError: a signal ended the run; it can go on from the checkpoint that was saved.
     """
     if run.is_at_its_end(trainer.args):
-        _save_again(trainer, run)
+        with pushing(trainer):
+            _save_again(trainer, run)
         return
     if trainer.args.should_save:
         run.note()
@@ -69,7 +82,7 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
     # Behind the one that decides when to save, before those that look at the weights first.
     names = [type(callback) for callback in trainer.callback_handler.callbacks]
     trainer.callback_handler.callbacks.insert(names.index(DefaultFlowCallback) + 1, saving)
-    with _full_disk_told(saving, run), _workers_of_evaluation_spared(saving, trainer):
+    with pushing(trainer), _full_disk_told(saving, run), _workers_of_evaluation_spared(saving, trainer):
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
         except pickle.UnpicklingError as error:  # transformers reads the optimizer's state as tensors alone

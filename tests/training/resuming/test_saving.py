@@ -94,7 +94,7 @@ def at_step(monkeypatch):
                 action(Path(args.output_dir))
 
         callback = type("Planned", (TrainerCallback,), {event: act})
-        monkeypatch.setattr("retromae_hf.training.pretraining.HealthCallback", lambda *options: callback())
+        monkeypatch.setattr("retromae_hf.training.trainer.HealthCallback", lambda *options: callback())
 
     return plan
 

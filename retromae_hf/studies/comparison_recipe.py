@@ -1,0 +1,164 @@
+"""What is compared: the recipe of a comparison, and the arguments that each of its cells is trained with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..checkpoints.arguments import ModelArguments
+from ..model.errors import RetroMAEError, check_at_least, check_file_name
+from ..training.arguments import (
+    DEFAULT_FINETUNING_ARGUMENTS,
+    DEFAULT_TRAINING_ARGUMENTS,
+    DataArguments,
+    FinetuneArguments,
+)
+from ..training.resuming.whole_files import write_json
+from .baselines import BASELINES
+from .field_types import check_types
+
+SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning")
+"""What all cells of a folder have in common, beside what their objectives change."""
+
+
+@dataclass
+class Comparison:
+    """What is compared, and how each objective is trained.
+
+    Attributes:
+        dataset: the text to pretrain on, as `retromae-hf pretrain` takes it.
+        finetuning_dataset: what to fine-tune on, as `retromae-hf finetune` takes it.
+        tasks: retrieval tasks to evaluate on, as `retromae-hf evaluate` takes them.
+        seeds: of the weights, the order and the masks.
+        model: arguments of the model, those of `retromae-hf pretrain`.
+        pretraining: arguments of data and training, likewise.
+        finetuning: arguments of `retromae-hf finetune`.
+        objectives: by name, what each changes in `model` and `pretraining`. `baseline: tsdae` or `simcse` is
+            sentence-transformers' objective of that name instead; `start: NAME` goes on with another objective's
+            encoder of the same seed.
+        reference: the objective that the others are tested against.
+    """
+
+    dataset: str
+    finetuning_dataset: str
+    tasks: list[str]
+    seeds: list[int]
+    model: dict[str, Any]
+    pretraining: dict[str, Any]
+    finetuning: dict[str, Any]
+    objectives: dict[str, dict[str, Any]]
+    reference: str = "mlm"
+    output_dir: str = "runs/compare"
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            check_file_name("the objective's name", name)
+        self.folder = Path(self.output_dir)
+        check_at_least(1, seeds=len(self.seeds), tasks=len(self.tasks), objectives=len(self.objectives))
+        if self.reference not in self.objectives:
+            raise RetroMAEError(f"reference={self.reference!r} is none of the objectives {', '.join(self.objectives)}")
+        known: list[str] = []
+        for name, changes in self.objectives.items():
+            start, baseline = changes.get("start"), changes.get("baseline")
+            if start is not None and start not in known:
+                raise RetroMAEError(f"objective {name}: start={start!r} is none of those before it, {', '.join(known)}")
+            if baseline is not None and baseline not in BASELINES:
+                raise RetroMAEError(
+                    f"objective {name}: baseline={baseline!r} is unknown; choose {', '.join(BASELINES)}"
+                )
+            known.append(name)
+            self.arguments(name, self.seeds[0])  # so that a wrong one shows before anything is trained
+        self.finetuning_arguments("encoder", "out", self.seeds[0])
+
+    def arguments(self, objective: str, seed: int) -> tuple[DataArguments, ModelArguments, TrainingArguments]:
+        """The arguments that `pretrain` takes for a cell."""
+        changes = {k: v for k, v in self.objectives[objective].items() if k not in ("start", "baseline")}
+        values = {**DEFAULT_TRAINING_ARGUMENTS, **self.model, **self.pretraining, **changes}
+        values |= {
+            "dataset": self.dataset,
+            "output_dir": str(self.cell(objective, seed) / "checkpoint"),
+            "overwrite_output_dir": True,
+            "seed": seed,
+            "save_strategy": "no",
+            "report_to": "none",
+            "include_num_input_tokens_seen": "non_padding",
+            # Measured once, at the end.
+            "eval_strategy": "steps",
+            "eval_steps": values.get("max_steps"),
+        }
+        start = self.objectives[objective].get("start")
+        if start is None:
+            values["tokenizer_name"] = str(self.folder / "tokenizer")
+        else:
+            own = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "config_name")
+            values = {name: value for name, value in values.items() if name not in own}
+            values["model_name_or_path"] = str(self.cell(start, seed) / "encoder")
+        return tuple(distribute(values, [DataArguments, ModelArguments, TrainingArguments], f"objective {objective}"))
+
+    def finetuning_arguments(self, encoder: str, output: str, seed: int) -> Any:
+        """The arguments that `finetune` takes for a cell."""
+        from sentence_transformers import SentenceTransformerTrainingArguments
+
+        values = {
+            **DEFAULT_FINETUNING_ARGUMENTS,
+            **self.finetuning,
+            "model_name_or_path": encoder,
+            "dataset": self.finetuning_dataset,
+            "output_dir": output,
+            "overwrite_output_dir": True,
+            "seed": seed,
+            "save_strategy": "no",
+            "report_to": "none",
+        }
+        return distribute(values, [FinetuneArguments, SentenceTransformerTrainingArguments], "finetuning")
+
+    def cell(self, objective: str, seed: int) -> Path:
+        """The folder of a cell."""
+        return self.folder / "cells" / f"{objective}-{seed}"
+
+
+def distribute(values: dict[str, Any], classes: list[Any], where: str) -> list[Any]:
+    """Instances of dataclasses, each with those of the values that are its fields.
+
+    Raises:
+        RetroMAEError: a value is no field of any of them, or is not accepted, or a field without a default has none.
+    """
+    names = set().union(*({one.name for one in fields(cls) if one.init} for cls in classes))
+    if unknown := values.keys() - names:
+        raise RetroMAEError(f"{where}: unknown arguments {', '.join(sorted(map(str, unknown)))}")
+    required = {
+        one.name for cls in classes for one in fields(cls) if one.init and one.default is one.default_factory is MISSING
+    }
+    if missing := required - values.keys():
+        raise RetroMAEError(f"{where}: {', '.join(sorted(missing))} must be given")
+    typed = [check_types(values, cls, where) for cls in classes]
+    try:
+        return [cls(**own) for cls, own in zip(classes, typed, strict=True)]
+    except (TypeError, ValueError) as error:
+        raise RetroMAEError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def keep_recipe(comparison: Comparison) -> None:
+    """Note what the cells were trained with, and refuse to mix them with others."""
+    file = comparison.folder / "recipe.json"
+    recipe = {name: getattr(comparison, name) for name in SETTINGS} | {"objectives": comparison.objectives}
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name in SETTINGS if before[name] != recipe[name]]
+        changed += [
+            f"objective {name}"
+            for name, changes in comparison.objectives.items()
+            if before["objectives"].get(name, changes) != changes
+        ]
+        if changed:
+            raise RetroMAEError(
+                f"{comparison.folder} holds a comparison whose recipe differs in {', '.join(changed)}; name another "
+                "output_dir"
+            )
+        recipe["objectives"] = before["objectives"] | comparison.objectives
+    write_json(file, recipe)

@@ -1,0 +1,190 @@
+"""What a user may say of a run; light to import, for the help of the commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..model.errors import RetroMAEError, check_at_least
+
+DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "warmup_steps": 0.1,  # below 1 it is a share of the steps
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "train_sampling_strategy": "group_by_length",
+    "logging_steps": 50,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+    "ddp_find_unused_parameters": False,  # every parameter takes part in every step
+    "logging_nan_inf_filter": False,  # it waits for the device at every step, and hides what HealthCallback looks for
+}
+"""What `retromae-hf pretrain` sets otherwise than `TrainingArguments`; flags and recipes go before it."""
+
+DEFAULT_FINETUNING_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "warmup_steps": 0.1,  # below 1 it is a share of the steps
+    "per_device_train_batch_size": 128,
+    "logging_steps": 50,
+    "dataloader_drop_last": True,  # all processes must bring batches of one size to share their negatives
+}
+"""What `retromae-hf finetune` sets otherwise than sentence-transformers; flags and recipes go before it."""
+
+OBJECTIVES = ("contrastive", "kl", "margin_mse")
+MINERS = ("bm25", "model")
+SIMILARITIES = ("cosine", "dot")
+
+
+@dataclass
+class DataArguments:
+    """Which text to train on, and how it is masked."""
+
+    dataset: str = field(
+        metadata={"help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    on_broken_line: str = field(
+        default="skip",
+        metadata={"help": "Lines of a .jsonl file that are broken: skip (count and report them) or error."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the text while training, in memory that does not grow with it; needs max_steps."},
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Passages of a stream that each worker shuffles among themselves."}
+    )
+    max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
+    short_seq_prob: float = field(
+        default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
+    )
+    encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
+    mask_replace_prob: float = field(default=0.8, metadata={"help": "Share of the masked tokens that become [MASK]."})
+    random_replace_prob: float = field(
+        default=0.1, metadata={"help": "Share of the masked tokens that become a random token; the others stay."}
+    )
+    static_masking: bool = field(
+        default=False, metadata={"help": "The same masks in every epoch (BERT), not new ones (RoBERTa)."}
+    )
+    whole_word_mask: bool = field(default=False, metadata={"help": "Mask words as a whole."})
+    segment_chinese: bool = field(
+        default=False,
+        metadata={"help": "Take Chinese words, not characters, for the words of whole_word_mask (needs rjieba)."},
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Pad batches to a multiple of this; 8 suits half precision on a GPU."}
+    )
+    dev_queries: int = field(
+        default=200,
+        metadata={"help": "First sentences held out to watch retrieval while training; 0 for none."},
+    )
+    max_skipped_batches: int = field(
+        default=0, metadata={"help": "Steps left out for a loss or gradient that is not finite, before the run stops."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start anew in a folder that holds a run; its checkpoints are deleted."},
+    )
+
+    def __post_init__(self) -> None:
+        from ..data.json_lines import check_on_broken_line
+        from ..model.configuration_retromae import check_ratio, check_replacement
+
+        check_at_least(
+            1,
+            preprocessing_num_workers=self.preprocessing_num_workers,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            shuffle_buffer_size=self.shuffle_buffer_size,
+        )
+        check_at_least(0, dev_queries=self.dev_queries, max_skipped_batches=self.max_skipped_batches)
+        check_on_broken_line(self.on_broken_line)
+        check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
+        check_replacement(self.mask_replace_prob, self.random_replace_prob)
+        if self.segment_chinese and not self.whole_word_mask:
+            raise RetroMAEError("segment_chinese is about whole words; give --whole_word_mask too, or leave it out")
+
+    def collator_options(self) -> dict[str, Any]:
+        """The arguments of `DataCollatorForRetroMAE` among these."""
+        names = (
+            "encoder_mask_ratio",
+            "mask_replace_prob",
+            "random_replace_prob",
+            "static_masking",
+            "whole_word_mask",
+            "pad_to_multiple_of",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class FinetuneArguments:
+    """What to fine-tune, on what, and how."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Exported encoder, or any encoder or sentence-transformers model."}
+    )
+    dataset: str = field(
+        metadata={
+            "help": "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, another file or "
+            "a Hub dataset of query, positive and negatives."
+        }
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    hard_negatives: str | None = field(
+        default=None,
+        metadata={"help": "'bm25' or 'model' to mine them so, or a file of JSON lines with query_id and negative_ids."},
+    )
+    num_negatives: int = field(default=4, metadata={"help": "Hard negatives a row."})
+    negative_depth: int = field(default=100, metadata={"help": "Mined negatives are drawn from that many documents."})
+    objective: str = field(
+        default="contrastive",
+        metadata={"help": "contrastive, or with a teacher's scores: kl (over lists) or margin_mse."},
+    )
+    teacher_scores: str | None = field(
+        default=None, metadata={"help": "JSON lines of a cross-encoder's scores, one list for each line of negatives."}
+    )
+    similarity: str = field(default="cosine", metadata={"help": "cosine or dot."})
+    temperature: float = field(default=0.05, metadata={"help": "What similarities are divided by; 1 goes with dot."})
+    query_length: int = field(default=32, metadata={"help": "Tokens of a query, special tokens included."})
+    passage_length: int = field(default=140, metadata={"help": "Tokens of a passage, special tokens included."})
+    query_prompt: str | None = field(default=None, metadata={"help": "Text in front of every query."})
+    passage_prompt: str | None = field(default=None, metadata={"help": "Text in front of every passage."})
+    mini_batch_size: int = field(
+        default=32,
+        metadata={"help": "Texts encoded at a time; the batch may be far larger than the memory (GradCache)."},
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew where a run is already."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, values in (("objective", OBJECTIVES), ("similarity", SIMILARITIES)):
+            if getattr(self, name) not in values:
+                raise RetroMAEError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(values)}")
+        check_at_least(
+            1,
+            num_negatives=self.num_negatives,
+            negative_depth=self.negative_depth,
+            mini_batch_size=self.mini_batch_size,
+        )
+        check_at_least(8, query_length=self.query_length, passage_length=self.passage_length)
+        if self.temperature <= 0:
+            raise RetroMAEError(f"temperature={self.temperature} must be above 0")
+        if self.negative_depth < self.num_negatives:
+            raise RetroMAEError(
+                f"negative_depth={self.negative_depth} leaves less than num_negatives={self.num_negatives} to draw from"
+            )
+        if self.teacher_scores is not None and self.hard_negatives in (None, *MINERS):
+            raise RetroMAEError("teacher_scores belong to a file of hard_negatives; name that too")
+        if self.objective == "margin_mse" and self.similarity == "cosine":
+            raise RetroMAEError(
+                "margin_mse cannot reach a teacher's margins with cosines, which differ by 2 at most; give "
+                "--similarity dot"
+            )
+        if self.teacher_scores is not None and self.objective == "contrastive":
+            raise RetroMAEError("teacher_scores are for the objectives kl and margin_mse; choose one")

@@ -1,0 +1,174 @@
+"""What a pretraining run trains and is evaluated on: the text, and passages of it, all at once or as a stream."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from ..checkpoints.arguments import ModelArguments
+from ..data.document_stream import DocumentStream
+from ..data.passage_stream import PassageStream
+from ..data.passages import tokenize_passages
+from ..data.pydocs import DEV_QUERIES, MIN_BODY_WORDS, MIN_QUERY_WORDS, SEARCHED_BODIES, hold_out, load_held_out_pydocs
+from ..data.sources import load_documents
+from ..data.words import WordSegmenter, chinese_segmenter
+from ..model.errors import RetroMAEError
+from ..retrieval.tasks import RetrievalTask, dev_task
+from .arguments import DataArguments
+from .streaming import check_streaming, held_out_head, open_passage_stream
+
+logger = logging.getLogger(__name__)
+
+EVAL_PASSAGES = 256
+"""Passages kept from training for the evaluation loss and the embedding gap."""
+
+
+@dataclass(frozen=True)
+class PretrainingText:
+    """The text of a run.
+
+    Attributes:
+        documents: what is at hand (`text`): the documents to train on, without the held-out queries; of a stream those
+            at its head, which are held out and on which it is evaluated.
+        task: held-out first sentences to watch retrieval on, where the text yields some.
+        stream: the documents to train on, where they are a stream.
+        segmenter: what tells Chinese words apart, where that was asked for.
+    """
+
+    documents: Dataset
+    task: RetrievalTask | None
+    stream: DocumentStream | None
+    segmenter: WordSegmenter | None
+
+
+def read_text(
+    args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments, checkpoint: str | None
+) -> PretrainingText:
+    """The text that a run trains on; what it cannot be is told before any of it is read.
+
+    Args:
+        args: which text.
+        model_args: where the run starts; a stream needs a tokenizer that is there.
+        training_args: the run.
+        checkpoint: the one to go on from.
+    """
+    segmenter = chinese_segmenter() if args.segment_chinese else None
+    if args.streaming:
+        check_streaming(args.dataset, model_args, training_args, checkpoint is not None)
+        stream = DocumentStream.open(
+            args.dataset,
+            args.dataset_config_name,
+            args.dataset_split,
+            args.text_column,
+            training_args.seed,
+            args.on_broken_line,
+        )
+        text = PretrainingText(*held_out_head(stream, args.dev_queries), stream, segmenter)
+    else:
+        text = PretrainingText(*load_text(args), None, segmenter)
+    if text.task is None and args.dev_queries:
+        logger.info(
+            "retrieval is not watched while training: too few documents have a first sentence of %d words and %d more",
+            MIN_QUERY_WORDS,
+            MIN_BODY_WORDS,
+        )
+    return text
+
+
+def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
+    """The documents to train on, without the held-out queries, and the task to watch, where the text yields one.
+
+    Of "pydocs" the reported test's queries are always held out.
+    """
+    if args.dataset == "pydocs":
+        held_out = load_held_out_pydocs(args.preprocessing_num_workers)
+        queries = min(args.dev_queries, DEV_QUERIES)
+    else:
+        documents = load_documents(
+            args.dataset,
+            args.dataset_config_name,
+            args.dataset_split,
+            args.text_column,
+            args.preprocessing_num_workers,
+            args.on_broken_line,
+        )
+        documents = documents.select_columns("text").add_column("name", [str(row) for row in range(len(documents))])
+        held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)
+        queries = len(held_out.queries)
+    return held_out.pretraining, dev_task(held_out, queries) if queries else None
+
+
+def make_passages(
+    text: PretrainingText,
+    tokenizer: PreTrainedTokenizerBase,
+    pair_objective: str | None,
+    args: DataArguments,
+    training_args: TrainingArguments,
+    checkpoint: str | None,
+) -> tuple[Dataset | PassageStream, Dataset]:
+    """The passages to train on and those to evaluate on.
+
+    Args:
+        text: the documents.
+        tokenizer: the model's.
+        pair_objective: the model's.
+        args: how passages are cut.
+        training_args: the run; a stream's loader is told to leave the order alone.
+        checkpoint: the one to go on from.
+    """
+    passages = tokenize_passages(
+        text.documents,
+        tokenizer,
+        args.max_length,
+        args.short_seq_prob,
+        training_args.seed,
+        args.preprocessing_num_workers,
+        pairs=pair_objective is not None,
+        word_segmenter=text.segmenter,
+    )
+    # Arrays, which the loader need not take apart into Python's numbers.
+    passages = passages.with_format("numpy")
+    if text.stream is None:
+        train_passages, held_out = split_passages(passages)
+        tokens = train_passages["length"][:].sum()
+        logger.info("training on %s passages, %s tokens", f"{len(train_passages):,}", f"{tokens:,}")
+        return train_passages, held_out
+    held_out = passages.select(evaluated_rows(passages, EVAL_PASSAGES))
+    streamed = open_passage_stream(
+        text.stream,
+        tokenizer,
+        args.max_length,
+        args.short_seq_prob,
+        pair_objective,
+        text.segmenter,
+        args.shuffle_buffer_size,
+        training_args,
+        checkpoint,
+    )
+    shards, documents = text.stream.num_shards, len(text.documents)
+    logger.info("training on a stream of %d shards, its first %s documents held out", shards, f"{documents:,}")
+    return streamed, held_out
+
+
+def split_passages(passages: Dataset) -> tuple[Dataset, Dataset]:
+    """Passages to train on and to evaluate on: `EVAL_PASSAGES` spread evenly over the corpus, at most a tenth.
+
+    What lies between those to evaluate on is put together again as slices: a list of indices would make every read
+    slower, and `Trainer` reads all passages once to group them by length.
+    """
+    if len(passages) < 2:
+        raise RetroMAEError("the corpus holds a single passage; give a source with more text")
+    count = max(min(EVAL_PASSAGES, len(passages) // 10), 1)
+    held_out = evaluated_rows(passages, count)
+    between = zip([-1, *held_out], [*held_out, len(passages)], strict=True)
+    slices = [passages.select(range(start + 1, stop)) for start, stop in between if stop - start > 1]
+    return concatenate_datasets(slices), passages.select(held_out)
+
+
+def evaluated_rows(passages: Dataset, count: int) -> list[int]:
+    """So many rows at most, spread evenly."""
+    return np.linspace(0, len(passages) - 1, min(count, len(passages)), dtype=int).tolist()

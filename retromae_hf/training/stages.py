@@ -1,0 +1,67 @@
+"""What a model's record says of a stage before it is trained, taken from the stage's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ..checkpoints.arguments import ModelArguments
+from ..publishing.record import describe_source, describe_start
+from .arguments import MINERS, DataArguments, FinetuneArguments
+
+
+def describe_pretraining(
+    args: DataArguments, model_args: ModelArguments, model: PreTrainedModel, documents: Dataset, passages: Any
+) -> dict[str, Any]:
+    """What is known of a pretraining stage.
+
+    Args:
+        args: data and masks.
+        model_args: where it starts.
+        model: the model to train.
+        documents: the documents.
+        passages: the passages to train on. Those of a stream are not counted, nor are its documents, of which only
+            those are at hand that it is evaluated on.
+    """
+    counts = {}
+    if isinstance(passages, Dataset):
+        tokens = int(passages["length"][:].sum())
+        counts = {"documents": len(documents), "passages": len(passages), "tokens": tokens}
+    of_decoder = ["num_decoder_layers", "decoder_mask_ratio", "decoder_query", "mlm_loss_weight", "bow_loss_weight"]
+    names = ["decoding", *(of_decoder if model.config.decoding != "none" else []), "pair_objective"]
+    objective = {name: getattr(model.config, name) for name in names}
+    masks = {name: value for name, value in args.collator_options().items() if name != "pad_to_multiple_of"}
+    return {
+        "stage": "pretraining",
+        "start": describe_start(model_args.model_name_or_path),
+        "data": describe_source(
+            args.dataset, args.dataset_config_name, args.dataset_split, **counts, max_length=args.max_length
+        ),
+        "objective": objective | masks,
+    }
+
+
+def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
+    """What is known of a fine-tuning stage, in which the model reads `max_length` tokens."""
+    mined = args.hard_negatives
+    objective = {
+        "objective": args.objective,
+        "similarity": args.similarity,
+        "temperature": args.temperature,
+        "hard_negatives": mined if mined in (None, *MINERS) else "a file",
+        "num_negatives": None if mined is None else args.num_negatives,
+        "query_length": min(args.query_length, max_length),
+        "passage_length": min(args.passage_length, max_length),
+        "query_prompt": args.query_prompt,
+        "passage_prompt": args.passage_prompt,
+    }
+    return {
+        "stage": "finetuning",
+        "start": describe_start(args.model_name_or_path),
+        "data": describe_source(
+            args.dataset, args.dataset_config_name, args.dataset_split, rows=len(rows), max_length=max_length
+        ),
+        "objective": objective,
+    }

@@ -48,7 +48,7 @@ def register_with_transformers() -> None:
 
 
 class _RegisterInTime(MetaPathFinder):
-    """Registers once the Auto classes are there and none of this package's files, which import them, is half imported."""
+    """Registers once the Auto classes are there and none of this package's files, which need them, is half imported."""
 
     def __init__(self) -> None:
         self.under_way = 0

@@ -16,11 +16,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
 from ..model.bookkeeping import labelled_rows
-from ..model.decoder import BLOCK_ROWS
 from ..model.distributed import average_over_processes, count_processes, gathered
-from ..model.losses import chunk_rows
 from ..model.masking import passage_seeds
-from ..model.modeling_retromae import LONG_PASSAGE, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import Embedder, embed
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
@@ -78,13 +76,6 @@ class RetroMAECallback(TrainerCallback):
             if sampler.generator is None:
                 # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
                 self._order = sampler.generator = torch.Generator()
-        logger.info(
-            "losses: our own, gradients taken in the forward pass, %d rows of logits at a time on this device; "
-            "visibility masks: whole up to %d tokens, %d rows at a time beyond",
-            chunk_rows(next(model.parameters())),
-            LONG_PASSAGE,
-            BLOCK_ROWS,
-        )
         self._epoch = int(state.epoch or 0)
         self._hook = model.register_forward_hook(self._add_components)
 

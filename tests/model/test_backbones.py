@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from conftest import features_of
@@ -20,7 +18,6 @@ from retromae_hf import (
     export_sparse_encoder,
     extend_positions,
 )
-from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.model.backbones import BACKBONES, backbone_for
 
 SIZES = {
@@ -230,8 +227,3 @@ def test_deberta_with_a_position_table_and_smaller_embeddings(family_tokenizer, 
     assert model.backbone.embed(model.encoder, inputs["input_ids"]).shape == (*inputs["input_ids"].shape, 32)
     model(**inputs).loss.backward()
     assert embeddings.position_embeddings.weight.grad.abs().sum() > 0
-
-
-def test_the_help_names_every_family():
-    (config_name,) = [one for one in fields(ModelArguments) if one.name == "config_name"]
-    assert all(f"{family}," in config_name.metadata["help"].replace(")", ",") for family in BACKBONES)

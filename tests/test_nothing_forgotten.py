@@ -1,0 +1,64 @@
+"""What a new objective, family, command or kind of corpus has to touch, as CONTRIBUTING.md lists it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from retromae_hf import RetroMAEConfig, RetroMAEPreTrainingOutput
+from retromae_hf.checkpoints.arguments import MODEL_OPTIONS, ModelArguments
+from retromae_hf.commands.main import COMMANDS
+from retromae_hf.data.sources import FILE_BUILDERS
+from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.model.configuration_retromae import DECODINGS, DEFAULT_DECODING, PAIR_OBJECTIVES
+from retromae_hf.publishing import model_card
+from retromae_hf.publishing.record import LOGGED
+from retromae_hf.training.arguments import DataArguments
+from retromae_hf.training.callbacks import COMPONENTS
+
+RECIPES = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in (ROOT / "examples/recipes").glob("*.yaml")]
+
+
+def help_of(arguments: type, name: str) -> str:
+    return next(one.metadata["help"] for one in fields(arguments) if one.name == name)
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_a_decoding_mode_has_a_recipe_a_name_in_the_card_and_its_help(decoding):
+    assert decoding in {recipe.get("decoding", DEFAULT_DECODING) for recipe in RECIPES}
+    assert decoding in model_card.DECODINGS
+    assert decoding in help_of(ModelArguments, "decoding")
+
+
+@pytest.mark.parametrize("objective", PAIR_OBJECTIVES)
+def test_a_pair_objective_has_a_recipe_a_name_in_the_card_and_its_help(objective):
+    assert objective in {recipe.get("pair_objective") for recipe in RECIPES}
+    assert objective in model_card.PAIRS
+    assert objective in help_of(ModelArguments, "pair_objective")
+
+
+def test_a_part_of_the_loss_is_logged_and_kept_in_the_record():
+    parts = {one.name for one in fields(RetroMAEPreTrainingOutput)} - {"loss", "sentence_embedding"}
+    assert parts == set(COMPONENTS) <= set(LOGGED)
+
+
+def test_an_option_of_the_model_is_a_flag_and_a_field():
+    assert set(MODEL_OPTIONS) <= {one.name for one in fields(ModelArguments)} & RetroMAEConfig().to_dict().keys()
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_a_family_is_named_in_the_help(family):
+    assert f"{family}," in help_of(ModelArguments, "config_name").replace(")", ",")
+
+
+def test_a_command_is_a_file_and_a_line_in_the_list():
+    files = {file.stem for file in (ROOT / "retromae_hf/commands").glob("*.py")} - {"__init__", "common", "main"}
+    assert files == set(COMMANDS)
+
+
+@pytest.mark.parametrize("ending", FILE_BUILDERS)
+def test_a_kind_of_corpus_is_named_in_the_help(ending):
+    assert ending in help_of(DataArguments, "dataset")

@@ -65,7 +65,7 @@ def build_card(
     """The card of a model.
 
     Args:
-        record: as `training_record` describes it.
+        record: as `record` describes it.
         results: as `evaluation` describes them; None where it was not evaluated.
         pictures: files beside the card that show its training.
         comparison: Markdown on how the model compares with others.

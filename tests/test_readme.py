@@ -18,7 +18,7 @@ from retromae_hf.retrieval.tasks import load_beir
 
 EXAMPLES = ROOT / "examples"
 PAGES = {file: file.read_text(encoding="utf-8") for file in (*publish.PAGES, EXAMPLES / "README.md")}
-LINKED = [*PAGES, ROOT / "CHANGELOG.md", EXAMPLES / "space/README.md", *sorted((ROOT / "model_cards").rglob("*.md"))]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", EXAMPLES / "space/README.md", *sorted((ROOT / "model_cards").rglob("*.md"))]
 
 PYTHON = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 TRIED = {
@@ -181,7 +181,7 @@ def test_its_flags_exist(capsys):
     known = {"--num_processes", "--mixed_precision", "--config_file", "--standalone", "--nproc_per_node", "--folder"}
     for command in COMMANDS:
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all"])
         known |= set(re.findall(r"--\w+", capsys.readouterr().out))
     for page in PAGES.values():
         assert set(re.findall(r"(?<![\w-])--\w+", re.sub(r"<!--.*?-->", "", page))) <= known

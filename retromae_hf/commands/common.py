@@ -26,7 +26,7 @@ from ..model.errors import RetroMAEError, RunInterruptedError, in_one_sentence
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
 
-HELP = ("-h", "--help", "--help_all", "--help-all")
+HELP = ("-h", "--help", "--help-all", "--help_all")
 
 
 def parse(
@@ -43,7 +43,7 @@ def parse(
         command: name of the command, for the help.
         description: what it does, likewise.
         classes: dataclasses as `HfArgumentParser` takes them. One of a library is given by its dotted name, is imported
-            when a command runs, and is left out of the help but for `--help_all`.
+            when a command runs, and is left out of the help but for `--help-all`.
         argv: the arguments; None takes those of the process.
         defaults: defaults that differ from the classes' own.
         positionals: names and help of arguments without a flag.
@@ -108,7 +108,7 @@ def show_help(
         parser.add_argument(name, help=told)
     for cls in classes:
         if isinstance(cls, str) and short:
-            parser.epilog = f"Every argument of {cls} is taken too; --help_all lists them."
+            parser.epilog = f"Every argument of {cls} is taken too; --help-all lists them."
             continue
         cls = _load(cls)
         group = parser.add_argument_group(str(cls.__doc__).partition("\n")[0].rstrip("."))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from retromae_hf.commands.main import COMMANDS
+from retromae_hf.commands.main import COMMANDS, main
 
 HEAVY = ("torch", "transformers", "datasets", "sentence_transformers", "numpy", "pyarrow", "accelerate")
 
@@ -65,3 +65,13 @@ def test_the_auto_classes_know_the_package_whichever_comes_first(order, model, t
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(ImportError, match="cannot import name 'RetroMAX'"):
         from retromae_hf import RetroMAX  # noqa: F401
+
+
+def test_the_long_help_lists_the_arguments_of_the_library_too(capsys):
+    for flag, lists_them in (("--help", False), ("--help-all", True)):
+        with pytest.raises(SystemExit):
+            main(["pretrain", flag])
+        shown = capsys.readouterr().out
+        assert "--encoder_mask_ratio" in shown
+        assert ("--max_grad_norm" in shown) is lists_them
+        assert ("--help-all" in shown) is not lists_them

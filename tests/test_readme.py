@@ -18,7 +18,8 @@ from retromae_hf.retrieval.tasks import load_beir
 
 EXAMPLES = ROOT / "examples"
 PAGES = {file: file.read_text(encoding="utf-8") for file in (*publish.PAGES, EXAMPLES / "README.md")}
-LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", EXAMPLES / "space/README.md", *sorted((ROOT / "model_cards").rglob("*.md"))]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", EXAMPLES / "space/README.md"]
+LINKED += sorted((ROOT / "model_cards").rglob("*.md"))
 
 PYTHON = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 TRIED = {

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ..model.errors import RetroMAEError, in_one_sentence
-from .common import command, parse, read_recipe
+from .common import HELP, command, parse, read_recipe
 
 
 @dataclass
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     """Compare and show."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or not arguments[0].endswith((".yaml", ".yml")):
-        if {"-h", "--help"} & set(arguments):
+        if set(HELP) & set(arguments):
             parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments)
         raise RetroMAEError("name a recipe, such as examples/recipes/compare/compare-cpu.yaml")
     recipe = read_recipe(arguments[0])

@@ -8,9 +8,11 @@ sentence-transformers up to version 5 runs the code of any local folder.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -20,6 +22,7 @@ from .errors import RetroMAEError, in_one_sentence
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TRUST_FLAG = "--trust_remote_code true"
+TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 OWN_MODULES = "sentence_transformers."
 OWN_ACTIVATIONS = "torch.nn."
 
@@ -37,15 +40,19 @@ def check_weights(name_or_path: str | Path, where: str = "") -> None:
 def safetensors_only(name_or_path: str | Path, where: str = "") -> Iterator[None]:
     """Around loading with `use_safetensors=True`: that there is none becomes a sentence with a remedy.
 
-    The one of `transformers` is to allow pickles.
+    The one of `transformers` is to allow pickles. What else reads a pickle inside gets tensors or the same sentence.
     """
     check_weights(name_or_path, where)
+    before = os.environ.get(TENSORS_ONLY, "0")
+    os.environ[TENSORS_ONLY] = "1"  # a sentence_bert_config.json may ask for weights_only=False
     try:
         yield
-    except OSError as error:
-        if "use_safetensors=True" in str(error):
+    except (OSError, UnpicklingError) as error:
+        if isinstance(error, UnpicklingError) or "use_safetensors=True" in str(error):
             raise _pickled(str(name_or_path), "pytorch_model.bin") from error
         raise
+    finally:
+        os.environ[TENSORS_ONLY] = before
 
 
 def read_config(name_or_path: str | Path) -> dict[str, Any]:
@@ -126,8 +133,8 @@ def _fetch(name_or_path: str, file: str) -> str | None:
 
 def _pickled(place: str, pickle: str) -> RetroMAEError:
     return RetroMAEError(
-        f"{place} holds no safetensors, and a pickle such as {pickle} is not read, because it can run code; where you "
-        "trust it, load it with the library that wrote it and save it anew, which writes safetensors"
+        f"{place} holds weights that are no safetensors, and a pickle such as {pickle} is not read, because it can run "
+        "code; where you trust it, load it with the library that wrote it and save it anew, which writes safetensors"
     )
 
 

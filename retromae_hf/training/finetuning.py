@@ -15,7 +15,6 @@ from transformers import TrainingArguments, set_seed
 from ..checkpoints.hub import prepare_pushes, pushing
 from ..checkpoints.sentence_models import load_sentence_transformer
 from ..model.errors import RetroMAEError, check_at_least, in_one_sentence
-from ..model.trust import check_modules
 from ..publishing.card_writer import CardArguments, describe_finetuning, describe_sentence_transformer, describing
 from .finetuning_data import (
     JudgedCorpus,
@@ -140,8 +139,6 @@ def finetune(
     check_training_arguments(training_args)
     prepare_pushes(training_args)
     run = prepare_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
-    if run.checkpoint is not None:
-        check_modules(str(run.checkpoint), args.trust_remote_code)  # the trainer opens it with fewer precautions
     if args.objective == "contrastive" and training_args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
         # A text that stands in a batch twice would be its own negative.
         training_args.batch_sampler = BatchSamplers.NO_DUPLICATES
@@ -168,6 +165,10 @@ def finetune(
         trainer = SentenceTransformerTrainer(
             model=model, args=training_args, train_dataset=rows, loss=loss_of(args, model, training_args.world_size > 1)
         )
+    # The trainer would read a pickle there, as a whole where the checkpoint's own files ask for it.
+    trainer._load_from_checkpoint = lambda folder: model.load_state_dict(  # type: ignore[assignment, method-assign]
+        load_sentence_transformer(folder, args.trust_remote_code).state_dict()
+    )
     stage, described = describe_finetuning(args, rows, max_length), describe_sentence_transformer(model)
     with pushing(trainer), describing(trainer, "encoder", described, stage, args.model_name_or_path, card_args):
         run_and_save(trainer, run)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..model.trust import check_modules, safetensors_only
+from ..model.trust import code_refused, safetensors_only
 from .loading import load_config
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def load_sentence_transformer(
             f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "
             f"--model_name_or_path {name_or_path} --output_dir FOLDER"
         )
-    check_modules(name_or_path, trust_remote_code)
     options, code = {"use_safetensors": True}, {"trust_remote_code": trust_remote_code}
     with (
         in_one_sentence(f"{name_or_path} holds no model that can be loaded"),
+        code_refused(name_or_path, "its modules ask for"),
         safetensors_only(name_or_path),
         _expected_reports_left_out(),
     ):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from retromae_hf import (
@@ -120,11 +121,20 @@ def test_a_module_that_is_code_runs_where_it_is_trusted_alone(load, exported, co
     (exported / "2_Own").mkdir()
     change_to = [*modules, {"idx": 2, "name": "2", "path": "2_Own", "type": "own.Own"}]
     (exported / "modules.json").write_text(json.dumps(change_to))
-    with pytest.raises(RetroMAEError, match=r"modules.json names as own.Own .* --trust_remote_code true"):
+    with pytest.raises(RetroMAEError, match=r"its modules ask for .* --trust_remote_code true"):
         load(str(exported))
     assert not mark.exists()
     load(str(exported), trust_remote_code=True)
     assert mark.exists()
+
+
+def test_a_router_leads_to_no_code(exported, code):
+    source, mark = code
+    (exported / "own.py").write_text(source)
+    route(exported, "inner", "own.Own")
+    with pytest.raises(RetroMAEError, match=r"its modules ask for .* --trust_remote_code true"):
+        load_sentence_transformer(str(exported))
+    assert not mark.exists()
 
 
 def test_a_router_leads_to_no_pickle(exported, tmp_path):
@@ -136,6 +146,36 @@ def test_a_router_leads_to_no_pickle(exported, tmp_path):
     shutil.move(inner, exported / "route")
     with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
         load_sentence_transformer(str(exported))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["../1_Pooling", "/etc"])
+def test_no_module_lies_outside_of_the_folder(name, exported):
+    pooling = "sentence_transformers.sentence_transformer.modules.Pooling"
+    modules = json.loads((exported / "modules.json").read_text())
+    (exported / "modules.json").write_text(json.dumps([modules[0], modules[1] | {"path": name}]))
+    with pytest.raises(RetroMAEError, match="Invalid model path"):
+        load_sentence_transformer(str(exported))
+    route(exported, name, pooling)
+    with pytest.raises(RetroMAEError, match="Invalid model path"):
+        load_sentence_transformer(str(exported))
+
+
+@pytest.mark.parametrize(("weights", "read"), [("tensors", True), ("code", False)])
+def test_a_pickled_module_is_read_as_tensors_alone(weights, read, exported, tmp_path):
+    mark = tmp_path / "mark"
+    model = load_sentence_transformer(str(exported), device="cpu")
+    model.append(Dense(32, 8))
+    model.save_pretrained(str(tmp_path / "dense"))
+    (tmp_path / "dense" / "2_Dense" / "model.safetensors").unlink()
+    pickled = model[2].state_dict() if weights == "tensors" else Marking(mark)
+    torch.save(pickled, tmp_path / "dense" / "2_Dense" / "pytorch_model.bin")
+    if read:
+        loaded = load_sentence_transformer(str(tmp_path / "dense"), device="cpu")
+        assert torch.equal(loaded[2].linear.weight, model[2].linear.weight)
+    else:
+        with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
+            load_sentence_transformer(str(tmp_path / "dense"))
     assert not mark.exists()
 
 
@@ -185,7 +225,7 @@ def test_a_fine_tuning_is_not_resumed_from_code(exported, code, tmp_path, capsys
     (checkpoint / "own.py").write_text(source + "from torch.nn import Identity as Own\n")
     (checkpoint / "modules.json").write_text(json.dumps([{"path": "", "type": "own.Own"}]))
     assert resumed(exported, checkpoint) == 2
-    assert "modules.json names as own.Own" in capsys.readouterr().err
+    assert "its modules ask for" in capsys.readouterr().err
     assert not mark.exists()
 
 

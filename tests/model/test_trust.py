@@ -149,6 +149,19 @@ def test_a_router_leads_to_no_pickle(exported, tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("activation", ["own.Own", "transformers.activations.NewGELUActivation", "torch.hub.load"])
+def test_an_activation_that_is_code_is_refused(activation, exported, code, tmp_path):
+    source, mark = code
+    model = load_sentence_transformer(str(exported), device="cpu")
+    model.append(Dense(32, 8))
+    model.save_pretrained(str(tmp_path / "dense"))
+    (tmp_path / "dense" / "own.py").write_text(source)
+    change(tmp_path / "dense" / "2_Dense" / "config.json", activation_function=activation)
+    with pytest.raises(RetroMAEError, match=r"its modules ask for .* --trust_remote_code true"):
+        load_sentence_transformer(str(tmp_path / "dense"))
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("name", ["../1_Pooling", "/etc"])
 def test_no_module_lies_outside_of_the_folder(name, exported):
     pooling = "sentence_transformers.sentence_transformer.modules.Pooling"

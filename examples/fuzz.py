@@ -24,7 +24,7 @@ import torch
 import yaml
 from bad_inputs import quiet
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
@@ -33,16 +33,17 @@ from retromae_hf import (
     RetroMAEConfig,
     RetroMAEError,
     RetroMAEForPreTraining,
+    export_encoder,
     load_documents,
     tokenize_passages,
 )
 from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.loading import load_config
+from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.commands.common import parse
 from retromae_hf.data.text import cut_long
 from retromae_hf.model.errors import check_file_name
 from retromae_hf.model.masking import visibility_mask
-from retromae_hf.model.trust import check_modules
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.studies.comparison_recipe import Comparison, distribute
@@ -117,19 +118,33 @@ def configuration_files(content: Any, kind: bool) -> None:
     load_config(str(place()))
 
 
-MODULES = st.fixed_dictionaries(
-    {"path": st.sampled_from(["", "1_Pooling", "../x", "/x"]) | TEXT, "type": st.just("sentence_transformers.X") | TEXT}
+SOUND_MODULES = [
+    {"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+MODULES = st.sampled_from(SOUND_MODULES) | st.fixed_dictionaries(
+    {
+        "name": TEXT,
+        "path": st.sampled_from(["", "1_Pooling", "../x", "/x"]) | TEXT,
+        "type": st.sampled_from(["sentence_transformers.X", *(module["type"] for module in SOUND_MODULES)]) | TEXT,
+    }
 )
 
 
+@functools.cache
+def encoder() -> Path:
+    """A folder of sentence-transformers."""
+    return export_encoder(*model_and_tokenizer(), place() / "encoder")
+
+
+@example(content=SOUND_MODULES)
 @given(content=VALUES | st.lists(MODULES, max_size=2) | st.lists(some_of(["path", "type", "idx"], TEXT), max_size=3))
 def module_files(content: Any) -> None:
     """modules.json with anything in it: what is accepted is sentence-transformers' own and inside of the folder."""
-    folder = place() / "modules"
-    folder.mkdir(exist_ok=True)
-    (folder / "modules.json").write_text(json.dumps(content), encoding="utf-8")
-    check_modules(str(folder), trust_remote_code=False)
-    assert all(module["type"].startswith("sentence_transformers.") for module in content or [])
+    (encoder() / "modules.json").write_text(json.dumps(content), encoding="utf-8")
+    load_sentence_transformer(str(encoder()), device="cpu")
+    assert all(module["type"].startswith("sentence_transformers.") for module in content)
+    assert all(Path(encoder(), module["path"]).resolve().is_relative_to(encoder().resolve()) for module in content)
 
 
 @given(

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError
 from ..model.pretrained_model import RetroMAEPreTrainedModel
-from ..model.trust import check_code, has_code, read_config
+from ..model.trust import check_code, code_refused, read_config
 from .hub import loading
 
 Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
@@ -33,13 +33,11 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
     Raises:
         RetroMAEError: there is none, or it takes code of the model's own and `trust_remote_code` is False.
     """
-    with loading(f"{name_or_path} holds no tokenizer that can be loaded"):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        except ValueError as error:
-            if "trust_remote_code" in str(error):
-                raise has_code(name_or_path, "its tokenizer asks for") from error
-            raise
+    with (
+        loading(f"{name_or_path} holds no tokenizer that can be loaded"),
+        code_refused(name_or_path, "its tokenizer asks for"),
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise RetroMAEError(f"{name_or_path} holds no tokenizer; save one there or name one")
     return tokenizer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..model.trust import check_modules, safetensors_only
+from ..model.trust import code_refused, safetensors_only
 from .loading import load_config
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ def load_sentence_transformer(
             f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "
             f"--model_name_or_path {name_or_path} --output_dir FOLDER"
         )
-    check_modules(name_or_path, trust_remote_code)
     options, code = {"use_safetensors": True}, {"trust_remote_code": trust_remote_code}
     with (
         in_one_sentence(f"{name_or_path} holds no model that can be loaded"),
+        code_refused(name_or_path, "its modules ask for"),
         safetensors_only(name_or_path),
-        _expected_reports_left_out(),
+        _filtering("transformers.modeling_utils", _is_worth_reading),
+        _filtering("sentence_transformers.base.modules.dense", _is_no_refusal),
     ):
         if is_sentence_transformer_model(name_or_path):
             return SentenceTransformer(
@@ -61,20 +62,27 @@ def load_sentence_transformer(
 
 
 @contextmanager
-def _expected_reports_left_out() -> Iterator[None]:
-    """Leave out the report of `transformers` on weights that no embedding is made of; any other is shown."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_worth_reading)
+def _filtering(name: str, is_shown: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Have a logger show what `is_shown` lets pass."""
+    logger = logging.getLogger(name)
+    logger.addFilter(is_shown)
     try:
         yield
     finally:
-        logger.removeFilter(_is_worth_reading)
+        logger.removeFilter(is_shown)
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
-    """Whether a record is more than a report of a head that is not used and a pooler that is not there."""
+    """Whether a record is more than the report of `transformers` on weights that no embedding is made of."""
     title, _, report = record.getMessage().partition("\n")
     if "LOAD REPORT" not in title:
         return True
     rows = [line.split("|") for line in report.splitlines() if "|" in line][1:]  # behind the head of the table
     return not all("UNEXPECTED" in status or "pooler." in weight for weight, status, *_ in rows)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Raise the warning that an activation is not trusted and another one taken: embeddings would be others."""
+    if "trust_remote_code=" in record.getMessage():
+        raise ValueError(record.getMessage())
+    return True

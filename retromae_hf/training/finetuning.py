@@ -10,7 +10,6 @@ from transformers import TrainingArguments, set_seed
 
 from ..checkpoints.sentence_models import load_sentence_transformer
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..model.trust import check_modules
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
 from .arguments import FinetuneArguments
@@ -41,8 +40,6 @@ def finetune(
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
     run = begin_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
-    if run.checkpoint is not None:
-        check_modules(str(run.checkpoint), args.trust_remote_code)  # the trainer opens it with fewer precautions
     set_seed(training_args.seed)
     model = starting_encoder(args)
     with training_args.main_process_first(local=False, desc="preparing the data"):
@@ -91,7 +88,12 @@ def finetuning_trainer(
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
     loss = loss_of(args, model, training_args.world_size > 1)
     with in_one_sentence("the training arguments cannot be used"):
-        return SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
+        trainer = SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
+    # The trainer would read a pickle there, as a whole where the checkpoint's own files ask for it.
+    trainer._load_from_checkpoint = lambda folder: model.load_state_dict(  # type: ignore[assignment, method-assign]
+        load_sentence_transformer(folder, args.trust_remote_code).state_dict()
+    )
+    return trainer
 
 
 def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool) -> nn.Module:

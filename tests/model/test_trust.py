@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, Trainer, TrainingArguments
+from sentence_transformers.sentence_transformer.modules import Dense
+from transformers import AutoModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from retromae_hf import (
     DataCollatorForRetroMAE,
@@ -36,6 +38,33 @@ def code(tmp_path) -> tuple[str, Path]:
     """Code that leaves a mark, and the mark."""
     mark = tmp_path / "mark"
     return f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\n", mark
+
+
+class Marking:
+    """A pickle that leaves a mark when it is read as a whole."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def ask_for_a_pickle(folder: Path, mark: Path) -> None:
+    """Lay a pickle that leaves a mark beside the weights, and have the folder's own files ask for it as a whole."""
+    torch.save({"weight": Marking(mark)}, folder / "pytorch_model.bin")
+    wanted = {"use_safetensors": False, "weights_only": False, "dtype": "auto"}
+    change(folder / "sentence_bert_config.json", model_args=wanted)
+    change(folder / "config.json", dtype=None)  # for which transformers looks into the weights
+
+
+def route(folder: Path, name: str, kind: str) -> None:
+    """Make a router of the only module, which leads to a module of that kind in a folder of that name."""
+    (folder / "route").mkdir()
+    config = {"types": {name: kind}, "structure": {"query": [name]}, "parameters": {}}
+    (folder / "route" / "router_config.json").write_text(json.dumps(config))
+    router = "sentence_transformers.sentence_transformer.modules.Router"
+    (folder / "modules.json").write_text(json.dumps([{"name": "0", "path": "route", "type": router}]))
 
 
 def change(file: Path, **fields) -> None:
@@ -92,11 +121,75 @@ def test_a_module_that_is_code_runs_where_it_is_trusted_alone(load, exported, co
     (exported / "2_Own").mkdir()
     change_to = [*modules, {"idx": 2, "name": "2", "path": "2_Own", "type": "own.Own"}]
     (exported / "modules.json").write_text(json.dumps(change_to))
-    with pytest.raises(RetroMAEError, match=r"modules.json names as own.Own .* --trust_remote_code true"):
+    with pytest.raises(RetroMAEError, match=r"its modules ask for .* --trust_remote_code true"):
         load(str(exported))
     assert not mark.exists()
     load(str(exported), trust_remote_code=True)
     assert mark.exists()
+
+
+def test_a_router_leads_to_no_code(exported, code):
+    source, mark = code
+    (exported / "own.py").write_text(source)
+    route(exported, "inner", "own.Own")
+    with pytest.raises(RetroMAEError, match=r"its modules ask for .* --trust_remote_code true"):
+        load_sentence_transformer(str(exported))
+    assert not mark.exists()
+
+
+def test_a_router_leads_to_no_pickle(exported, tmp_path):
+    """A whole model within a model is opened by sentence-transformers without what it was told for the outer one."""
+    mark = tmp_path / "mark"
+    inner = shutil.copytree(exported, tmp_path / "inner")
+    ask_for_a_pickle(inner, mark)
+    route(exported, "inner", "sentence_transformers.SentenceTransformer")
+    shutil.move(inner, exported / "route")
+    with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
+        load_sentence_transformer(str(exported))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("activation", ["own.Own", "transformers.activations.NewGELUActivation", "torch.hub.load"])
+def test_an_activation_that_is_code_is_refused(activation, exported, code, tmp_path):
+    source, mark = code
+    model = load_sentence_transformer(str(exported), device="cpu")
+    model.append(Dense(32, 8))
+    model.save_pretrained(str(tmp_path / "dense"))
+    (tmp_path / "dense" / "own.py").write_text(source)
+    change(tmp_path / "dense" / "2_Dense" / "config.json", activation_function=activation)
+    with pytest.raises(RetroMAEError, match=r"its modules ask for .* --trust_remote_code true"):
+        load_sentence_transformer(str(tmp_path / "dense"))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["../1_Pooling", "/etc"])
+def test_no_module_lies_outside_of_the_folder(name, exported):
+    pooling = "sentence_transformers.sentence_transformer.modules.Pooling"
+    modules = json.loads((exported / "modules.json").read_text())
+    (exported / "modules.json").write_text(json.dumps([modules[0], modules[1] | {"path": name}]))
+    with pytest.raises(RetroMAEError, match="Invalid model path"):
+        load_sentence_transformer(str(exported))
+    route(exported, name, pooling)
+    with pytest.raises(RetroMAEError, match="Invalid model path"):
+        load_sentence_transformer(str(exported))
+
+
+@pytest.mark.parametrize(("weights", "read"), [("tensors", True), ("code", False)])
+def test_a_pickled_module_is_read_as_tensors_alone(weights, read, exported, tmp_path):
+    mark = tmp_path / "mark"
+    model = load_sentence_transformer(str(exported), device="cpu")
+    model.append(Dense(32, 8))
+    model.save_pretrained(str(tmp_path / "dense"))
+    (tmp_path / "dense" / "2_Dense" / "model.safetensors").unlink()
+    pickled = model[2].state_dict() if weights == "tensors" else Marking(mark)
+    torch.save(pickled, tmp_path / "dense" / "2_Dense" / "pytorch_model.bin")
+    if read:
+        loaded = load_sentence_transformer(str(tmp_path / "dense"), device="cpu")
+        assert torch.equal(loaded[2].linear.weight, model[2].linear.weight)
+    else:
+        with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
+            load_sentence_transformer(str(tmp_path / "dense"))
+    assert not mark.exists()
 
 
 def test_a_configuration_that_is_code_runs_where_it_is_trusted_alone(exported, code):
@@ -127,18 +220,33 @@ def test_a_tokenizer_that_is_code_runs_where_it_is_trusted_alone(exported, code)
     assert mark.exists()
 
 
+def resumed(exported: Path, checkpoint: Path) -> int:
+    """The exit status of a fine-tuning that goes on from a checkpoint of another program."""
+    state = TrainerState(train_batch_size=1, stateful_callbacks=[TrainerControl()])
+    state.save_to_json(str(checkpoint / "trainer_state.json"))
+    pairs = checkpoint.with_name("pairs.jsonl")
+    pairs.write_text('{"query": "fox", "positive": "the fox"}\n')
+    line = f"finetune --model_name_or_path {exported} --dataset {pairs} --output_dir {exported}-out --use_cpu"
+    line += f" --max_steps 1 --per_device_train_batch_size 1 --resume_from_checkpoint {checkpoint}"
+    return main(line.split())
+
+
 def test_a_fine_tuning_is_not_resumed_from_code(exported, code, tmp_path, capsys):
     source, mark = code
     checkpoint = tmp_path / "checkpoint-1"
     shutil.copytree(exported, checkpoint)
-    (checkpoint / "trainer_state.json").write_text("{}")
     (checkpoint / "own.py").write_text(source + "from torch.nn import Identity as Own\n")
     (checkpoint / "modules.json").write_text(json.dumps([{"path": "", "type": "own.Own"}]))
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"query": "fox", "positive": "the fox"}\n' * 4)
-    line = f"finetune --model_name_or_path {exported} --dataset {pairs} --output_dir {tmp_path}/out --use_cpu"
-    assert main([*line.split(), "--resume_from_checkpoint", str(checkpoint)]) == 2
-    assert "modules.json names as own.Own" in capsys.readouterr().err
+    assert resumed(exported, checkpoint) == 2
+    assert "its modules ask for" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+def test_a_fine_tuning_is_resumed_from_safetensors_whatever_the_checkpoint_asks_for(exported, tmp_path):
+    mark = tmp_path / "mark"
+    checkpoint = shutil.copytree(exported, tmp_path / "checkpoint-1")
+    ask_for_a_pickle(checkpoint, mark)
+    assert resumed(exported, checkpoint) == 0
     assert not mark.exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.whole_files import written_aside
 from ..model.errors import RetroMAEError, in_one_sentence
 from .embedders import process_state
 
@@ -85,6 +85,5 @@ def _write(embeddings: Tensor, file: Path) -> None:
         raise RetroMAEError(
             "the model gives embeddings with NaN or infinity; check its training, or take an earlier checkpoint"
         )
-    aside = file.with_suffix(f".{os.getpid()}")
-    save_file({"embeddings": embeddings.float().contiguous()}, aside)
-    aside.replace(file)  # what has the name is complete
+    with written_aside(file) as aside:
+        save_file({"embeddings": embeddings.float().contiguous()}, aside)

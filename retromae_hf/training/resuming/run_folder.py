@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...data.whole_files import read_json, write_json
 from ...model.errors import RetroMAEError, in_one_sentence
 from .saved_checkpoints import (
     checkpoints,
@@ -25,7 +26,6 @@ from .saved_checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
-from .whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -193,11 +193,7 @@ def _unmarked(folder: Path) -> list[Path]:
 
 def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
     """The last whole checkpoint of a run with these arguments, None where there is none; another run is an error."""
-    try:
-        old = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = None
-    checkpoint = last_complete_checkpoint(folder)
+    old, checkpoint = read_json(folder / RUN_FILE), last_complete_checkpoint(folder)
     if old == arguments:
         if checkpoint is not None:
             logger.info("%s holds this run up to %s; it goes on from there", folder, checkpoint.name)

@@ -17,10 +17,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.evaluation import BM25, SCHEMA
 from .card_pictures import draw_pictures, has_curve
-from .record import write_record
+from .record import RECORD_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -297,11 +298,11 @@ def write_card(
         Whether the card was written: somebody else's stays, and a warning says so.
     """
     folder = Path(folder)
-    write_record(folder, record)
+    write_json(folder / RECORD_FILE, record)
     if results is None:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
     else:
-        (folder / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / RESULTS_FILE, results)
     if not overwrite and not may_be_replaced(folder):
         logger.warning(
             "%s was not written by retromae-hf, or was edited since, and stays; "

@@ -63,7 +63,7 @@ def embed_to_shards(
     state.wait_for_everyone()  # all have looked before one writes, so that all share out the same list
     mine = missing[state.process_index :: state.num_processes]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(mine, desc="Shards", unit="shard", disable=not state.is_local_main_process, leave=False):
+    for number in tqdm(mine, desc="Corpus", unit="shard", disable=not state.is_local_main_process, leave=False):
         _write(embed(shards[number]), files[number])
     state.wait_for_everyone()
     if absent := [file for file in files if not file.is_file()]:

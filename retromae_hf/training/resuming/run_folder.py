@@ -95,8 +95,6 @@ def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable
         *others: the command's other arguments, dataclasses, which tell one run from another.
     """
     folder, arguments = Path(args.output_dir), _run_arguments(args, *others)
-    if folder.exists() and not folder.is_dir():
-        raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
     lock = None
     if args.should_save:
         with in_one_sentence(f"output_dir={args.output_dir!r} cannot be written"):

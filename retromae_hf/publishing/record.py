@@ -45,6 +45,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -256,10 +257,8 @@ def describe_environment(args: TrainingArguments) -> dict[str, Any]:
     device = args.device
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # of what is not needed for pretraining
             versions[package] = version(package)
-        except PackageNotFoundError:  # of what is not needed for pretraining
-            continue
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": args.world_size,

@@ -60,24 +60,14 @@ class HealthCallback(TrainerCallback):
         self._hook: Any = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Start to note the losses."""
         self._batches, self._steps = [], []
         self._hook = model.register_forward_hook(self._note_batch, with_kwargs=True)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Note whether the step's numbers are finite, and where batches may be skipped, look at once."""
         finite = torch.stack([loss.isfinite() for loss, _ in self._batches]).all()

@@ -64,7 +64,13 @@ def embed_to_shards(
     mine = missing[state.process_index :: state.num_processes]
     folder.mkdir(parents=True, exist_ok=True)
     for number in tqdm(mine, desc="Corpus", unit="shard", disable=not state.is_local_main_process, leave=False):
-        _write(embed(shards[number]), files[number])
+        embeddings = embed(shards[number])
+        if not embeddings.isfinite().all():
+            raise RetroMAEError(
+                "the model gives embeddings with NaN or infinity; check its training, or take an earlier checkpoint"
+            )
+        with written_aside(files[number]) as aside:
+            save_file({"embeddings": embeddings.float().contiguous()}, aside)
     state.wait_for_everyone()
     if absent := [file for file in files if not file.is_file()]:
         raise RetroMAEError(f"{absent[0]} is not there; give a folder for the embeddings that all processes see")
@@ -78,12 +84,3 @@ def _digest(identity: str, texts: list[str]) -> str:
         digest.update(len(content).to_bytes(8, "little"))  # else "a", "bc" would be "ab", "c"
         digest.update(content)
     return digest.hexdigest()
-
-
-def _write(embeddings: Tensor, file: Path) -> None:
-    if not embeddings.isfinite().all():
-        raise RetroMAEError(
-            "the model gives embeddings with NaN or infinity; check its training, or take an earlier checkpoint"
-        )
-    with written_aside(file) as aside:
-        save_file({"embeddings": embeddings.float().contiguous()}, aside)

@@ -142,9 +142,8 @@ def _batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
     input_ids = torch.randint(model.config.vocab_size, (size, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[-1, 1:] = 0
-    return {"input_ids": input_ids.masked_fill(attention_mask == 0, model.config.pad_token_id or 0)} | {
-        "attention_mask": attention_mask
-    }
+    input_ids = input_ids.masked_fill(attention_mask == 0, model.config.pad_token_id or 0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @torch.no_grad()

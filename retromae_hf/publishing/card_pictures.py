@@ -34,12 +34,10 @@ def draw_pictures(stages: Sequence[dict[str, Any]], folder: str | Path) -> list[
 
 
 def _draw(logs: list[dict[str, Any]], folder: Path, name: str) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [panel for needed, panel in PANELS.items() if has_curve(logs, needed)]
     figure = Figure(figsize=(4.4 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (title, curves) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for value, label in curves.items():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.whole_files import write_json
 from ..model.backbones import max_text_length
 from ..model.errors import RetroMAEError
 from ..model.pretrained_model import RetroMAEPreTrainedModel
@@ -53,7 +53,7 @@ def export_encoder(
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
     _write_modules(folder, "sentence_transformers.models", "Transformer", "Pooling", pooled)
-    _write(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     write_export_card(folder, "encoder", source, encoder, max_text_length(tokenizer, encoder.config), pooling)
     return folder
 
@@ -84,7 +84,8 @@ def export_sparse_encoder(
     encoder = _save(model, tokenizer, folder)
     pooled: dict[str, object] = {"pooling_strategy": "max", "activation_function": "relu"}
     _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", "SpladePooling", pooled)
-    _write(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", "similarity_fn_name": "dot"})
+    use = {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
+    write_json(folder / "config_sentence_transformers.json", use)
     write_export_card(folder, "sparse-encoder", source, encoder, max_text_length(tokenizer, encoder.config), None)
     return folder
 
@@ -95,22 +96,18 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     max_length = max_text_length(tokenizer, encoder.config)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     return encoder
 
 
 def _write_modules(folder: Path, package: str, transformer: str, pooling: str, config: dict[str, object]) -> None:
     """Write the list of modules in the layout that every sentence-transformers with these modules reads."""
-    _write(folder / f"1_{pooling}" / "config.json", config)
-    _write(
+    (folder / f"1_{pooling}").mkdir(exist_ok=True)
+    write_json(folder / f"1_{pooling}" / "config.json", config)
+    write_json(
         folder / "modules.json",
         [
             {"idx": 0, "name": "0", "path": "", "type": f"{package}.{transformer}"},
             {"idx": 1, "name": "1", "path": f"1_{pooling}", "type": f"{package}.{pooling}"},
         ],
     )
-
-
-def _write(file: Path, content: object) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

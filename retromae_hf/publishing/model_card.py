@@ -17,10 +17,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.evaluation import BM25, SCHEMA
 from .card_pictures import draw_pictures, has_curve
-from .record import write_record
+from .record import RECORD_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +43,6 @@ FINETUNINGS = {
     "margin_mse": "distillation from a cross-encoder (MarginMSE)",
 }
 STAGES = {"pretraining": ("Pretraining", "pretrained"), "finetuning": ("Fine-tuning", "fine-tuned")}
-LIBRARIES = {
-    "checkpoint": "transformers",
-    "encoder": "sentence-transformers",
-    "sparse-encoder": "sentence-transformers",
-}
-PIPELINES = {
-    "checkpoint": "feature-extraction",
-    "encoder": "sentence-similarity",
-    "sparse-encoder": "feature-extraction",
-}
 
 _MARK = re.compile(r"\n\n<!-- made by retromae-hf: (\w{16}) -->\n\Z")
 
@@ -112,7 +103,8 @@ def build_card(
 def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCardData:
     """The card's metadata, of which the Hub makes filters; what is not known is left out."""
     stages, form = record["stages"], record["format"]
-    starts = [start["name"] for start in (*(stage["start"] for stage in stages), record["source"]) if _is_on_hub(start)]
+    starts = [*(stage["start"] for stage in stages), record["source"]]
+    starts_on_hub = [start["name"] for start in starts if start is not None and start["on_hub"]]
     sources = [stage["data"]["source"] for stage in stages if stage["data"]["on_hub"]]
     kinds = _decodings(stages)
     tags = ["retrieval", *(["retromae"] if kinds & {"enhanced", "basic"} else [])]
@@ -123,10 +115,10 @@ def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCa
     return ModelCardData(
         license=record["license"],
         language=record["language"],
-        library_name=LIBRARIES[form],
-        pipeline_tag=PIPELINES[form],
+        library_name="transformers" if form == "checkpoint" else "sentence-transformers",
+        pipeline_tag="sentence-similarity" if form == "encoder" else "feature-extraction",
         tags=tags,
-        base_model=starts[-1] if starts else None,
+        base_model=starts_on_hub[-1] if starts_on_hub else None,
         datasets=list(dict.fromkeys(sources)) or None,
         model_name=record["name"] if results else None,
         eval_results=_eval_results(results) if results else None,
@@ -135,10 +127,6 @@ def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCa
 
 def _decodings(stages: Sequence[dict[str, Any]]) -> set[str | None]:
     return {stage["objective"].get("decoding") for stage in stages}
-
-
-def _is_on_hub(start: dict[str, Any] | None) -> bool:
-    return start is not None and start["on_hub"]
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
@@ -297,11 +285,11 @@ def write_card(
         Whether the card was written: somebody else's stays, and a warning says so.
     """
     folder = Path(folder)
-    write_record(folder, record)
+    write_json(folder / RECORD_FILE, record)
     if results is None:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
     else:
-        (folder / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / RESULTS_FILE, results)
     if not overwrite and not may_be_replaced(folder):
         logger.warning(
             "%s was not written by retromae-hf, or was edited since, and stays; "
@@ -344,11 +332,8 @@ def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | N
     for file in [*([str(kept)] if kept.is_file() else []), *files]:
         with in_one_sentence(f"the results {file} cannot be read"):
             results = json.loads(Path(file).read_text(encoding="utf-8"))
-        if (
-            not isinstance(results, dict)
-            or results.get("schema") != SCHEMA
-            or not isinstance(results.get("tasks"), dict)
-        ):
+        known = isinstance(results, dict) and results.get("schema") == SCHEMA and isinstance(results.get("tasks"), dict)
+        if not known:
             raise RetroMAEError(f"{file} holds no results; name what retromae-hf evaluate --output has written")
         if results.get("model") == BM25:
             raise RetroMAEError(f"{file} holds results of BM25, not of this model")

@@ -42,10 +42,10 @@ A model that starts from another one that has a record goes on with the stages o
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerCont
 from transformers.trainer_callback import ExportableState
 from transformers.utils import cached_file
 
+from ..data.whole_files import read_json
 from ..model.errors import RetroMAEError
 
 RECORD_FILE = "training.json"
@@ -134,29 +135,16 @@ def seconds_of(state: TrainerState) -> float:
 
 def read_record(name_or_path: str | Path) -> dict[str, Any] | None:
     """The record of a folder or of a repository on the Hub; None where there is none that can be read."""
-    file = Path(name_or_path) / RECORD_FILE
-    if not Path(name_or_path).is_dir():
-        found = cached_file(
-            str(name_or_path),
-            RECORD_FILE,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if found is None:
-            return None
-        file = Path(found)
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    file = cached_file(
+        str(name_or_path),
+        RECORD_FILE,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    record = None if file is None else read_json(Path(file))
     known = isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("stages"), list)
     return record if known else None
-
-
-def write_record(folder: str | Path, record: dict[str, Any]) -> None:
-    """Write a record into a model's folder."""
-    Path(folder, RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def new_record(
@@ -241,7 +229,7 @@ def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str
         corpus_tokens: tokens of an epoch. Where `Trainer` was not asked to count them, those seen are the epochs times
             these.
     """
-    args, state = trainer.args, trainer.state
+    args, state, settings = trainer.args, trainer.state, trainer.args.to_dict()
     tokens = state.num_input_tokens_seen or (corpus_tokens and round(corpus_tokens * (state.epoch or 0)))
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     environment = describe_environment(args)
@@ -251,7 +239,7 @@ def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str
             # Of a stream Trainer does not know them.
             **({"epochs": round(state.epoch or 0, 3)} if isinstance(trainer.train_dataset, Dataset) else {}),
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            **{name: _plain(getattr(args, name)) for name in SETTINGS},
+            **{name: settings[name] for name in SETTINGS},
             "precision": precision,
         },
         "tokens_seen": tokens or None,
@@ -264,20 +252,13 @@ def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str
     }
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON holds it, an enumeration's member as its value."""
-    return getattr(value, "value", value)
-
-
 def describe_environment(args: TrainingArguments) -> dict[str, Any]:
     """A stage's `environment`."""
     device = args.device
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # of what is not needed for pretraining
             versions[package] = version(package)
-        except PackageNotFoundError:  # of what is not needed for pretraining
-            continue
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": args.world_size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.whole_files import written_aside
 from ..model.errors import RetroMAEError, in_one_sentence
 from .embedders import process_state
 
@@ -63,8 +63,14 @@ def embed_to_shards(
     state.wait_for_everyone()  # all have looked before one writes, so that all share out the same list
     mine = missing[state.process_index :: state.num_processes]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(mine, desc="Shards", unit="shard", disable=not state.is_local_main_process, leave=False):
-        _write(embed(shards[number]), files[number])
+    for number in tqdm(mine, desc="Corpus", unit="shard", disable=not state.is_local_main_process, leave=False):
+        embeddings = embed(shards[number])
+        if not embeddings.isfinite().all():
+            raise RetroMAEError(
+                "the model gives embeddings with NaN or infinity; check its training, or take an earlier checkpoint"
+            )
+        with written_aside(files[number]) as aside:
+            save_file({"embeddings": embeddings.float().contiguous()}, aside)
     state.wait_for_everyone()
     if absent := [file for file in files if not file.is_file()]:
         raise RetroMAEError(f"{absent[0]} is not there; give a folder for the embeddings that all processes see")
@@ -78,13 +84,3 @@ def _digest(identity: str, texts: list[str]) -> str:
         digest.update(len(content).to_bytes(8, "little"))  # else "a", "bc" would be "ab", "c"
         digest.update(content)
     return digest.hexdigest()
-
-
-def _write(embeddings: Tensor, file: Path) -> None:
-    if not embeddings.isfinite().all():
-        raise RetroMAEError(
-            "the model gives embeddings with NaN or infinity; check its training, or take an earlier checkpoint"
-        )
-    aside = file.with_suffix(f".{os.getpid()}")
-    save_file({"embeddings": embeddings.float().contiguous()}, aside)
-    aside.replace(file)  # what has the name is complete

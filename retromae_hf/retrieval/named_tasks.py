@@ -79,21 +79,13 @@ def _mteb(name: str) -> list[RetrievalTask]:
     return [
         make_task(
             name if len(task.dataset) == 1 else f"{name}-{subset}",
-            queries=dict(zip(data[split]["queries"]["id"], data[split]["queries"]["text"], strict=True)),
-            documents=_mteb_documents(data[split]["corpus"]),
+            queries={row["id"]: row["text"] for row in data[split]["queries"]},
+            documents={row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in data[split]["corpus"]},
             qrels={query: dict(grades) for query, grades in data[split]["relevant_docs"].items()},
             source=f"mteb:{name}",
         )
         for subset, data in task.dataset.items()
     ]
-
-
-def _mteb_documents(corpus: Any) -> dict[str, str]:
-    titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
-    return {
-        document: f"{title or ''} {text}".strip()
-        for document, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
-    }
 
 
 def _package(module: str, extra: str) -> Any:

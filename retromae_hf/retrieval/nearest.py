@@ -49,7 +49,7 @@ def search_exact(
     for block in blocks:
         block = block.to(device, torch.float32)
         found = [(chunk @ block.T).topk(min(depth, len(block))) for chunk in queries.split(BLOCK_QUERIES)]
-        scores = torch.cat([best_scores, *[torch.cat([part.values for part in found])]], dim=1)
+        scores = torch.cat([best_scores, torch.cat([part.values for part in found])], dim=1)
         indices = torch.cat([best, torch.cat([part.indices for part in found]) + offset], dim=1)
         best_scores, kept = scores.topk(min(depth, scores.shape[1]))
         best = indices.gather(1, kept)

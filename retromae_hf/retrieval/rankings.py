@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,16 @@ def dense_run(
         scores, indices = search_faiss(queries, documents, len(task.documents))
     else:
         scores, indices = search_exact(queries, documents, device=device)
+    return _with_ids(task, scores, indices)
+
+
+def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
+    """The best documents by BM25."""
+    return _with_ids(task, *search_bm25(list(task.queries.values()), list(task.documents.values()), RANKING_DEPTH))
+
+
+def _with_ids(task: RetrievalTask, scores: Any, indices: Any) -> dict[str, dict[str, float]]:
+    """A run of scores and indices `[Q, depth]`, where an index of -1 is none."""
     ids = list(task.documents)
     return {
         query: {ids[index]: score for index, score in zip(row, row_scores, strict=True) if index >= 0}
@@ -39,25 +50,14 @@ def dense_run(
     }
 
 
-def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
-    """The best documents by BM25 (bm25s, English stop words)."""
-    bm25s = import_bm25s()
-    index = bm25_index(list(task.documents.values()))
-    tokens = bm25s.tokenize(list(task.queries.values()), stopwords="en")
-    found, scores = index.retrieve(tokens, corpus=list(task.documents), k=min(RANKING_DEPTH, len(task.documents)))
-    return {
-        query: {str(document): float(score) for document, score in zip(row, row_scores, strict=True)}
-        for query, row, row_scores in zip(task.queries, found, scores, strict=True)
-    }
-
-
-def bm25_index(documents: list[str]) -> Any:
-    """An index of bm25s, of all words but English stop words."""
+def search_bm25(queries: list[str], documents: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Like `search_exact`, by BM25 over all words but English stop words (bm25s): scores and indices `[Q, depth]`."""
     bm25s = import_bm25s()
     index = bm25s.BM25()
     with in_one_sentence("BM25 finds no words to index in the documents"):
         index.index(bm25s.tokenize(documents, stopwords="en"))
-    return index
+    found = index.retrieve(bm25s.tokenize(queries, stopwords="en"), k=min(depth, len(documents)))
+    return found.scores, found.documents
 
 
 def import_bm25s() -> Any:

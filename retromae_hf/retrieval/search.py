@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from datasets.config import HF_CACHE_HOME
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.sources import load_documents
 from .embedders import Embedder, load_embedder, model_identity
+from .embedding_shards import embed_to_shards
 from .nearest import rank
 
 PYDOCS = "pydocs"
 NAME_COLUMNS = ("name", "title", "_id", "id")
-BLOCK_TEXTS = 2048
-"""Texts that are embedded between two steps of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,8 @@ def load_index(
 ) -> SearchIndex:
     """The documents of a corpus with their embeddings by a model.
 
-    They are embedded once for a model and a state of the corpus, and kept beside the Hugging Face caches.
+    They are embedded once for a model and a state of the corpus, and kept beside the Hugging Face caches, see
+    `embed_to_shards`.
 
     Args:
         name_or_path: anything that `load_embedder` takes.
@@ -89,7 +85,9 @@ def load_index(
     embedder = load_embedder(name_or_path, batch_size, progress=False, trust_remote_code=trust_remote_code)
     documents = load_documents(dataset, num_proc=num_proc)
     documents = public_documents(documents) if dataset == PYDOCS else named_documents(documents)
-    return SearchIndex(embedder, documents, _embeddings(name_or_path, embedder, documents))
+    folder = Path(HF_CACHE_HOME) / "retromae_hf" / "embeddings"
+    shards = embed_to_shards(documents["text"][:], embedder.documents, model_identity(name_or_path), folder)
+    return SearchIndex(embedder, documents, torch.cat(list(shards)))
 
 
 def search(
@@ -129,21 +127,3 @@ def best_line(embedder: Embedder, query: Tensor, text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if len(line.split()) > 2] or [text.strip()]
     _, index = rank(query[None], embedder.documents(lines), 1)
     return lines[int(index)]
-
-
-def _embeddings(name_or_path: str, embedder: Embedder, documents: Dataset) -> Tensor:
-    """Embeddings of the documents, from the cache where they are there."""
-    key = hashlib.blake2b(f"unit length {model_identity(name_or_path)}".encode(), digest_size=16)
-    for text in documents["text"]:
-        key.update(text.encode())
-    file = Path(HF_CACHE_HOME) / "retromae_hf" / f"{key.hexdigest()}.safetensors"
-    if file.is_file():
-        return load_file(file)["embeddings"].float()
-    texts = documents["text"][:]
-    starts = tqdm(range(0, len(texts), BLOCK_TEXTS), desc="Embedding the corpus", unit="block", leave=False)
-    embeddings = torch.cat([embedder.documents(texts[start : start + BLOCK_TEXTS]) for start in starts])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}")
-    save_file({"embeddings": embeddings.to(torch.float16)}, aside)
-    aside.rename(file)  # another search never sees half a file
-    return embeddings

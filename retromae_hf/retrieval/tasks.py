@@ -157,14 +157,12 @@ def make_task(
 def _missing_ids(
     queries: Mapping[str, str], documents: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
 ) -> MissingIds:
-    lost = {
-        query: [document for document in grades if query not in queries or document not in documents]
-        for query, grades in qrels.items()
-    }
     return MissingIds(
-        num_judgments=sum(map(len, lost.values())),
+        num_judgments=sum(
+            query not in queries or document not in documents for query, grades in qrels.items() for document in grades
+        ),
         queries=sorted(query for query, grades in qrels.items() if grades and query not in queries),
-        documents=sorted({document for row in lost.values() for document in row if document not in documents}),
+        documents=sorted({document for grades in qrels.values() for document in grades if document not in documents}),
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from transformers import set_seed
 
 from ..checkpoints.starting_model import load_model_and_tokenizer
+from ..data.whole_files import write_json
 from ..publishing.export import export_encoder
 from ..retrieval.embedders import load_embedder
 from ..retrieval.evaluation import run_in_memory
@@ -30,7 +31,6 @@ from ..retrieval.tasks import RetrievalTask
 from ..training.finetuning import finetune
 from ..training.pretraining import pretrain
 from ..training.pretraining_data import load_text
-from ..training.resuming.whole_files import write_json
 from .baselines import train_baseline
 from .comparison_recipe import Comparison, keep_recipe
 from .comparison_report import MEASURES, RESULT, STAGES, UNTRAINED, summarise

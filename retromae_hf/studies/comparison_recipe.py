@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..checkpoints.arguments import ModelArguments
+from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, check_at_least, check_file_name
 from ..training.arguments import (
     DEFAULT_FINETUNING_ARGUMENTS,
@@ -17,7 +18,6 @@ from ..training.arguments import (
     DataArguments,
     FinetuneArguments,
 )
-from ..training.resuming.whole_files import write_json
 from .baselines import BASELINES
 from .field_types import check_types
 

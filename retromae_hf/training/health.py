@@ -60,24 +60,14 @@ class HealthCallback(TrainerCallback):
         self._hook: Any = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Start to note the losses."""
         self._batches, self._steps = [], []
         self._hook = model.register_forward_hook(self._note_batch, with_kwargs=True)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Note whether the step's numbers are finite, and where batches may be skipped, look at once."""
         finite = torch.stack([loss.isfinite() for loss, _ in self._batches]).all()
@@ -156,7 +146,8 @@ class HealthCallback(TrainerCallback):
         if first is None:
             return False
         number, _, batches = first
-        ids = _suspects(gather_object(_on_host(batches)))
+        on_host = [(bool(loss.isfinite()), [] if ids is None else ids.tolist()) for loss, ids in batches]
+        ids = _suspects(gather_object(on_host))
         if args.should_save:
             with Path(args.output_dir, BAD_BATCHES_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": number, "passage_ids": ids}) + "\n")
@@ -184,13 +175,8 @@ def _norm_of_gradients(model: nn.Module) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
 
 
-def _on_host(batches: list[tuple[Tensor, Tensor | None]]) -> list[tuple[bool, list[int]]]:
-    """For each batch whether its loss is finite, and its passage ids."""
-    return [(bool(loss.isfinite()), [] if ids is None else ids.tolist()) for loss, ids in batches]
-
-
 def _suspects(batches: list[tuple[bool, list[int]]]) -> list[int]:
-    """The ids of the batches whose loss is not finite; of all, where only the gradient is not."""
+    """The ids of batches `(finite, ids)` whose loss is not finite; of all of them, where only the gradient is not."""
     bad = [ids for finite, ids in batches if not finite] or [ids for _, ids in batches]
     return [number for ids in bad for number in ids]
 

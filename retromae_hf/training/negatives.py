@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..retrieval.rankings import bm25_index, import_bm25s
+from ..retrieval.rankings import search_bm25
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -71,14 +71,12 @@ def mine_with_model(
 
 def mine_with_bm25(pairs: Dataset, documents: list[str], count: int, depth: int, seed: int) -> Dataset:
     """The same from the `depth` documents that BM25 (bm25s, English stop words) finds."""
-    bm25s = import_bm25s()
     documents = list(dict.fromkeys(documents))
     positives: dict[str, set[str]] = {}
     for query, positive in zip(pairs["query"][:], pairs["positive"][:], strict=True):
         positives.setdefault(query, set()).add(positive)
-    index = bm25_index(documents)
     queries = list(positives)
-    found, scores = index.retrieve(bm25s.tokenize(queries, stopwords="en"), k=min(depth, len(documents)))
+    scores, found = search_bm25(queries, documents, depth)
     draw = random.Random(seed)
     negatives: dict[str, list[str]] = {}
     for query, places, place_scores in zip(queries, found.tolist(), scores.tolist(), strict=True):

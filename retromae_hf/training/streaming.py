@@ -18,10 +18,10 @@ from ..data.document_stream import DocumentStream
 from ..data.passage_stream import Bookmarks, PassageStream
 from ..data.passages import cut_passages, cutting_options
 from ..data.pydocs import SEARCHED_BODIES, hold_out
+from ..data.whole_files import read_json, write_json
 from ..data.words import WordSegmenter
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.tasks import RetrievalTask, dev_task
-from .resuming.whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,10 @@ def open_passage_stream(
     a_step = args.gradient_accumulation_steps * args.train_batch_size * args.world_size
     settings = identity | {"lanes": lanes, "batch_size": args.train_batch_size, "passages_a_step": a_step}
     folder = Path(args.output_dir) / FOLDER
-    earlier = _read_settings(Path(checkpoint).parent / FOLDER) if checkpoint else {}
+    left = Path(checkpoint).parent / FOLDER if checkpoint else None  # by the run that is resumed
+    earlier = read_json(left / SETTINGS_FILE) if left else None
+    if left and not earlier:
+        logger.warning("%s holds no settings of a stream; it is read from the start to where the run stopped", left)
     if earlier:
         if changed := [name for name in identity if identity[name] != earlier.get(name)]:
             raise RetroMAEError(
@@ -119,7 +122,7 @@ def open_passage_stream(
             )
         settings = earlier
     if args.local_process_index == 0:
-        _prepare_folder(folder, settings, Path(checkpoint).parent / FOLDER if checkpoint and earlier else None)
+        _prepare_folder(folder, settings, left if earlier else None)
     # The order is the stream's own.
     args.train_sampling_strategy = "sequential"
     # Of a data set that is not one of `datasets`, Trainer would drop the columns that the collator needs.
@@ -133,15 +136,6 @@ def open_passage_stream(
         buffer_size,
         Bookmarks(folder),
     )
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that a run left; none where it left none."""
-    try:
-        return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        logger.warning("%s holds no settings of a stream; it is read from the start to where the run stopped", folder)
-        return {}
 
 
 def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None) -> None:

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...data.whole_files import read_json, write_json
 from ...model.errors import RetroMAEError, in_one_sentence
 from .saved_checkpoints import (
     checkpoints,
@@ -25,7 +26,6 @@ from .saved_checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
-from .whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,6 @@ def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable
         *others: the command's other arguments, dataclasses, which tell one run from another.
     """
     folder, arguments = Path(args.output_dir), _run_arguments(args, *others)
-    if folder.exists() and not folder.is_dir():
-        raise RetroMAEError(f"output_dir={folder} is a file; name a folder")
     lock = None
     if args.should_save:
         with in_one_sentence(f"output_dir={args.output_dir!r} cannot be written"):
@@ -193,11 +191,7 @@ def _unmarked(folder: Path) -> list[Path]:
 
 def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
     """The last whole checkpoint of a run with these arguments, None where there is none; another run is an error."""
-    try:
-        old = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = None
-    checkpoint = last_complete_checkpoint(folder)
+    old, checkpoint = read_json(folder / RUN_FILE), last_complete_checkpoint(folder)
     if old == arguments:
         if checkpoint is not None:
             logger.info("%s holds this run up to %s; it goes on from there", folder, checkpoint.name)

@@ -19,13 +19,13 @@ MANIFEST = "complete.json"
 NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What file systems answer, some of networks among them, that cannot be asked to flush a file or a folder."""
 
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-\d+")
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, whole or not, by their step."""
-    found = [(int(match[1]), folder) for folder in run.glob("checkpoint-*") if (match := _NAME.fullmatch(folder.name))]
-    return [folder for _, folder in sorted(found) if folder.is_dir()]
+    found = [folder for folder in run.glob("checkpoint-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
+    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -78,8 +78,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 def last_complete_checkpoint(run: Path) -> Path | None:
     """The run's latest whole checkpoint that training can go on from, or None."""
-    whole = [folder for folder in checkpoints(run) if is_complete(folder)]
-    resumable = [folder for folder in whole if is_resumable(folder)]
+    resumable = [folder for folder in checkpoints(run) if is_complete(folder) and is_resumable(folder)]
     return resumable[-1] if resumable else None
 
 

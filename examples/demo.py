@@ -34,7 +34,7 @@ from retromae_hf.data.pydocs import HeldOut, load_held_out_pydocs
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder
-from retromae_hf.retrieval.search import format_results, search
+from retromae_hf.retrieval.search import format_results, load_index
 from retromae_hf.retrieval.tasks import reported_task
 
 FOLDER = Path("runs/demo")
@@ -94,7 +94,7 @@ def main() -> None:
             results[row]["finetuned"] = evaluate_embedder(task, load_embedder(finetuned))
 
         say("Embedding the documentation for the search")
-        found = search(finetuned, list(QUESTIONS), top=3, num_proc=PROCESSES)
+        found = load_index(finetuned, num_proc=PROCESSES).search(list(QUESTIONS), top=3)
 
     report = {
         "task": {"name": task.name, "num_queries": len(task.queries), "num_documents": len(task.documents)},

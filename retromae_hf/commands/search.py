@@ -41,17 +41,10 @@ def main(argv: list[str] | None = None) -> None:
             "question": "What to look for, in words.",
         },
     )
-    from ..retrieval.search import format_results, search
+    from ..retrieval.search import format_results, load_index
 
-    (results,) = search(
-        words.model,
-        [words.question],
-        args.top,
-        args.batch_size,
-        args.num_proc,
-        args.dataset,
-        trust_remote_code=args.trust_remote_code,
-    )
+    index = load_index(words.model, args.dataset, args.batch_size, args.num_proc, args.trust_remote_code)
+    (results,) = index.search([words.question], args.top)
     print(format_results(results))
 
 

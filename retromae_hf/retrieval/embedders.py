@@ -72,6 +72,21 @@ def embed(
     return embeddings
 
 
+def cosine_embedder(
+    model: RetroMAEPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Embedder:
+    """The embedder of a RetroMAE model: `embed` to unit length."""
+
+    def cosine(texts: list[str]) -> Tensor:
+        return normalize(embed(model, tokenizer, texts, max_length, batch_size, progress), dim=1)
+
+    return Embedder(documents=cosine, queries=cosine)
+
+
 def load_embedder(
     name_or_path: str, batch_size: int = 64, progress: bool = True, trust_remote_code: bool = False
 ) -> Embedder:
@@ -91,11 +106,7 @@ def load_embedder(
     if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
-
-        def cosine(texts: list[str]) -> Tensor:
-            return normalize(embed(model, tokenizer, texts, batch_size=batch_size, progress=progress), dim=1)
-
-        return Embedder(documents=cosine, queries=cosine)
+        return cosine_embedder(model, tokenizer, batch_size=batch_size, progress=progress)
     device = "cpu" if onnx_file is not None else str(process_state().device)
     encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
     if onnx_file is not None:

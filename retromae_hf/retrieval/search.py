@@ -90,19 +90,6 @@ def load_index(
     return SearchIndex(embedder, documents, torch.cat(list(shards)))
 
 
-def search(
-    name_or_path: str,
-    questions: list[str],
-    top: int = 5,
-    batch_size: int = 64,
-    num_proc: int | None = None,
-    dataset: str = PYDOCS,
-    trust_remote_code: bool = False,
-) -> list[list[SearchResult]]:
-    """The `top` documents of a corpus that are nearest to each question; the arguments are those of `load_index`."""
-    return load_index(name_or_path, dataset, batch_size, num_proc, trust_remote_code).search(questions, top)
-
-
 def format_results(results: list[SearchResult]) -> str:
     """Results for the terminal, two lines each: score and name, and the line that matches."""
     return "\n".join(f"{result.score:.3f}  {result.name}\n       {result.line}" for result in results)

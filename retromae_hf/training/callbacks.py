@@ -19,7 +19,7 @@ from ..model.bookkeeping import labelled_rows
 from ..model.distributed import average_over_processes, count_processes, gathered
 from ..model.masking import passage_seeds
 from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
-from ..retrieval.embedders import Embedder, embed
+from ..retrieval.embedders import cosine_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
 
@@ -191,11 +191,8 @@ class RetrievalCallback(TrainerCallback):
         measured = {}
         if self.task is not None:
             tokenizer, batch_size = self.trainer.processing_class, args.per_device_eval_batch_size
-
-            def cosine(texts: list[str]) -> Tensor:
-                return normalize(embed(model, tokenizer, texts, self.max_length, batch_size, progress=False), dim=1)
-
-            measured = evaluate_embedder(self.task, Embedder(documents=cosine, queries=cosine))
+            embedder = cosine_embedder(model, tokenizer, self.max_length, batch_size, progress=False)
+            measured = evaluate_embedder(self.task, embedder)
         batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
         measured |= measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
         if count_processes() == 1:

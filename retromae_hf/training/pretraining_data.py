@@ -58,7 +58,7 @@ def read_text(
     """
     segmenter = chinese_segmenter() if args.segment_chinese else None
     if args.streaming:
-        check_streaming(args.dataset, model_args, training_args, checkpoint is not None)
+        check_streaming(args, model_args, training_args, checkpoint is not None)
         stream = DocumentStream.open(
             args.dataset,
             args.dataset_config_name,
@@ -139,15 +139,7 @@ def make_passages(
         return train_passages, held_out
     held_out = passages.select(evaluated_rows(passages, EVAL_PASSAGES))
     streamed = open_passage_stream(
-        text.stream,
-        tokenizer,
-        args.max_length,
-        args.short_seq_prob,
-        pair_objective,
-        text.segmenter,
-        args.shuffle_buffer_size,
-        training_args,
-        checkpoint,
+        text.stream, tokenizer, pair_objective, text.segmenter, args, training_args, checkpoint
     )
     shards, documents = text.stream.num_shards, len(text.documents)
     logger.info("training on a stream of %d shards, its first %s documents held out", shards, f"{documents:,}")

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ..checkpoints.starting_model import ModelArguments
+from ..checkpoints.arguments import ModelArguments
 from ..data.document_stream import DocumentStream
 from ..data.passage_stream import Bookmarks, PassageStream
 from ..data.passages import cut_passages, cutting_options
@@ -22,6 +22,7 @@ from ..data.whole_files import read_json, write_json
 from ..data.words import WordSegmenter
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.tasks import RetrievalTask, dev_task
+from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +32,18 @@ FOLDER = "_stream"
 SETTINGS_FILE = "settings.json"
 
 
-def check_streaming(source: str, model_args: ModelArguments, args: TrainingArguments, resumed: bool) -> None:
+def check_streaming(args: DataArguments, model_args: ModelArguments, run: TrainingArguments, resumed: bool) -> None:
     """Raise `RetroMAEError` for what a stream cannot give."""
-    if source == "pydocs":
+    if args.dataset == "pydocs":
         raise RetroMAEError("'pydocs' is read from this Python environment and is no stream; leave streaming out")
-    if args.max_steps < 1:
+    if run.max_steps < 1:
         raise RetroMAEError("a stream has no known end, so the run needs one; give --max_steps")
     if not (resumed or model_args.model_name_or_path or model_args.tokenizer_name):
         raise RetroMAEError(
             "a new tokenizer is trained on the whole corpus, which is not at hand in a stream; name one with "
             "--tokenizer_name, or start from a checkpoint with --model_name_or_path"
         )
-    if not args.dataloader_in_order:
+    if not run.dataloader_in_order:
         raise RetroMAEError("a stream is resumed by the order of its batches; leave dataloader_in_order at true")
 
 
@@ -58,25 +59,21 @@ def held_out_head(documents: DocumentStream, dev_queries: int) -> tuple[Dataset,
 def open_passage_stream(
     documents: DocumentStream,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    short_seq_prob: float,
     pair_objective: str | None,
     word_segmenter: WordSegmenter | None,
-    buffer_size: int,
-    args: TrainingArguments,
+    args: DataArguments,
+    run: TrainingArguments,
     checkpoint: str | None,
 ) -> PassageStream:
     """The passages that the run trains on, in the order of the run that is resumed where there is one.
 
     Args:
         documents: the stream, its head held out.
-        tokenizer: this and what follows as `tokenize_passages` takes them.
-        max_length: likewise.
-        short_seq_prob: likewise.
-        pair_objective: the model's.
-        word_segmenter: likewise.
-        buffer_size: passages to shuffle among themselves.
-        args: the run; its loader is told to leave the order alone.
+        tokenizer: the model's.
+        pair_objective: likewise.
+        word_segmenter: as `tokenize_passages` takes it.
+        args: how passages are cut, and how many are shuffled among themselves.
+        run: its loader is told to leave the order alone.
         checkpoint: the one to resume from.
 
     Raises:
@@ -88,22 +85,22 @@ def open_passage_stream(
             "take --pair_objective sop or none, or leave streaming out"
         )
     pairs = pair_objective is not None
-    options = cutting_options(tokenizer, max_length, short_seq_prob, args.seed, pairs, word_segmenter)
+    options = cutting_options(tokenizer, args.max_length, args.short_seq_prob, run.seed, pairs, word_segmenter)
     identity = {
         "num_shards": documents.num_shards,
         "first_document": documents.first,
-        "seed": args.seed,
-        "max_length": max_length,
-        "short_seq_prob": short_seq_prob,
+        "seed": run.seed,
         "pair_objective": pair_objective,
-        "segment_chinese": word_segmenter is not None,
-        "shuffle_buffer_size": buffer_size,
+        **{
+            name: getattr(args, name)
+            for name in ("max_length", "short_seq_prob", "segment_chinese", "shuffle_buffer_size")
+        },
         "tokenizer": hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
     }
-    lanes = args.world_size * max(args.dataloader_num_workers, 1)
-    a_step = args.gradient_accumulation_steps * args.train_batch_size * args.world_size
-    settings = identity | {"lanes": lanes, "batch_size": args.train_batch_size, "passages_a_step": a_step}
-    folder = Path(args.output_dir) / FOLDER
+    lanes = run.world_size * max(run.dataloader_num_workers, 1)
+    a_step = run.gradient_accumulation_steps * run.train_batch_size * run.world_size
+    settings = identity | {"lanes": lanes, "batch_size": run.train_batch_size, "passages_a_step": a_step}
+    folder = Path(run.output_dir) / FOLDER
     left = Path(checkpoint).parent / FOLDER if checkpoint else None  # by the run that is resumed
     earlier = read_json(left / SETTINGS_FILE) if left else None
     if left and not earlier:
@@ -121,19 +118,19 @@ def open_passage_stream(
                 "many on these processes, or start anew from the model with --model_name_or_path"
             )
         settings = earlier
-    if args.local_process_index == 0:
+    if run.local_process_index == 0:
         _prepare_folder(folder, settings, left if earlier else None)
     # The order is the stream's own.
-    args.train_sampling_strategy = "sequential"
+    run.train_sampling_strategy = "sequential"
     # Of a data set that is not one of `datasets`, Trainer would drop the columns that the collator needs.
-    args.remove_unused_columns = False
+    run.remove_unused_columns = False
     return PassageStream(
         documents,
         partial(cut_passages, **options),
-        args.max_steps * a_step,
+        run.max_steps * a_step,
         settings["batch_size"],
         settings["lanes"],
-        buffer_size,
+        args.shuffle_buffer_size,
         Bookmarks(folder),
     )
 

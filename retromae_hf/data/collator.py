@@ -19,12 +19,11 @@ from ..model.configuration_retromae import (
     DEFAULT_DECODER_MASK_RATIO,
     DEFAULT_DECODING,
     RetroMAEConfig,
-    check_decoding,
-    check_pair_objective,
     check_ratio,
     check_replacement,
+    check_shared,
 )
-from ..model.errors import RetroMAEError
+from ..model.errors import RetroMAEError, check_at_least
 from ..model.masking import (
     ACTION,
     CHOOSE,
@@ -99,15 +98,12 @@ class DataCollatorForRetroMAE:
     _generator: torch.Generator | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        check_decoding(self.decoding)
+        check_shared(self)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
-        check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
-        check_pair_objective(self.pair_objective)
+        check_at_least(1, pad_to_multiple_of=self.pad_to_multiple_of)
         if self.static_masking and self.seed is None:
             raise RetroMAEError("static_masking draws the same masks in every epoch and needs a seed; give one")
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise RetroMAEError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be at least 1")
         for name, token_id in (("mask", self.tokenizer.mask_token_id), ("padding", self.tokenizer.pad_token_id)):
             if token_id is None:
                 raise RetroMAEError(f"the tokenizer has no {name} token; use a masked language model's tokenizer")

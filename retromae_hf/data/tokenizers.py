@@ -21,7 +21,7 @@ from tokenizers import (
 )
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..model.errors import RetroMAEError, check_at_least
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 from .text import cut_long, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -56,8 +56,7 @@ def train_tokenizer(
 
 def check_tokenizer_kind(kind: str) -> None:
     """Raise `RetroMAEError` unless `kind` names a tokenizer that can be trained."""
-    if kind not in TRAINERS:
-        raise RetroMAEError(f"tokenizer_type={kind!r} is unknown; choose one of {', '.join(TRAINERS)}")
+    check_choice("tokenizer_type", kind, TRAINERS)
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = True) -> BertTokenizer:

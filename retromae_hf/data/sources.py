@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -57,17 +56,17 @@ def load_documents(
         documents = load_pydocs(num_proc)
     else:
         documents = _read_rows(str(source), config_name, split, text_column, num_proc, on_broken_line)
-    check_column(_describe(source), text_column, documents.column_names)
+    name = str(source) if isinstance(source, str | Path) else "the corpus"
+    check_column(name, text_column, documents.column_names)
     if not _holds_text(documents, text_column):
-        told = documents.features[text_column]
-        raise RetroMAEError(f"the column {text_column!r} of {_describe(source)} holds {told}, not text")
+        raise RetroMAEError(f"the column {text_column!r} of {name} holds {documents.features[text_column]}, not text")
     if text_column != "text":
         documents = documents.select_columns(text_column).rename_column(text_column, "text")
     if missing := documents.data.column("text").null_count:
         logger.warning("%d documents hold null instead of text and were dropped", missing)
         documents = documents.filter(lambda text: text is not None, input_columns="text")
     if len(documents) == 0:
-        raise RetroMAEError(f"{_describe(source)} holds no documents; give a source with text")
+        raise RetroMAEError(f"{name} holds no documents; give a source with text")
     return documents
 
 
@@ -75,10 +74,6 @@ def check_column(source: str, text_column: str, columns: list[str] | None) -> No
     """Raise `RetroMAEError` where a source lacks the column; None are columns that are not known."""
     if columns is not None and text_column not in columns:
         raise RetroMAEError(f"{source} has no column {text_column!r}; its columns are {', '.join(columns)}")
-
-
-def _describe(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "the corpus"
 
 
 def _holds_text(documents: Dataset, column: str) -> bool:
@@ -187,15 +182,13 @@ def _load(source: str, *args: Any, **kwargs: Any) -> Any:
 
 def _check_utf8(file: Path) -> None:
     """Read a text file once up front: not every reader of `datasets` notices, and none names the place."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    with in_one_sentence(f"{file} cannot be read"), file.open("rb") as content:
-        chunk = b" "
-        while chunk:
-            chunk = content.read(1 << 20)
+    position = 0
+    with in_one_sentence(f"{file} cannot be read"), file.open("rb") as lines:
+        for line in lines:
             try:
-                decoder.decode(chunk, final=not chunk)
+                line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise RetroMAEError(
                     f"{file} is not UTF-8 (near byte {position + error.start}); convert it, for example with iconv"
                 ) from error
-            position += len(chunk)
+            position += len(line)

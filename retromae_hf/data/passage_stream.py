@@ -10,17 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
 from ..model.errors import RetroMAEError
 from ..model.masking import passage_seeds
 from .document_stream import DocumentStream, Place
-
-# Texts that are tokenised at once: of long ones few, since a token in a list takes ten times the memory of its text.
-_CHARACTERS_AT_ONCE = 1_000_000
-_DTYPES = {"input_ids": np.int32, "token_type_ids": np.int8, "word_ids": np.int32}
 
 
 @dataclass(frozen=True)
@@ -174,12 +169,9 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         last_epoch = start.epoch
         for place, numbers, texts in self.documents.read(lane, self.lanes, start):
-            passages: list[dict[str, Any]] = []
-            for part in _parts(texts):
-                columns = self.cut(texts[part], numbers[part])
-                for values in zip(*columns.values(), strict=True):
-                    passage = dict(zip(columns, values, strict=True)) | {"epoch": place.epoch}
-                    passages.append({n: np.asarray(v, _DTYPES[n]) if n in _DTYPES else v for n, v in passage.items()})
+            columns = self.cut(texts, numbers)
+            rows = zip(*columns.values(), strict=True)
+            passages = [dict(zip(columns, row, strict=True)) | {"epoch": place.epoch} for row in rows]
             if passages:
                 last_epoch = place.epoch
             elif place.epoch > last_epoch + self.lanes:  # in so many passes a reader has been every other one
@@ -188,12 +180,3 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
                     "give a source with more text"
                 )
             yield place, passages
-
-
-def _parts(texts: list[str]) -> Iterator[slice]:
-    start = size = 0
-    for end, text in enumerate(texts, start=1):
-        size += len(text)
-        if size >= _CHARACTERS_AT_ONCE or end == len(texts):
-            yield slice(start, end)
-            start, size = end, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -41,15 +41,6 @@ class Place(NamedTuple):
     epoch: int = 0
     shards: int = 0
     row: int = 0
-
-
-class Shards(Protocol):
-    """A source that can be read shard by shard."""
-
-    num_shards: int
-
-    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
-        """The texts of a shard from its first row on, some at a time."""
 
 
 class DatasetShards:
@@ -112,7 +103,7 @@ class DocumentStream:
         first: number of the first document that readers get; those before it are held out.
     """
 
-    def __init__(self, shards: Shards, source: str, seed: int) -> None:
+    def __init__(self, shards: DatasetShards | LineShards, source: str, seed: int) -> None:
         self.num_shards = shards.num_shards
         self.source = source
         self.seed = seed

@@ -14,7 +14,6 @@ _SENTENCE_END = re.compile(
     r"|(?P<full_width>[。！？]+[”’」』）》〉】〕]*)"
 )
 
-
 LONGEST_PIECE = 1 << 20
 """Characters that are tokenised at once at most, a book: a tokenizer takes some hundred bytes for each."""
 LONGEST_READ = 1 << 18
@@ -35,11 +34,6 @@ def cut_sentences(text: str) -> list[str]:
     if cuts[-1] < len(text):
         cuts.append(len(text))
     return [text[start:end] for start, end in pairwise(cuts)]
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text in order, without surrounding white space; none is empty."""
-    return [sentence.strip() for sentence in cut_sentences(text)]
 
 
 def split_first_sentence(text: str) -> tuple[str, str]:

@@ -77,6 +77,7 @@ class _Block:
             yield self.passages[index]
 
 
+@dataclass(eq=False)
 class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
     """The passages of a training run on a stream, addressed by their place in the order of training.
 
@@ -102,23 +103,15 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
         RetroMAEError: while reading: a shard cannot be read, or there is no passage in the stream.
     """
 
-    def __init__(
-        self,
-        documents: DocumentStream,
-        cut: Callable[[list[str], list[int]], dict[str, list[Any]]],
-        length: int,
-        batch_size: int,
-        lanes: int,
-        buffer_size: int,
-        bookmarks: Bookmarks,
-    ) -> None:
-        self.documents = documents
-        self.cut = cut
-        self.length = length
-        self.batch_size = batch_size
-        self.lanes = lanes
-        self.buffer_size = buffer_size
-        self.bookmarks = bookmarks
+    documents: DocumentStream
+    cut: Callable[[list[str], list[int]], dict[str, list[Any]]]
+    length: int
+    batch_size: int
+    lanes: int
+    buffer_size: int
+    bookmarks: Bookmarks
+
+    def __post_init__(self) -> None:
         # Per lane: how many of its passages have been given out, and what gives out the next.
         self._open: dict[int, tuple[int, Iterator[dict[str, Any]]]] = {}
 

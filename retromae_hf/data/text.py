@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 # A sentence ends at . ! ? before white space, unless a lower-case letter follows (an abbreviation, as a rule) or the
@@ -58,6 +58,20 @@ def cut_long(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
             yield piece
         start = end
     yield text[start:].strip()
+
+
+def in_groups(texts: Iterable[str], most: int = LONGEST_PIECE) -> Iterator[list[str]]:
+    """Texts in groups of at most so many characters, to be worked on at once; a longer text is a group of its own."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > most:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 def head_of(text: str) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..model.errors import RetroMAEError
+from ..model.errors import RetroMAEError, check_choice
 from ..model.pretrained_model import RetroMAEPreTrainedModel
 
 METHODS = ("tile", "interpolate")
@@ -53,8 +53,7 @@ def extend_positions(model: RetroMAEPreTrainedModel, max_length: int, method: st
 
 def check_method(method: str) -> None:
     """Raise `RetroMAEError` unless `method` names a way to extend positions."""
-    if method not in METHODS:
-        raise RetroMAEError(f"extend_positions={method!r} is unknown; choose one of {', '.join(METHODS)}")
+    check_choice("extend_positions", method, METHODS)
 
 
 @torch.no_grad()

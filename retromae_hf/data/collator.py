@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,20 +20,16 @@ from ..model.configuration_retromae import (
     DEFAULT_DECODER_MASK_RATIO,
     DEFAULT_DECODING,
     RetroMAEConfig,
-    check_decoding,
-    check_pair_objective,
     check_ratio,
     check_replacement,
+    check_shared,
 )
-from ..model.errors import RetroMAEError
+from ..model.errors import RetroMAEError, check_at_least
 from ..model.masking import (
-    ACTION,
-    CHOOSE,
     DECODER_ACTION,
     DECODER_CHOOSE,
     DECODER_REPLACEMENT,
     IGNORE_INDEX,
-    REPLACEMENT,
     corrupt_tokens,
     passage_seeds,
 )
@@ -91,23 +88,14 @@ class DataCollatorForRetroMAE:
     compact: bool = False
     pair_objective: str | None = None
     pair_partners: Dataset | None = field(repr=False, default=None)
-    _ordinary: Tensor = field(init=False, repr=False)
-    _ordinary_ids: Tensor = field(init=False, repr=False)
-    _epoch: Tensor = field(init=False, repr=False)
-    _word_table: Tensor | None = field(init=False, repr=False, default=None)
-    _pair_maker: PairMaker | None = field(init=False, repr=False, default=None)
-    _generator: torch.Generator | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        check_decoding(self.decoding)
+        check_shared(self)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
-        check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
-        check_pair_objective(self.pair_objective)
+        check_at_least(1, pad_to_multiple_of=self.pad_to_multiple_of)
         if self.static_masking and self.seed is None:
             raise RetroMAEError("static_masking draws the same masks in every epoch and needs a seed; give one")
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise RetroMAEError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be at least 1")
         for name, token_id in (("mask", self.tokenizer.mask_token_id), ("padding", self.tokenizer.pad_token_id)):
             if token_id is None:
                 raise RetroMAEError(f"the tokenizer has no {name} token; use a masked language model's tokenizer")
@@ -119,8 +107,10 @@ class DataCollatorForRetroMAE:
         if len(self._ordinary_ids) == 0:
             raise RetroMAEError("the tokenizer has no ordinary tokens, only special ones; train it on more text")
         self._word_table = word_table(self.tokenizer) if self.whole_word_mask else None
+        self._pair_maker: PairMaker | None = None
         if self.pair_objective is not None:
             self._pair_maker = PairMaker(self.pair_objective, self.tokenizer, self.pair_partners)
+        self._generator: torch.Generator | None = None
         # In shared memory, so that workers that live on through the epochs see what `set_epoch` writes.
         self._epoch = torch.tensor(_EPOCH_NOT_TOLD).share_memory_()
 
@@ -175,10 +165,10 @@ class DataCollatorForRetroMAE:
         if not len(features):
             raise RetroMAEError("a batch without passages cannot be made; give one passage at least")
         rows = [_without_padding(feature) for feature in features]
-        seeds = self._seeds(features)
         batch: dict[str, Tensor] = {}
         if "passage_id" in features[0]:
             batch["passage_id"] = torch.tensor([int(feature["passage_id"]) for feature in features])
+        seeds = self._seeds(features, batch.get("passage_id"))
         if self._pair_maker is not None:
             rows, batch["pair_labels"] = self._pair_maker(rows, seeds)
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -198,9 +188,18 @@ class DataCollatorForRetroMAE:
         candidates = self._ordinary[input_ids] & real
         word_ids = self._word_ids(rows, input_ids, real)
         batch["attention_mask"] = real.to(torch.int64)
-        batch["input_ids"], batch["labels"] = self._corrupt(
-            input_ids, candidates, seeds, self.encoder_mask_ratio, word_ids, (CHOOSE, ACTION, REPLACEMENT)
+        corrupt = partial(
+            corrupt_tokens,
+            input_ids,
+            candidates,
+            seeds,
+            mask_token_id=self.tokenizer.mask_token_id,
+            replacement_ids=self._ordinary_ids,
+            word_ids=word_ids,
+            mask_replace_prob=self.mask_replace_prob,
+            random_replace_prob=self.random_replace_prob,
         )
+        batch["input_ids"], batch["labels"] = corrupt(self.encoder_mask_ratio)
         if self.decoding == "enhanced":
             batch["decoder_input_ids"] = input_ids
             batch["decoder_labels"] = input_ids.masked_fill(~candidates, IGNORE_INDEX)
@@ -208,14 +207,8 @@ class DataCollatorForRetroMAE:
             if word_ids is not None:
                 batch["word_ids"] = word_ids
         elif self.decoding == "basic":
-            batch["decoder_input_ids"], batch["decoder_labels"] = self._corrupt(
-                input_ids,
-                candidates,
-                seeds,
-                self.decoder_mask_ratio,
-                word_ids,
-                (DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT),
-            )
+            streams = (DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT)
+            batch["decoder_input_ids"], batch["decoder_labels"] = corrupt(self.decoder_mask_ratio, streams=streams)
         # A shape is known on the host, a count on a GPU only to those who wait for it.
         for name, slots in (("labels", "label_slots"), ("decoder_labels", "decoder_label_slots")):
             if name in batch:
@@ -225,28 +218,6 @@ class DataCollatorForRetroMAE:
             wide = [name for name, tensor in batch.items() if tensor.dtype == torch.int64 and tensor.dim() == 2]
             batch |= {name: batch[name].to(torch.int32) for name in wide}
         return batch
-
-    def _corrupt(
-        self,
-        input_ids: Tensor,
-        candidates: Tensor,
-        seeds: Tensor,
-        ratio: float,
-        word_ids: Tensor | None,
-        streams: tuple[int, int, int],
-    ) -> tuple[Tensor, Tensor]:
-        return corrupt_tokens(
-            input_ids,
-            candidates,
-            seeds,
-            ratio,
-            self.tokenizer.mask_token_id,
-            self._ordinary_ids,
-            streams,
-            word_ids,
-            self.mask_replace_prob,
-            self.random_replace_prob,
-        )
 
     def _word_ids(self, rows: Sequence[Row], input_ids: Tensor, real: Tensor) -> Tensor | None:
         """The number of each token's word, int32 `[B, L]`, where words are masked as a whole."""
@@ -258,13 +229,12 @@ class DataCollatorForRetroMAE:
             return number_words(_pad(rows, "word_starts", real, 1).bool())
         return number_words(word_starts(self._word_table, input_ids))
 
-    def _seeds(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _seeds(self, features: Sequence[Mapping[str, Any]], passage_ids: Tensor | None) -> Tensor:
         """One seed a passage, int64 `[B]`."""
-        if self.seed is None or "passage_id" not in features[0]:
+        if self.seed is None or passage_ids is None:
             if self.static_masking:
                 raise RetroMAEError("static_masking needs a column passage_id; add one of unique integers")
             return torch.randint(-(2**63), 2**63 - 1, (len(features),), generator=self._fallback_generator())
-        passage_ids = torch.tensor([int(feature["passage_id"]) for feature in features])
         if "epoch" in features[0] and not self.static_masking:
             return passage_seeds(self.seed, torch.tensor([int(feature["epoch"]) for feature in features]), passage_ids)
         epoch = 0 if self.static_masking else int(self._epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -13,7 +13,7 @@ from ..model.errors import RetroMAEError, in_one_sentence
 from ..model.masking import passage_seeds
 from .json_lines import SKIP, LineShards
 from .passages import DOCUMENT_BITS
-from .sources import files_of_lines, stream_rows
+from .sources import check_column, files_of_lines, stream_rows
 
 ROWS_AT_ONCE = 64
 """Rows that are read at once; a reader that goes on from a place starts at one of their firsts."""
@@ -41,15 +41,6 @@ class Place(NamedTuple):
     epoch: int = 0
     shards: int = 0
     row: int = 0
-
-
-class Shards(Protocol):
-    """A source that can be read shard by shard."""
-
-    num_shards: int
-
-    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
-        """The texts of a shard from its first row on, some at a time."""
 
 
 class DatasetShards:
@@ -112,7 +103,7 @@ class DocumentStream:
         first: number of the first document that readers get; those before it are held out.
     """
 
-    def __init__(self, shards: Shards, source: str, seed: int) -> None:
+    def __init__(self, shards: DatasetShards | LineShards, source: str, seed: int) -> None:
         self.num_shards = shards.num_shards
         self.source = source
         self.seed = seed
@@ -139,12 +130,10 @@ class DocumentStream:
             # `datasets` gives up at a broken line, and ends the process at endless brackets.
             lines = LineShards(files, text_column, on_broken_line)
             with in_one_sentence(f"{source} cannot be read"):
-                lines.check_column(source)
+                check_column(source, text_column, lines.column_names())
             return cls(lines, source, seed)
         rows = stream_rows(source, config_name, split)
-        if rows.column_names is not None and text_column not in rows.column_names:
-            columns = ", ".join(rows.column_names)
-            raise RetroMAEError(f"{source} has no column {text_column!r}; its columns are {columns}")
+        check_column(source, text_column, rows.column_names)
         return cls(DatasetShards(rows, text_column, source), source, seed)
 
     def hold_out_head(self) -> list[str]:

@@ -36,8 +36,12 @@ MAX_NESTING = 500
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]')
 
 
-def line_nested_too_deeply(file: Path) -> int | None:
-    """The number of the first line of a JSON file with more than `MAX_NESTING` brackets inside of each other."""
+class UnreadableError(RetroMAEError):
+    """What `datasets` makes nothing of."""
+
+
+def check_nesting(file: Path) -> None:
+    """Raise `UnreadableError` where a JSON file has more than `MAX_NESTING` brackets inside of each other."""
     depth = 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -47,8 +51,9 @@ def line_nested_too_deeply(file: Path) -> int | None:
             for found in _STRING_OR_BRACKET.finditer(line):
                 depth = max(0, depth + {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0))
                 if depth > MAX_NESTING:
-                    return number
-    return None
+                    raise UnreadableError(
+                        f"{file} line {number} has too many brackets inside of each other; leave that line out"
+                    )
 
 
 def check_on_broken_line(value: str) -> None:
@@ -70,21 +75,8 @@ def read_sound_lines(files: list[Path], text_column: str, on_broken_line: str) -
     Raises:
         RetroMAEError: a line is broken and that is an error, or half of the lines are.
     """
-    total, broken = 0, []
-    for file in files:
-        for number, row in _rows(file):
-            total += 1
-            if isinstance(row, str):
-                broken.append(f"{file} line {number} {row}")
-            elif not isinstance(row.get(text_column), str | None):
-                broken.append(f"{file} line {number} holds no text in {text_column!r}")
-    if broken and on_broken_line == ERROR:
-        more = f", and {len(broken) - 1} more are broken" if len(broken) > 1 else ""
-        raise RetroMAEError(f"{broken[0]}{more}; mend the file, or leave broken lines out with --on_broken_line skip")
-    if len(broken) > MAX_BROKEN_SHARE * total:
-        raise RetroMAEError(f"{broken[0]}, and so {len(broken)} of {total} lines are broken; give JSON lines")
-    if broken:
-        logger.warning("%d of %d lines are broken and were left out; the first: %s", len(broken), total, broken[0])
+    for _ in _texts(files, text_column, on_broken_line):
+        pass  # once to count what is broken, also where the dataset is cached
     # With what tells one state of a file from the next, for the cache goes by these arguments.
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return Dataset.from_generator(
@@ -114,12 +106,10 @@ class LineShards:
     def __post_init__(self) -> None:
         self.num_shards = len(self.files)
 
-    def check_column(self, source: str) -> None:
-        """Raise `RetroMAEError` where the column is in none of the first lines."""
-        rows = (row for file in self.files for _, row in _rows(file) if isinstance(row, dict))
-        columns = dict.fromkeys(name for row in islice(rows, LOOKED_AT) for name in row)
-        if columns and self.text_column not in columns:
-            raise RetroMAEError(f"{source} has no column {self.text_column!r}; its columns are {', '.join(columns)}")
+    def column_names(self) -> list[str] | None:
+        """The columns of the first lines; None where these are all broken."""
+        rows = (row for file in self.files for row, *_ in _rows(file, self.text_column) if row)
+        return list(dict.fromkeys(name for row in islice(rows, LOOKED_AT) for name in row)) or None
 
     def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
         """The texts of a shard, some at a time.
@@ -127,44 +117,52 @@ class LineShards:
         Raises:
             RetroMAEError: a line is broken and that is an error, or half of the lines are.
         """
-        texts = self._texts(self.files[shard])
+        texts = _texts([self.files[shard]], self.text_column, self.on_broken_line)
         while batch := list(islice(texts, rows_at_once)):
             yield pa.chunked_array([batch], pa.large_string())
-
-    def _texts(self, file: Path) -> Iterator[str | None]:
-        total, broken, first = 0, 0, ""
-        for number, row in _rows(file):
-            total += 1
-            text = row.get(self.text_column) if isinstance(row, dict) else None
-            if isinstance(row, str) or not isinstance(text, str | None):
-                what = row if isinstance(row, str) else f"holds no text in {self.text_column!r}"
-                broken, first, text = broken + 1, first or f"{file} line {number} {what}", None
-                if self.on_broken_line == ERROR:
-                    raise RetroMAEError(f"{first}; mend the file, or leave broken lines out with --on_broken_line skip")
-            yield None if text is None else without_surrogates(text)
-        if broken > MAX_BROKEN_SHARE * total:
-            raise RetroMAEError(f"{first}, and so {broken} of {total} lines are broken; give JSON lines")
-        if broken:
-            logger.warning("%d of %d lines are broken and were left out; the first: %s", broken, total, first)
 
 
 def _sound_texts(states: list[tuple[str, int, int]], text_column: str) -> Iterator[dict[str, str | None]]:
     for file, *_ in states:
-        for _, row in _rows(Path(file)):
-            if isinstance(row, dict) and isinstance(row.get(text_column), str | None):
-                text = row.get(text_column)
-                yield {text_column: None if text is None else without_surrogates(text)}
+        for _, text, wrong in _rows(Path(file), text_column):
+            if not wrong:
+                yield {text_column: text}
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Number and object of each line that is not blank, or what is wrong with it."""
+def _texts(files: list[Path], text_column: str, on_broken_line: str) -> Iterator[str | None]:
+    """The texts of all lines, None for a broken one; how many are broken is reported at the end.
+
+    Raises:
+        RetroMAEError: a line is broken and that is an error, or half of the lines are.
+    """
+    total, broken, first = 0, 0, ""
+    for file in files:
+        for _, text, wrong in _rows(file, text_column):
+            total += 1
+            if wrong:
+                broken, first = broken + 1, first or wrong
+                if on_broken_line == ERROR:
+                    raise RetroMAEError(f"{first}; mend the file, or leave broken lines out with --on_broken_line skip")
+            yield text
+    if broken > MAX_BROKEN_SHARE * total:
+        raise RetroMAEError(f"{first}, and so {broken} of {total} lines are broken; give JSON lines")
+    if broken:
+        logger.warning("%d of %d lines are broken and were left out; the first: %s", broken, total, first)
+
+
+def _rows(file: Path, text_column: str) -> Iterator[tuple[dict[str, Any], str | None, str]]:
+    """The object of each line that is not blank, its text, and what is wrong with the line, "" where nothing is."""
     with file.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row, wrong = json.loads(line), ""
             except (ValueError, RecursionError):
-                yield number, "is not JSON"
-            else:
-                yield number, row if isinstance(row, dict) else "is not a JSON object"
+                row, wrong = {}, "is not JSON"
+            if not isinstance(row, dict):
+                row, wrong = {}, "is not a JSON object"
+            text = row.get(text_column)
+            if not isinstance(text, str | None):
+                text, wrong = None, f"holds no text in {text_column!r}"
+            yield row, text and without_surrogates(text), wrong and f"{file} line {number} {wrong}"

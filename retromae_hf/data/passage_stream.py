@@ -10,17 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
 from ..model.errors import RetroMAEError
 from ..model.masking import passage_seeds
 from .document_stream import DocumentStream, Place
-
-# Texts that are tokenised at once: of long ones few, since a token in a list takes ten times the memory of its text.
-_CHARACTERS_AT_ONCE = 1_000_000
-_DTYPES = {"input_ids": np.int32, "token_type_ids": np.int8, "word_ids": np.int32}
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,7 @@ class _Block:
             yield self.passages[index]
 
 
+@dataclass(eq=False)
 class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
     """The passages of a training run on a stream, addressed by their place in the order of training.
 
@@ -107,23 +103,15 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
         RetroMAEError: while reading: a shard cannot be read, or there is no passage in the stream.
     """
 
-    def __init__(
-        self,
-        documents: DocumentStream,
-        cut: Callable[[list[str], list[int]], dict[str, list[Any]]],
-        length: int,
-        batch_size: int,
-        lanes: int,
-        buffer_size: int,
-        bookmarks: Bookmarks,
-    ) -> None:
-        self.documents = documents
-        self.cut = cut
-        self.length = length
-        self.batch_size = batch_size
-        self.lanes = lanes
-        self.buffer_size = buffer_size
-        self.bookmarks = bookmarks
+    documents: DocumentStream
+    cut: Callable[[list[str], list[int]], dict[str, list[Any]]]
+    length: int
+    batch_size: int
+    lanes: int
+    buffer_size: int
+    bookmarks: Bookmarks
+
+    def __post_init__(self) -> None:
         # Per lane: how many of its passages have been given out, and what gives out the next.
         self._open: dict[int, tuple[int, Iterator[dict[str, Any]]]] = {}
 
@@ -174,12 +162,9 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         last_epoch = start.epoch
         for place, numbers, texts in self.documents.read(lane, self.lanes, start):
-            passages: list[dict[str, Any]] = []
-            for part in _parts(texts):
-                columns = self.cut(texts[part], numbers[part])
-                for values in zip(*columns.values(), strict=True):
-                    passage = dict(zip(columns, values, strict=True)) | {"epoch": place.epoch}
-                    passages.append({n: np.asarray(v, _DTYPES[n]) if n in _DTYPES else v for n, v in passage.items()})
+            columns = self.cut(texts, numbers)
+            rows = zip(*columns.values(), strict=True)
+            passages = [dict(zip(columns, row, strict=True)) | {"epoch": place.epoch} for row in rows]
             if passages:
                 last_epoch = place.epoch
             elif place.epoch > last_epoch + self.lanes:  # in so many passes a reader has been every other one
@@ -188,12 +173,3 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
                     "give a source with more text"
                 )
             yield place, passages
-
-
-def _parts(texts: list[str]) -> Iterator[slice]:
-    start = size = 0
-    for end, text in enumerate(texts, start=1):
-        size += len(text)
-        if size >= _CHARACTERS_AT_ONCE or end == len(texts):
-            yield slice(start, end)
-            start, size = end, 0

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError
-from .text import LONGEST_PIECE, cut_long, cut_sentences
+from .text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
 
 logger = logging.getLogger(__name__)
@@ -185,15 +185,12 @@ def cut_passages(
 ) -> dict[str, list[Any]]:
     """The passages of some documents as columns, see `tokenize_passages`.
 
+    Tokens are in arrays of the columns' types, since one in a list takes ten times the memory of its text.
+
     Args:
         texts: the documents.
         indices: their numbers, below 2^39; they go into the passages' ids and choose the short targets.
-        tokenizer: this and the others are `cutting_options`.
-        frame: likewise.
-        room: likewise.
-        short_seq_prob: likewise.
-        seed: likewise.
-        words: likewise.
+        tokenizer: this and what follows are `cutting_options`.
     """
     pairs = bool(frame.middle)
     rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
@@ -211,57 +208,50 @@ def cut_passages(
             rows["length"].append(len(rows["input_ids"][-1]))
             rows["passage_id"].append(index * _MAX_PASSAGES + place)
             if pairs:
-                rows["token_type_ids"].append(frame.token_types(first, second))
+                rows["token_type_ids"].append(np.array(frame.token_types(first, second), dtype=np.int8))
                 rows["document_id"].append(index)
             if words:
                 starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
-                rows["word_ids"].append(number_words(torch.tensor(starts_here)).tolist())
+                rows["word_ids"].append(number_words(torch.tensor(starts_here)).numpy())
     return rows
 
 
 def _tokenize_documents(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, words: tuple[torch.Tensor, WordSegmenter] | None
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, words: tuple[torch.Tensor, WordSegmenter] | None
 ) -> Iterator[tuple[np.ndarray, list[int], list[bool]]]:
     """Each document's tokens (int32), how many of them each of its sentences has, and which begin a word.
 
     Documents go through the tokenizer as a whole, since it may see a sentence's beginning otherwise when it stands
     alone. Those that are longer than any book go piece by piece: a tokenizer holds some hundred bytes a character.
     """
-    tokens: list[np.ndarray] = []
-    lengths: list[int] = []
-    starts: list[bool] = []
-    for pieces in _groups(texts):
+    encoded = _encode((piece for text in texts for piece in cut_long(text)), tokenizer)
+    for text in texts:
+        tokens: list[np.ndarray] = []
+        lengths: list[int] = []
+        starts: list[bool] = []
+        for piece in cut_long(text):
+            ids, offsets = next(encoded)
+            tokens.append(np.array(ids, dtype=np.int32))
+            lengths += _tokens_of_sentences(piece, offsets)
+            starts += _word_starts(piece, ids, offsets, *words) if words else []
+        yield np.concatenate(tokens), lengths, starts
+
+
+def _encode(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """The tokens of each text, and where they stand in it."""
+    for group in in_groups(texts, LONGEST_PIECE):
         encoded = tokenizer(
-            [piece for piece, _ in pieces],
+            group,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             return_offsets_mapping=True,
             verbose=False,
         )
-        for (piece, is_last), ids, offsets in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            tokens.append(np.array(ids, dtype=np.int32))
-            lengths += _tokens_of_sentences(piece, offsets)
-            starts += _word_starts(piece, ids, offsets, *words) if words else []
-            if is_last:
-                yield np.concatenate(tokens), lengths, starts
-                tokens, lengths, starts = [], [], []
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
-    """The documents' pieces, each with whether it is its document's last, in groups to be tokenised at once."""
-    group: list[tuple[str, bool]] = []
-    size = 0
-    for text in texts:
-        *others, last = cut_long(text)
-        for piece, is_last in [*((other, False) for other in others), (last, True)]:
-            if group and size + len(piece) > LONGEST_PIECE:
-                yield group
-                group, size = [], 0
-            group.append((piece, is_last))
-            size += len(piece)
-    if group:
-        yield group
+        yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        del encoded  # before the next group's is made, for it is what takes the memory
 
 
 def _tokens_of_sentences(text: str, offsets: list[tuple[int, int]]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
 from ..model.errors import RetroMAEError, first_line, in_one_sentence
-from .json_lines import SKIP, check_on_broken_line, line_nested_too_deeply, read_sound_lines
+from .json_lines import SKIP, UnreadableError, check_nesting, check_on_broken_line, read_sound_lines
 from .pydocs import load_pydocs
 from .text import without_surrogates
 
@@ -19,10 +18,6 @@ logger = logging.getLogger(__name__)
 
 # Builders of `datasets` by file ending.
 FILE_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-
-
-class UnreadableError(RetroMAEError):
-    """What `datasets` makes nothing of."""
 
 
 def load_documents(
@@ -61,25 +56,24 @@ def load_documents(
         documents = load_pydocs(num_proc)
     else:
         documents = _read_rows(str(source), config_name, split, text_column, num_proc, on_broken_line)
-    if text_column not in documents.column_names:
-        raise RetroMAEError(
-            f"{_describe(source)} has no column {text_column!r}; its columns are {', '.join(documents.column_names)}"
-        )
+    name = str(source) if isinstance(source, str | Path) else "the corpus"
+    check_column(name, text_column, documents.column_names)
     if not _holds_text(documents, text_column):
-        told = documents.features[text_column]
-        raise RetroMAEError(f"the column {text_column!r} of {_describe(source)} holds {told}, not text")
+        raise RetroMAEError(f"the column {text_column!r} of {name} holds {documents.features[text_column]}, not text")
     if text_column != "text":
         documents = documents.select_columns(text_column).rename_column(text_column, "text")
     if missing := documents.data.column("text").null_count:
         logger.warning("%d documents hold null instead of text and were dropped", missing)
         documents = documents.filter(lambda text: text is not None, input_columns="text")
     if len(documents) == 0:
-        raise RetroMAEError(f"{_describe(source)} holds no documents; give a source with text")
+        raise RetroMAEError(f"{name} holds no documents; give a source with text")
     return documents
 
 
-def _describe(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "the corpus"
+def check_column(source: str, text_column: str, columns: list[str] | None) -> None:
+    """Raise `RetroMAEError` where a source lacks the column; None are columns that are not known."""
+    if columns is not None and text_column not in columns:
+        raise RetroMAEError(f"{source} has no column {text_column!r}; its columns are {', '.join(columns)}")
 
 
 def _holds_text(documents: Dataset, column: str) -> bool:
@@ -90,18 +84,16 @@ def _read_rows(
     source: str, config_name: str | None, split: str, text_column: str, num_proc: int | None, on_broken_line: str
 ) -> Dataset:
     """`load_rows`; JSON lines that it cannot read, or reads as something else than text, are taken line by line."""
+    files = files_of_lines(source)
     try:
         documents = load_rows(source, config_name, split, num_proc)
-        if text_column not in documents.column_names or _holds_text(documents, text_column):
-            return documents
-        reason = f"the column {text_column!r} of {source} holds {documents.features[text_column]}, not text"
-        raise UnreadableError(reason)
     except UnreadableError:
-        path = Path(source).expanduser()
-        files = [path] if path.is_file() else sorted(path.rglob("*.json*"))
-        if any(file.suffix != ".jsonl" for file in files) or not files:
+        if not files:
             raise
-        return read_sound_lines(files, text_column, on_broken_line)
+    else:
+        if not files or text_column not in documents.column_names or _holds_text(documents, text_column):
+            return documents
+    return read_sound_lines(files, text_column, on_broken_line)
 
 
 def _from_iterable(source: Iterable[str | Mapping[str, Any]], text_column: str) -> Dataset:
@@ -128,7 +120,7 @@ def load_rows(source: str, config_name: str | None, split: str, num_proc: int | 
         for file in files:
             _check_utf8(file)
             if builder == "json":
-                _check_nesting(file)
+                check_nesting(file)
     return _load(source, builder, data_files=[str(file) for file in files], split="train", num_proc=num_proc, **options)
 
 
@@ -142,7 +134,7 @@ def stream_rows(source: str, config_name: str | None, split: str) -> IterableDat
     if builder is None:
         return _load(source, source, config_name, split=split, streaming=True)
     for file in files if builder == "json" else ():
-        _check_nesting(file)
+        check_nesting(file)
     names = [str(file) for file in files if file.stat().st_size]
     return _load(source, builder, data_files=names, split="train", streaming=True, **options)
 
@@ -188,22 +180,15 @@ def _load(source: str, *args: Any, **kwargs: Any) -> Any:
     return loaded
 
 
-def _check_nesting(file: Path) -> None:
-    if number := line_nested_too_deeply(file):
-        raise UnreadableError(f"{file} line {number} has too many brackets inside of each other; leave that line out")
-
-
 def _check_utf8(file: Path) -> None:
     """Read a text file once up front: not every reader of `datasets` notices, and none names the place."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    with in_one_sentence(f"{file} cannot be read"), file.open("rb") as content:
-        chunk = b" "
-        while chunk:
-            chunk = content.read(1 << 20)
+    position = 0
+    with in_one_sentence(f"{file} cannot be read"), file.open("rb") as lines:
+        for line in lines:
             try:
-                decoder.decode(chunk, final=not chunk)
+                line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise RetroMAEError(
                     f"{file} is not UTF-8 (near byte {position + error.start}); convert it, for example with iconv"
                 ) from error
-            position += len(chunk)
+            position += len(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 # A sentence ends at . ! ? before white space, unless a lower-case letter follows (an abbreviation, as a rule) or the
@@ -13,7 +13,6 @@ _SENTENCE_END = re.compile(
     r"|\n\s*\n\s*"
     r"|(?P<full_width>[。！？]+[”’」』）》〉】〕]*)"
 )
-
 
 LONGEST_PIECE = 1 << 20
 """Characters that are tokenised at once at most, a book: a tokenizer takes some hundred bytes for each."""
@@ -35,11 +34,6 @@ def cut_sentences(text: str) -> list[str]:
     if cuts[-1] < len(text):
         cuts.append(len(text))
     return [text[start:end] for start, end in pairwise(cuts)]
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text in order, without surrounding white space; none is empty."""
-    return [sentence.strip() for sentence in cut_sentences(text)]
 
 
 def split_first_sentence(text: str) -> tuple[str, str]:
@@ -64,6 +58,20 @@ def cut_long(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
             yield piece
         start = end
     yield text[start:].strip()
+
+
+def in_groups(texts: Iterable[str], most: int = LONGEST_PIECE) -> Iterator[list[str]]:
+    """Texts in groups of at most so many characters, to be worked on at once; a longer text is a group of its own."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > most:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 def head_of(text: str) -> str:

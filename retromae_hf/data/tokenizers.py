@@ -21,8 +21,8 @@ from tokenizers import (
 )
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..model.errors import RetroMAEError, check_at_least
-from .text import cut_long, without_surrogates
+from ..model.errors import RetroMAEError, check_at_least, check_choice
+from .text import cut_long, in_groups, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -32,7 +32,6 @@ ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 _MAX_ALPHABET = 1000
 _COVERAGE = 0.9995
 _CODE_POINTS = 0x110000
-_CHUNK_CHARACTERS = 1 << 20
 
 
 def train_tokenizer(
@@ -56,8 +55,7 @@ def train_tokenizer(
 
 def check_tokenizer_kind(kind: str) -> None:
     """Raise `RetroMAEError` unless `kind` names a tokenizer that can be trained."""
-    if kind not in TRAINERS:
-        raise RetroMAEError(f"tokenizer_type={kind!r} is unknown; choose one of {', '.join(TRAINERS)}")
+    check_choice("tokenizer_type", kind, TRAINERS)
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = True) -> BertTokenizer:
@@ -73,7 +71,6 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowe
         # breaks ties between merges by these numbers, so that every run gives another vocabulary. What is named here
         # is numbered first.
         special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in continuing)],
-        show_progress=True,
     )
     trained = trainer.get_vocab()
     if len(trained) > vocab_size:
@@ -98,7 +95,6 @@ def train_byte_level_bpe(
         vocab_size=vocab_size,
         special_tokens=_roberta_special_tokens(),
         initial_alphabet=sorted(alphabet),
-        show_progress=True,
     )
     tokenizer.train_from_iterator(_pieces(texts), trainer)
     return _like_robertas(tokenizer, max_length)
@@ -117,14 +113,9 @@ def train_unigram(
         raise RetroMAEError(
             "a unigram tokenizer needs the package sentencepiece; pip install 'retromae-hf[unigram]'"
         ) from error
-    normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            *([normalizers.Lowercase()] if lowercase else []),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    )
+    folding = [normalizers.Lowercase()] if lowercase else []
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    normalizer = normalizers.Sequence([normalizers.NFKC(), *folding, spaces, normalizers.Strip()])
     lines = (normalizer.normalize_str(line) for text in _pieces(texts) for line in text.splitlines())
     trained = io.BytesIO()
     try:
@@ -191,8 +182,8 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], li
     counts = np.zeros(_CODE_POINTS, dtype=np.int64)
     inner = np.zeros(_CODE_POINTS, dtype=bool)  # does not end a word
     follows = np.zeros(_CODE_POINTS, dtype=bool)  # stands behind another character of a word
-    for chunk in _chunks(texts):
-        codes = np.frombuffer(chunk.encode("utf-32-le", "replace"), dtype=np.uint32)
+    for group in in_groups(texts):  # each of which is worth a pass over all code points
+        codes = np.frombuffer("\n".join(group).encode("utf-32-le", "replace"), dtype=np.uint32)
         found = np.bincount(codes, minlength=_CODE_POINTS)
         for code in np.flatnonzero((found > 0) & (counts == 0)).tolist():
             inner[code] = len(_words(f"a{chr(code)}a", tokenizer)) == 1
@@ -215,19 +206,6 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], li
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
     """The texts with long ones cut: a trainer takes fifty times a text's size in memory."""
     return (piece for text in texts for piece in cut_long(without_surrogates(text)))
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """The texts joined into pieces that are worth a pass over all code points each."""
-    pending, size = [], 0
-    for text in texts:
-        pending.append(text)
-        size += len(text) + 1
-        if size >= _CHUNK_CHARACTERS:
-            yield "\n".join(pending)
-            pending, size = [], 0
-    if pending:
-        yield "\n".join(pending)
 
 
 def _words(text: str, tokenizer: Tokenizer) -> list[str]:

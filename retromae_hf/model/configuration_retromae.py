@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .errors import RetroMAEError, in_one_sentence
+from .errors import RetroMAEError, check_choice, in_one_sentence
 
 DECODINGS = ("enhanced", "basic", "condenser", "none")
 PAIR_OBJECTIVES = ("nsp", "sop")
@@ -28,12 +28,6 @@ AUTO_MAP = {
 """Where `transformers` finds the classes in a checkpoint's folder, which holds a copy of this code."""
 
 
-def check_decoding(decoding: str) -> None:
-    """Raise `RetroMAEError` unless `decoding` names a decoder."""
-    if decoding not in DECODINGS:
-        raise RetroMAEError(f"decoding={decoding!r} is unknown; choose one of {', '.join(DECODINGS)}")
-
-
 def is_number(value: object) -> bool:
     """Whether a value is a finite number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
@@ -45,10 +39,12 @@ def check_ratio(name: str, ratio: float) -> None:
         raise RetroMAEError(f"{name}={ratio!r} must lie between 0 and 1, both excluded")
 
 
-def check_pair_objective(objective: str | None) -> None:
-    """Raise `RetroMAEError` unless `objective` is None or names a pair objective."""
-    if objective is not None and objective not in PAIR_OBJECTIVES:
-        raise RetroMAEError(f"pair_objective={objective!r} is unknown; choose one of {', '.join(PAIR_OBJECTIVES)}")
+def check_shared(settings: Any) -> None:
+    """Raise `RetroMAEError` where a value is wrong that the model's configuration and the collator both have."""
+    check_choice("decoding", settings.decoding, DECODINGS)
+    check_ratio("decoder_mask_ratio", settings.decoder_mask_ratio)
+    if settings.pair_objective is not None:
+        check_choice("pair_objective", settings.pair_objective, PAIR_OBJECTIVES)
 
 
 def check_replacement(mask_replace_prob: float, random_replace_prob: float) -> None:
@@ -157,21 +153,16 @@ class RetroMAEConfig(PreTrainedConfig):
 
     def check_values(self) -> None:
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""
-        check_decoding(self.decoding)
-        check_ratio("decoder_mask_ratio", self.decoder_mask_ratio)
+        check_shared(self)
         check_whole_number("num_decoder_layers", self.num_decoder_layers, MAX_DECODER_LAYERS)
         for name in ("mlm_loss_weight", "bow_loss_weight"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:
                 raise RetroMAEError(f"{name}={getattr(self, name)!r} must be 0 or a finite number above")
-        if self.decoder_query not in DECODER_QUERIES:
-            raise RetroMAEError(
-                f"decoder_query={self.decoder_query!r} is unknown; choose one of {', '.join(DECODER_QUERIES)}"
-            )
+        check_choice("decoder_query", self.decoder_query, DECODER_QUERIES)
         if self.bow_loss_weight > 0 and self.decoding != "enhanced":
             raise RetroMAEError(
                 f"bow_loss_weight={self.bow_loss_weight} needs decoding='enhanced', not {self.decoding!r}"
             )
-        check_pair_objective(self.pair_objective)
 
     @property
     def hidden_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 LONGEST_NAME = 200
@@ -71,6 +71,12 @@ def check_file_name(what: str, name: object) -> None:
         raise RetroMAEError(
             f"{what} {name[:20]!r}... becomes part of a file name; give one of {LONGEST_NAME} bytes at most"
         )
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise `RetroMAEError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise RetroMAEError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
 def check_at_least(minimum: float, **values: float | None) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.whole_files import write_json
 from ..model.backbones import max_text_length
-from ..model.errors import RetroMAEError
+from ..model.errors import check_choice
 from ..model.pretrained_model import RetroMAEPreTrainedModel
 from .card_writer import write_export_card
 
@@ -41,8 +41,7 @@ def export_encoder(
     Raises:
         RetroMAEError: `pooling` is unknown or the encoder's family is not.
     """
-    if pooling not in POOLINGS:
-        raise RetroMAEError(f"pooling={pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+    check_choice("pooling", pooling, POOLINGS)
     folder = Path(folder)
     encoder = _save(model, tokenizer, folder)
     pooled = {

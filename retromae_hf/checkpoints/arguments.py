@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..model.errors import RetroMAEError, check_at_least
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 
 MODEL_OPTIONS = (
     "decoding",
@@ -87,14 +87,14 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        from ..data.tokenizers import check_tokenizer_kind
+        from ..data.tokenizers import TRAINERS
         from ..model.configuration_retromae import RetroMAEConfig
-        from .positions import check_method
+        from .positions import METHODS
 
         check_at_least(1, vocab_size=self.vocab_size, **{name: getattr(self, name) for name in SIZES})
-        check_tokenizer_kind(self.tokenizer_type)
+        check_choice("tokenizer_type", self.tokenizer_type, TRAINERS)
         if self.extend_positions is not None:
-            check_method(self.extend_positions)
+            check_choice("extend_positions", self.extend_positions, METHODS)
         if self.config_name is not None and self.model_name_or_path is not None:
             raise RetroMAEError(
                 "config_name starts from scratch and model_name_or_path from a checkpoint; give one of them"

@@ -28,7 +28,7 @@ def extend_positions(model: RetroMAEPreTrainedModel, max_length: int, method: st
     Raises:
         RetroMAEError: `method` is unknown, or the model has as many positions already.
     """
-    check_method(method)
+    check_choice("extend_positions", method, METHODS)
     config = model.config.encoder_config
     backbone = model.backbone
     before = backbone.max_positions(config)
@@ -49,11 +49,6 @@ def extend_positions(model: RetroMAEPreTrainedModel, max_length: int, method: st
     for each in {id(c): c for c in (config, model.encoder.config, model.encoder.base_model.config)}.values():
         backbone.set_max_positions(each, max_length)
         each.position_extension = {"from": first, "to": max_length, "method": method}
-
-
-def check_method(method: str) -> None:
-    """Raise `RetroMAEError` unless `method` names a way to extend positions."""
-    check_choice("extend_positions", method, METHODS)
 
 
 @torch.no_grad()

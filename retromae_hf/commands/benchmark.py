@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 
-from ..model.errors import RetroMAEError, check_at_least
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 from .common import command, parse, writable
 
 PARTS = ("collator", "step", "memory", "trainer")
@@ -44,8 +44,7 @@ class BenchmarkArguments:
         from ..model.configuration_retromae import check_ratio
         from ..studies.benchmark import PRETENSE, SHAPES, import_pretense
 
-        if self.shape not in SHAPES:
-            raise RetroMAEError(f"shape={self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
+        check_choice("shape", self.shape, SHAPES)
         if unknown := set(self.parts) - set(PARTS):
             raise RetroMAEError(
                 f"parts has unknown entries, {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}"
@@ -58,8 +57,7 @@ class BenchmarkArguments:
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
             raise RetroMAEError(f"device={self.device!r} is not to be had here; use cpu, or cuda where there is one")
         self.dtype = self.dtype or ("bfloat16" if self.device == "cuda" else "float32")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise RetroMAEError(f"dtype={self.dtype!r} is unknown; choose float32 or bfloat16")
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_at_least(1, rounds=self.rounds, tokens_per_batch=self.tokens_per_batch)
         check_at_least(8, **{"the least of lengths": min(self.lengths, default=0)})
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)

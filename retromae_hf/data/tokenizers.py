@@ -49,13 +49,8 @@ def train_tokenizer(
     Raises:
         RetroMAEError: `kind` is unknown, `vocab_size` is too small for it, or sentencepiece is needed and missing.
     """
-    check_tokenizer_kind(kind)
-    return TRAINERS[kind](texts, vocab_size, max_length, lowercase)
-
-
-def check_tokenizer_kind(kind: str) -> None:
-    """Raise `RetroMAEError` unless `kind` names a tokenizer that can be trained."""
     check_choice("tokenizer_type", kind, TRAINERS)
+    return TRAINERS[kind](texts, vocab_size, max_length, lowercase)
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = True) -> BertTokenizer:

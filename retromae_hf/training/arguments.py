@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..model.errors import RetroMAEError, check_at_least
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 
 DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
     "learning_rate": 1e-4,
@@ -163,9 +163,8 @@ class FinetuneArguments:
     )
 
     def __post_init__(self) -> None:
-        for name, values in (("objective", OBJECTIVES), ("similarity", SIMILARITIES)):
-            if getattr(self, name) not in values:
-                raise RetroMAEError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(values)}")
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("similarity", self.similarity, SIMILARITIES)
         check_at_least(
             1,
             num_negatives=self.num_negatives,

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, import_extra, in_one_sentence
 
 ONNX_FILE = "onnx/model.onnx"
 INPUTS = ("input_ids", "attention_mask")
@@ -40,12 +40,7 @@ def import_onnxruntime() -> Any:
     Raises:
         RetroMAEError: something is missing.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise RetroMAEError(f"ONNX needs {error.name}; pip install 'retromae-hf[onnx]'") from error
+    *_, onnxruntime = (import_extra(name, "ONNX", "onnx") for name in ("onnx", "onnxscript", "onnxruntime"))
     return onnxruntime
 
 

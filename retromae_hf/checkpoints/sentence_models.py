@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..model.configuration_retromae import RetroMAEConfig
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, import_extra, in_one_sentence
 from ..model.trust import code_refused, safetensors_only
 from .loading import load_config
 
@@ -30,14 +30,11 @@ def load_sentence_transformer(
         RetroMAEError: there is no such model, it is pickled or a training checkpoint, it needs code of its own without
             `trust_remote_code`, or sentence-transformers is missing.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-        from sentence_transformers.util import is_sentence_transformer_model
-    except ImportError as error:
-        raise RetroMAEError(
-            f"{name_or_path} needs sentence-transformers; pip install 'retromae-hf[retrieval]'"
-        ) from error
+    import_extra("sentence_transformers", name_or_path, "retrieval")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.util import is_sentence_transformer_model
+
     if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
         raise RetroMAEError(
             f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "

@@ -15,13 +15,12 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..model.errors import RetroMAEError, RunInterruptedError, in_one_sentence
+from ..model.errors import RetroMAEError, RunInterruptedError, import_extra, in_one_sentence
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
@@ -133,11 +132,7 @@ def _load(cls: Any) -> Any:
     if not isinstance(cls, str):
         return cls
     module, _, name = cls.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except ImportError as error:
-        package = module.replace("_", "-")
-        raise RetroMAEError(f"this needs {package}; pip install 'retromae-hf[retrieval]'") from error
+    return getattr(import_extra(module, "this command", "retrieval"), name)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -21,7 +21,7 @@ from tokenizers import (
 )
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..model.errors import RetroMAEError, check_at_least, check_choice
+from ..model.errors import RetroMAEError, check_at_least, check_choice, import_extra
 from .text import cut_long, in_groups, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -102,12 +102,7 @@ def train_unigram(
 
     The trainer of the tokenizers package fails on real text ("likelihood is NAN") and differs from run to run.
     """
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise RetroMAEError(
-            "a unigram tokenizer needs the package sentencepiece; pip install 'retromae-hf[unigram]'"
-        ) from error
+    sentencepiece = import_extra("sentencepiece", "a unigram tokenizer", "unigram")
     folding = [normalizers.Lowercase()] if lowercase else []
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     normalizer = normalizers.Sequence([normalizers.NFKC(), *folding, spaces, normalizers.Strip()])

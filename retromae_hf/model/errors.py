@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 LONGEST_NAME = 200
 """Bytes of a name that becomes part of a file's; file systems take 255 in all."""
@@ -71,6 +73,19 @@ def check_file_name(what: str, name: object) -> None:
         raise RetroMAEError(
             f"{what} {name[:20]!r}... becomes part of a file name; give one of {LONGEST_NAME} bytes at most"
         )
+
+
+def import_extra(module: str, what: str, extra: str) -> Any:
+    """A module of a package that one of our extras installs; `what` needs it.
+
+    Raises:
+        RetroMAEError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = (error.name or module).partition(".")[0]
+        raise RetroMAEError(f"{what} needs the package {package}; pip install 'retromae-hf[{extra}]'") from error
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -7,13 +7,11 @@ those of trec_eval on the texts alone, without the instructions that MTEB puts b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from datasets.config import HF_CACHE_HOME
 
-from ..model.errors import RetroMAEError, check_file_name, in_one_sentence
+from ..model.errors import RetroMAEError, check_file_name, import_extra, in_one_sentence
 from .tasks import RetrievalTask, load_beir, load_task, make_task
 
 BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
@@ -47,7 +45,7 @@ def load_tasks(sources: Sequence[str], num_proc: int | None = None, split: str =
 
 def _nanobeir(name: str) -> list[RetrievalTask]:
     """13 collections of 50 queries each, through sentence-transformers' NanoBEIREvaluator."""
-    module = _package("sentence_transformers.sentence_transformer.evaluation", "retrieval")
+    module = import_extra("sentence_transformers.sentence_transformer.evaluation", "NanoBEIR", "retrieval")
     return [
         make_task(
             one.name,
@@ -63,14 +61,14 @@ def _nanobeir(name: str) -> list[RetrievalTask]:
 def _beir(name: str) -> list[RetrievalTask]:
     """A collection in its published form, kept beside the Hugging Face caches; its test qrels."""
     check_file_name("the name of a collection of BEIR", name)
-    util = _package("beir.util", "benchmarks")
+    util = import_extra("beir.util", "BEIR", "benchmarks")
     folder = util.download_and_unzip(BEIR_ADDRESS.format(name=name), str(Path(HF_CACHE_HOME) / "retromae_hf" / "beir"))
     return [load_beir(folder)]
 
 
 def _mteb(name: str) -> list[RetrievalTask]:
     """A retrieval task of MTEB: each of its subsets, in the first of its splits for evaluation."""
-    task = _package("mteb", "benchmarks").get_task(name)
+    task = import_extra("mteb", "MTEB", "benchmarks").get_task(name)
     if not hasattr(task, "convert_v1_dataset_format_to_v2"):
         raise RetroMAEError(f"mteb:{name} is a task of type {task.metadata.type}; give a retrieval task")
     task.load_data()
@@ -86,15 +84,6 @@ def _mteb(name: str) -> list[RetrievalTask]:
         )
         for subset, data in task.dataset.items()
     ]
-
-
-def _package(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise RetroMAEError(
-            f"this needs the package {module.partition('.')[0]}; pip install 'retromae-hf[{extra}]'"
-        ) from error
 
 
 LOADERS: dict[str, Callable[[str], list[RetrievalTask]]] = {"nanobeir": _nanobeir, "beir": _beir, "mteb": _mteb}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, import_extra, in_one_sentence
 from .embedders import Embedder
 from .measures import Run
 from .nearest import FAISS, RANKING_DEPTH, search_exact, search_faiss
@@ -62,10 +62,7 @@ def search_bm25(queries: list[str], documents: list[str], depth: int) -> tuple[n
 
 def import_bm25s() -> Any:
     """bm25s, or one sentence on how to get it."""
-    try:
-        import bm25s
-    except ImportError as error:
-        raise RetroMAEError("BM25 needs the package bm25s; pip install 'retromae-hf[retrieval]'") from error
+    bm25s = import_extra("bm25s", "BM25", "retrieval")
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # left to itself it tells what it is doing at every step
     return bm25s
 

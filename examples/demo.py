@@ -36,6 +36,7 @@ from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder
 from retromae_hf.retrieval.search import format_results, load_index
 from retromae_hf.retrieval.tasks import reported_task
+from retromae_hf.studies.comparison import suited_attention
 
 FOLDER = Path("runs/demo")
 VOCAB_SIZE = 4096
@@ -59,12 +60,9 @@ PROCESSES = min(torch.get_num_threads(), 8)
 def main() -> None:
     """Do it all and say what came of it."""
     clock: dict[str, float] = {}
-    with timed(clock, "total"):
+    with timed(clock, "total"), suited_attention(MAX_LENGTH):
         FOLDER.mkdir(parents=True, exist_ok=True)
         transformers.logging.set_verbosity_error()  # reports on a head that sentence embeddings do not use
-        if ON_CPU:
-            # On a CPU the backward pass of the fused attention is slower than the plain one for passages this short.
-            torch.backends.cuda.enable_flash_sdp(False)
 
         say("Reading the documentation of the Python packages installed here")
         with timed(clock, "read"):

@@ -97,6 +97,7 @@ def test_the_demo(small_pydocs, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setitem(demo.FINETUNING, "per_device_train_batch_size", 8)
     demo.main()
+    assert torch.backends.cuda.flash_sdp_enabled()  # as it was, for whoever comes next in this process
     report = json.loads(Path("runs/demo/results.json").read_text())
     assert [len(report["results"][row]) for row in ("untrained", "mlm", "retromae")] == [2, 2, 2]
     shown = capsys.readouterr().out

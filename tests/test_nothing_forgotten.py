@@ -11,7 +11,7 @@ from conftest import ROOT
 from retromae_hf import RetroMAEConfig, RetroMAEPreTrainingOutput
 from retromae_hf.checkpoints.arguments import MODEL_OPTIONS, ModelArguments
 from retromae_hf.commands.main import COMMANDS
-from retromae_hf.data.sources import FILE_BUILDERS
+from retromae_hf.data.rows import FILE_KINDS
 from retromae_hf.model.backbones import BACKBONES
 from retromae_hf.model.configuration_retromae import DECODINGS, DEFAULT_DECODING, PAIR_OBJECTIVES
 from retromae_hf.publishing import model_card
@@ -59,6 +59,6 @@ def test_a_command_is_a_file_and_a_line_in_the_list():
     assert files == set(COMMANDS)
 
 
-@pytest.mark.parametrize("ending", FILE_BUILDERS)
+@pytest.mark.parametrize("ending", FILE_KINDS)
 def test_a_kind_of_corpus_is_named_in_the_help(ending):
     assert ending in help_of(DataArguments, "dataset")

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import pyarrow as pa
 import torch
 from datasets import IterableDataset
 
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..model.masking import passage_seeds
-from .json_lines import SKIP, LineShards
 from .passages import DOCUMENT_BITS
-from .sources import check_column, files_of_lines, stream_rows
+from .rows import (
+    ERROR,
+    NAME_COLUMNS,
+    SKIP,
+    check_on_broken_line,
+    column_names,
+    document_of,
+    in_batches,
+    is_titled,
+    read_documents,
+    report_broken,
+    report_null,
+)
+from .source_files import SourceFiles
+from .sources import check_column, check_text, find_source, load_hub
 
 ROWS_AT_ONCE = 64
 """Rows that are read at once; a reader that goes on from a place starts at one of their firsts."""
@@ -55,21 +68,22 @@ class DatasetShards:
     def __init__(self, rows: IterableDataset, text_column: str, source: str) -> None:
         self.num_shards = rows.num_shards
         self.source = source
-        self._rows = rows.select_columns(text_column).with_format("arrow")
+        self.text_column = text_column
+        columns = rows.column_names or [text_column]
+        wanted = {text_column, *NAME_COLUMNS} if is_titled(columns, text_column) else {text_column}
+        self._rows = rows.select_columns([column for column in columns if column in wanted]).with_format("arrow")
         self._parts: dict[tuple[int, int], IterableDataset] = {}
 
-    def columns(self, shard: int, rows_at_once: int) -> Iterator[pa.ChunkedArray]:
-        """The texts of a shard, some at a time.
+    def texts(self, shard: int) -> Iterator[str | None]:
+        """The texts of a shard.
 
         Raises:
             RetroMAEError: the column holds something else.
         """
         # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
-        for table in self._shard(shard).iter(rows_at_once):
-            column = table.column(0)
-            if not pa.types.is_null(column.type) and str(column.type) not in ("string", "large_string"):
-                raise RetroMAEError(f"the text column of {self.source} holds {column.type}, not text")
-            yield column
+        for table in self._shard(shard).iter(ROWS_AT_ONCE):
+            check_text(self.source, self.text_column, table.schema.field(self.text_column).type)
+            yield from (document_of(row, self.text_column)[0] for row in table.to_pylist())
 
     def _shard(self, shard: int) -> IterableDataset:
         """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
@@ -84,6 +98,42 @@ class DatasetShards:
             if size >= KEPT_PART:
                 self._parts[first, size] = part
         return part
+
+
+@dataclass
+class FileShards:
+    """The files of a source, each a shard. How many rows of a file are broken is known, and reported, at its end.
+
+    Attributes:
+        source: the files.
+        text_column: column that holds the text.
+        on_broken_line: "skip", which makes a row without text of a broken one, or "error".
+    """
+
+    source: SourceFiles
+    text_column: str
+    on_broken_line: str
+
+    def __post_init__(self) -> None:
+        self.num_shards = len(self.source.files)
+
+    def texts(self, shard: int) -> Iterator[str | None]:
+        """The texts of a file.
+
+        Raises:
+            RetroMAEError: the file cannot be read, a row is broken and that is an error, or half of the rows are.
+        """
+        total, broken, empty, first = 0, 0, 0, None
+        for text, _, wrong in read_documents(self.source.files[shard], self.text_column, self.source.whole):
+            total += 1
+            if wrong:
+                broken, first = broken + 1, first or wrong
+                if self.on_broken_line == ERROR:
+                    break
+            empty += text is None and not wrong
+            yield text
+        report_broken(first, broken, total, self.on_broken_line)
+        report_null(empty, str(self.source.files[shard]))
 
 
 class DocumentStream:
@@ -103,7 +153,7 @@ class DocumentStream:
         first: number of the first document that readers get; those before it are held out.
     """
 
-    def __init__(self, shards: DatasetShards | LineShards, source: str, seed: int) -> None:
+    def __init__(self, shards: DatasetShards | FileShards, source: str, seed: int) -> None:
         self.num_shards = shards.num_shards
         self.source = source
         self.seed = seed
@@ -126,13 +176,15 @@ class DocumentStream:
         Raises:
             RetroMAEError: there is no such source, or it has no such column.
         """
-        if files := files_of_lines(source):
-            # `datasets` gives up at a broken line, and ends the process at endless brackets.
-            lines = LineShards(files, text_column, on_broken_line)
-            with in_one_sentence(f"{source} cannot be read"):
-                check_column(source, text_column, lines.column_names())
-            return cls(lines, source, seed)
-        rows = stream_rows(source, config_name, split)
+        check_on_broken_line(on_broken_line)
+        found = find_source(source, config_name, split)
+        if isinstance(found, SourceFiles):
+            check_column(source, text_column, column_names(found.files))
+            return cls(FileShards(found, text_column, on_broken_line), source, seed)
+        if found is None:
+            rows = load_hub(source, config_name, split, streaming=True)
+        else:
+            rows = found.to_iterable_dataset(num_shards=max(len(found.cache_files), 1))
         check_column(source, text_column, rows.column_names)
         return cls(DatasetShards(rows, text_column, source), source, seed)
 
@@ -184,9 +236,9 @@ class DocumentStream:
                 turn = (reader - shard - epoch) % readers
                 if own_shards and turn:
                     continue
-                for first, column in self._batches(shard, row):
-                    own = range(len(column)) if own_shards else range((turn - first) % readers, len(column), readers)
-                    documents = list(self._numbered(shard, first, column, own))
+                for first, texts in self._batches(shard, row):
+                    own = range(len(texts)) if own_shards else range((turn - first) % readers, len(texts), readers)
+                    documents = list(self._numbered(shard, first, texts, own))
                     yield (
                         Place(epoch, place, first),
                         [number for number, _ in documents],
@@ -198,25 +250,24 @@ class DocumentStream:
 
     def _in_order(self) -> Iterator[tuple[int, str]]:
         for shard in range(self.num_shards):
-            for first, column in self._batches(shard, 0):
-                yield from self._numbered(shard, first, column, range(len(column)))
+            for first, texts in self._batches(shard, 0):
+                yield from self._numbered(shard, first, texts, range(len(texts)))
 
-    def _numbered(self, shard: int, first: int, column: pa.ChunkedArray, rows: range) -> Iterator[tuple[int, str]]:
+    def _numbered(self, shard: int, first: int, texts: list[str | None], rows: range) -> Iterator[tuple[int, str]]:
         """Numbers and texts of some rows of a batch, less the rows without text and what is held out."""
-        texts = column.take(pa.array(rows, pa.int64())).to_pylist()
-        for row, text in zip(rows, texts, strict=True):
+        for row in rows:
             number = shard << self._row_bits | first + row
-            if text is not None and number >= self.first:
+            if (text := texts[row]) is not None and number >= self.first:
                 yield number, text
 
-    def _batches(self, shard: int, start: int) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    def _batches(self, shard: int, start: int) -> Iterator[tuple[int, list[str | None]]]:
         """The number of the first row and the texts, batch by batch, of a shard from row `start` on."""
         row = 0
         with in_one_sentence(f"shard {shard} of {self.source} cannot be read"):
-            for column in self._shards.columns(shard, ROWS_AT_ONCE):
+            for texts in in_batches(self._shards.texts(shard), ROWS_AT_ONCE):
                 if row >= start:
-                    yield row, column
-                row += len(column)
+                    yield row, texts
+                row += len(texts)
                 if row >> self._row_bits:
                     raise RetroMAEError(
                         f"shard {shard} of {self.source} has more than {1 << self._row_bits} rows; cut it into several"

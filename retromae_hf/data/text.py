@@ -79,6 +79,11 @@ def head_of(text: str) -> str:
     return without_surrogates(text[:LONGEST_READ])
 
 
+def titled(title: str, text: str) -> str:
+    """A document of BEIR's layout as it is searched: its title in front of its text."""
+    return f"{title} {text}".strip()
+
+
 def without_surrogates(text: str) -> str:
     """A text with "?" for lone surrogates, which source code and JSON can escape and which are no text."""
     return text.encode("utf-8", "replace").decode("utf-8")

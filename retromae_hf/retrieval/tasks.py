@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
-from ..data.text import without_surrogates
+from ..data.text import titled, without_surrogates
 from ..model.errors import RetroMAEError, check_file_name
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _texts(file: Path, titles: bool = False) -> dict[str, str]:
             raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
         if name in texts:
             raise RetroMAEError(f"{file} line {number} has the _id {name!r} a second time; give every id once")
-        texts[name] = f"{title} {text}".strip() if titles else text
+        texts[name] = titled(title, text) if titles else text
     return texts
 
 

@@ -90,7 +90,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        from ..data.json_lines import check_on_broken_line
+        from ..data.rows import check_on_broken_line
         from ..model.configuration_retromae import check_ratio, check_replacement
 
         check_at_least(

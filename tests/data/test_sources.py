@@ -132,7 +132,7 @@ def test_sources(tmp_path):
 def test_null_is_dropped_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         assert load_documents([{"text": "x"}, {"text": None}])["text"][:] == ["x"]
-    assert "1 documents hold null" in caplog.text
+    assert "1 documents of the corpus hold null" in caplog.text
 
 
 def test_bad_sources_are_one_sentence(tmp_path):
@@ -156,8 +156,9 @@ def test_bad_sources_are_one_sentence(tmp_path):
         (tmp_path / "other.jsonl", "no column 'text'; its columns are body"),
         (tmp_path, "several kinds"),
         ([], "the corpus holds no documents"),
-        ([{"text": 1}], r"the column 'text' of the corpus holds Value\('int64'\), not text"),
-        ([{"text": ["a"]}], "the column 'text' of the corpus holds List.*, not text"),
+        ([{"text": "a"}, {"text": 1}], "the corpus row 2 holds no text in 'text'"),
+        ([{"text": ["a"]}], "the corpus row 1 holds no text in 'text'"),
+        (Dataset.from_dict({"text": [1]}), "the column 'text' of the corpus holds int64, not text"),
         ("no-such-dataset-on-the-hub", "cannot be read as a dataset"),
     ):
         with pytest.raises(RetroMAEError, match=message) as raised:

@@ -175,5 +175,5 @@ def test_broken_lines_of_a_stream_can_be_errors(broken):
 
 def test_endless_brackets_do_not_end_the_process(tmp_path):
     (tmp_path / "corpus.json").write_text('[{"text": "The fox."},\n{"text": "b", "c": ' + "[" * 100_000)
-    with pytest.raises(RetroMAEError, match=r"corpus.json line 2 has too many brackets"):
-        open_stream(tmp_path / "corpus.json")
+    with pytest.raises(RetroMAEError, match=r"corpus.json line 1 is not JSON, and so 2 of 2 lines are broken"):
+        one_pass(open_stream(tmp_path / "corpus.json"), 0, 1)

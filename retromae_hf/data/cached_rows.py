@@ -1,0 +1,136 @@
+"""The rows of files as a dataset on disk: the same files are read once, a file that changed is read anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from datasets import ArrowBasedBuilder, BuilderConfig, Dataset, DatasetInfo, Features, SplitGenerator, Value
+
+from ..model.errors import RetroMAEError, in_one_sentence
+from .rows import ROWS_A_BATCH, Broken, in_batches, kind_of, read_documents, read_rows
+from .source_files import SourceFiles
+from .text import without_surrogates
+
+DOCUMENT = Features({"text": Value("large_string"), "name": Value("large_string")})
+"""A document and what it is called."""
+
+TEACHERS = ("label", "score", "scores")
+"""Columns of a .csv file that hold numbers, where they do; all others are text."""
+
+
+def read_cached(files: SourceFiles, text_column: str | None, num_proc: int | None) -> Dataset:
+    """The documents of some files, or where no column is named all columns as they are.
+
+    Beside the columns of `DOCUMENT` a document has `broken`, what is wrong with its row.
+
+    Values of a column that are of different kinds become text.
+
+    Raises:
+        RetroMAEError: a file cannot be read, or a row is broken that is wanted as it is.
+    """
+    # With what tells one state of a file from the next, for the cache goes by these arguments.
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files.files]
+    builder = _CachedRows(states=states, text_column=text_column, whole=files.whole)
+    try:
+        with in_one_sentence(f"{files.source} cannot be read"):
+            builder.download_and_prepare(num_proc=num_proc)
+            return builder.as_dataset(split="train")
+    except RetroMAEError as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, RetroMAEError):
+            cause = cause.__cause__
+        raise cause or error from error
+
+
+@dataclass
+class _CachedRowsConfig(BuilderConfig):
+    states: list[tuple[str, int, int]] | None = None
+    text_column: str | None = None
+    whole: bool = False
+
+
+class _CachedRows(ArrowBasedBuilder):
+    # `datasets` puts functions of its own that take "::" in a name apart in the place of those that open files here.
+    BUILDER_CONFIG_CLASS = _CachedRowsConfig
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(
+            features=None if self.config.text_column is None else Features(**DOCUMENT, broken=Value("string"))
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        if not any(True for file, *_ in self.config.states for _ in read_rows(file, whole=self.config.whole)):
+            raise RetroMAEError(f"{self.config.states[0][0]} holds no documents; give a source with text")
+        if self.config.text_column is None:
+            self.info.features = Features.from_arrow_schema(_schema(self.config.states))
+        return [SplitGenerator("train", {"states": self.config.states})]
+
+    def _generate_tables(self, states: list[tuple[str, int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+        schema = self.info.features.arrow_schema
+        for shard, (file, *_) in enumerate(states):
+            if self.config.text_column is None:
+                columns = ([_column(rows, field) for field in schema] for rows in _whole_rows(file))
+            else:
+                documents = read_documents(file, self.config.text_column, self.config.whole)
+                columns = (
+                    [pa.array(column, type) for column, type in zip(zip(*rows, strict=True), schema.types, strict=True)]
+                    for rows in in_batches(documents, ROWS_A_BATCH)
+                )
+            for number, arrays in enumerate(columns):
+                yield (shard, number), pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _whole_rows(file: str) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a file, many at a time, none of them broken."""
+    for numbered in in_batches(read_rows(file), ROWS_A_BATCH):
+        rows = []
+        for number, row in numbered:
+            if isinstance(row, Broken):
+                raise RetroMAEError(f"{file} line {number} {row}; mend the file")
+            rows.append(row)
+        yield rows
+
+
+def _schema(states: list[tuple[str, int, int]]) -> pa.Schema:
+    """The columns of all rows, each of the type that fits all of its values or, where none does, text."""
+    types: dict[str, pa.DataType] = {}
+    for file, *_ in states:
+        for rows in _whole_rows(file):
+            for name in dict.fromkeys(name for row in rows for name in row):
+                values = [row.get(name) for row in rows]
+                if kind_of(file) == "csv" and name in TEACHERS:
+                    values = list(map(_number, values))
+                types[name] = _common_type(types.get(name, pa.null()), values)
+    return pa.schema(types)
+
+
+def _common_type(known: pa.DataType, values: list[Any]) -> pa.DataType:
+    try:
+        schemas = [pa.schema({"": type}) for type in (known, pa.array(values).type)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowException, ValueError, OverflowError):  # values of different kinds, or none that Arrow knows
+        return pa.string()
+
+
+def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
+    values = [row.get(field.name) for row in rows]
+    if pa.types.is_string(field.type):
+        values = [value if value is None else _as_text(value) for value in values]
+    elif pa.types.is_floating(field.type):
+        values = list(map(_number, values))
+    return pa.array(values, field.type)
+
+
+def _as_text(value: Any) -> str:
+    return without_surrogates(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value

@@ -1,0 +1,166 @@
+"""Which files a local source of text consists of, as `datasets` would say, whatever they are called."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from datasets.data_files import ALL_DEFAULT_PATTERNS, FILES_TO_IGNORE, SPLIT_PATTERN_SHARDED, sanitize_patterns
+from datasets.utils.metadata import MetadataConfigs
+from fsspec.utils import glob_translate
+from huggingface_hub import DatasetCardData, metadata_load
+
+from ..model.errors import RetroMAEError, in_one_sentence
+from .rows import FILE_KINDS, kind_of
+
+logger = logging.getLogger(__name__)
+
+WHOLE = "train"
+"""The split that is all of what has no splits."""
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files of a source.
+
+    Attributes:
+        source: what to call it in messages.
+        files: absolute paths, sorted by name; none is empty.
+        whole: a .txt file is one document, not one a line.
+    """
+
+    source: str
+    files: list[Path]
+    whole: bool
+
+
+def local_path(source: str) -> Path | None:
+    """The file or folder that is called so; None for a name on the Hub.
+
+    Raises:
+        RetroMAEError: there is no such file, and the name is none of the Hub's.
+    """
+    with in_one_sentence("the source of the text is no path"):
+        path = Path(source)
+        if source.startswith("~") and not path.exists():
+            path = path.expanduser()
+        if source and path.exists():
+            return path.absolute()
+        if source == "" or kind_of(source) or Path(source).is_absolute() or source.startswith((".", "~")):
+            raise RetroMAEError(f"{source} does not exist; give a file, a folder, a Hub dataset or 'pydocs'")
+    return None
+
+
+def check_split(source: str, splits: Collection[str], split: str) -> None:
+    """Raise `RetroMAEError` where a source has no such split."""
+    if split not in splits:
+        raise RetroMAEError(f"{source} has no split {split!r}, but {', '.join(splits)}; name one, or give files alone")
+
+
+def check_no_config(source: str, config_name: str | None) -> None:
+    """Raise `RetroMAEError` where a configuration is asked of a source that has none."""
+    if config_name is not None:
+        raise RetroMAEError(f"{source} has no configurations; leave dataset_config_name {config_name!r} out")
+
+
+def find_files(source: str, path: Path, config_name: str | None, split: str) -> SourceFiles:
+    """The files of a file, or of a split of a folder, as `load_dataset(folder, config_name, split=split)` finds them.
+
+    Names that begin with "." or "__" are no data. A folder in BEIR's layout is its corpus.
+
+    Args:
+        source: what to call it in messages.
+        path: the file or folder.
+        config_name: a configuration of the folder's README.md.
+        split: what has no splits is all "train".
+
+    Raises:
+        RetroMAEError: there are none, or several kinds, or no such configuration or split.
+    """
+    if path.is_dir():
+        names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*"))}
+        found = {name: file for name, file in names.items() if _is_data(name) and file.is_file()}
+    else:
+        found = {path.name: path} if kind_of(path.name) else {}
+    if not found:
+        raise RetroMAEError(f"{source} is neither a {', '.join(FILE_KINDS)} file nor a folder with such files")
+    if path.is_dir():
+        splits = _splits(source, path, list(found), config_name)
+    else:
+        check_no_config(source, config_name)
+        splits = {WHOLE: list(found)}
+    check_split(source, splits, split)
+    kinds = sorted({kind_of(name) or "" for name in splits[split]})
+    if len(kinds) > 1:
+        raise RetroMAEError(f"{source} holds several kinds of files, {', '.join(kinds)}; give one kind")
+    files = [found[name] for name in splits[split] if found[name].stat().st_size]
+    if not files:
+        raise RetroMAEError(f"{source} holds no documents, only empty files; give a source with text")
+    return SourceFiles(source, files, whole=path.is_dir())
+
+
+def _is_data(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return (
+        bool(kind_of(name))
+        and parts[-1] not in FILES_TO_IGNORE
+        and not any(part.startswith((".", "__")) for part in parts)
+    )
+
+
+def _splits(source: str, folder: Path, names: list[str], config_name: str | None) -> dict[str, list[str]]:
+    """The names of the files of each split: by the folder's README.md, else by the names themselves."""
+    corpora = [name for name in names if name.startswith("corpus.jsonl")]
+    beside = any(name.startswith("queries.jsonl") for name in names) or (folder / "qrels").is_dir()
+    if corpora and beside and config_name is None:
+        return {WHOLE: corpora[:1]}
+    below = "."
+    candidates = [*_sharded(names), *ALL_DEFAULT_PATTERNS]
+    configs = _configurations(folder)
+    if not configs:
+        check_no_config(source, config_name)
+    else:
+        chosen = config_name or (configs.get_default_config_name() if len(configs) > 1 else next(iter(configs)))
+        if chosen not in configs:
+            told = f"no configuration {chosen!r}, but" if chosen else "the configurations"
+            raise RetroMAEError(f"{source} has {told} {', '.join(configs)}; name one with dataset_config_name")
+        below = configs[chosen].get("data_dir", ".")
+        if "data_files" in configs[chosen]:
+            candidates = [sanitize_patterns(configs[chosen]["data_files"])]
+    for patterns in candidates:
+        splits = {
+            str(split): [
+                name for name in names if any(_matches(posixpath.join(below, one), name) for one in patterns[split])
+            ]
+            for split in patterns
+        }
+        splits = {split: found for split, found in splits.items() if found}
+        if splits:
+            left_out = len(set(names).difference(*splits.values()))
+            if left_out and not configs:
+                told = f"{left_out} of {len(names)} files of {source} belong to none of its splits"
+                logger.warning("%s (%s) and are left out", told, ", ".join(splits))
+            return splits
+    raise RetroMAEError(f"{source} names no file of its own in its README.md; mend that, or give the files alone")
+
+
+def _sharded(names: list[str]) -> list[dict[str, list[str]]]:
+    """The patterns by which `datasets` saves shards, for the splits that there are."""
+    splits = sorted({match[1] for name in names if (match := re.match(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}", name))})
+    return [{split: [SPLIT_PATTERN_SHARDED.format(split=split)] for split in splits}]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.match(glob_translate(posixpath.normpath(pattern)), name) is not None
+
+
+def _configurations(folder: Path) -> MetadataConfigs:
+    card = folder / "README.md"
+    if not card.is_file():
+        return MetadataConfigs()
+    with in_one_sentence(f"{card} cannot be read"):
+        return MetadataConfigs.from_dataset_card_data(DatasetCardData(**(metadata_load(card) or {})))

@@ -15,19 +15,15 @@ from .rows import ROWS_A_BATCH, Broken, in_batches, kind_of, read_documents, rea
 from .source_files import SourceFiles
 from .text import without_surrogates
 
-DOCUMENT = Features({"text": Value("large_string"), "name": Value("large_string")})
-"""A document and what it is called."""
+DOCUMENT = Features({"text": Value("large_string"), "name": Value("large_string"), "broken": Value("large_string")})
+"""A document as `document_of` has it."""
 
 TEACHERS = ("label", "score", "scores")
 """Columns of a .csv file that hold numbers, where they do; all others are text."""
 
 
 def read_cached(files: SourceFiles, text_column: str | None, num_proc: int | None) -> Dataset:
-    """The documents of some files, or where no column is named all columns as they are.
-
-    Beside the columns of `DOCUMENT` a document has `broken`, what is wrong with its row.
-
-    Values of a column that are of different kinds become text.
+    """The documents of some files, or where no column is named all columns, each of the type that fits its values.
 
     Raises:
         RetroMAEError: a file cannot be read, or a row is broken that is wanted as it is.
@@ -54,58 +50,45 @@ class _CachedRowsConfig(BuilderConfig):
 
 
 class _CachedRows(ArrowBasedBuilder):
-    # `datasets` puts functions of its own that take "::" in a name apart in the place of those that open files here.
+    # In a builder's module `datasets` has its own `Path` and `open`, which take names with "::" apart; so it has none.
     BUILDER_CONFIG_CLASS = _CachedRowsConfig
 
     def _info(self) -> DatasetInfo:
-        return DatasetInfo(
-            features=None if self.config.text_column is None else Features(**DOCUMENT, broken=Value("string"))
-        )
+        return DatasetInfo(features=self.config.text_column and DOCUMENT)
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         if not any(True for file, *_ in self.config.states for _ in read_rows(file, whole=self.config.whole)):
             raise RetroMAEError(f"{self.config.states[0][0]} holds no documents; give a source with text")
         if self.config.text_column is None:
-            self.info.features = Features.from_arrow_schema(_schema(self.config.states))
+            self.info.features = Features.from_arrow_schema(self._schema())
         return [SplitGenerator("train", {"states": self.config.states})]
 
     def _generate_tables(self, states: list[tuple[str, int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
         schema = self.info.features.arrow_schema
         for shard, (file, *_) in enumerate(states):
-            if self.config.text_column is None:
-                columns = ([_column(rows, field) for field in schema] for rows in _whole_rows(file))
-            else:
-                documents = read_documents(file, self.config.text_column, self.config.whole)
-                columns = (
-                    [pa.array(column, type) for column, type in zip(zip(*rows, strict=True), schema.types, strict=True)]
-                    for rows in in_batches(documents, ROWS_A_BATCH)
-                )
-            for number, arrays in enumerate(columns):
-                yield (shard, number), pa.Table.from_arrays(arrays, schema=schema)
+            for number, rows in enumerate(in_batches(self._rows(file), ROWS_A_BATCH)):
+                yield (shard, number), pa.Table.from_arrays([_column(rows, field) for field in schema], schema=schema)
 
-
-def _whole_rows(file: str) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a file, many at a time, none of them broken."""
-    for numbered in in_batches(read_rows(file), ROWS_A_BATCH):
-        rows = []
-        for number, row in numbered:
+    def _rows(self, file: str) -> Iterator[dict[str, Any]]:
+        if self.config.text_column is not None:
+            yield from read_documents(file, self.config.text_column, self.config.whole)
+            return
+        for number, row in read_rows(file, whole=self.config.whole):
             if isinstance(row, Broken):
                 raise RetroMAEError(f"{file} line {number} {row}; mend the file")
-            rows.append(row)
-        yield rows
+            yield row
 
-
-def _schema(states: list[tuple[str, int, int]]) -> pa.Schema:
-    """The columns of all rows, each of the type that fits all of its values or, where none does, text."""
-    types: dict[str, pa.DataType] = {}
-    for file, *_ in states:
-        for rows in _whole_rows(file):
-            for name in dict.fromkeys(name for row in rows for name in row):
-                values = [row.get(name) for row in rows]
-                if kind_of(file) == "csv" and name in TEACHERS:
-                    values = list(map(_number, values))
-                types[name] = _common_type(types.get(name, pa.null()), values)
-    return pa.schema(types)
+    def _schema(self) -> pa.Schema:
+        """The columns of all rows, each of the type that fits all of its values or, where none does, text."""
+        types: dict[str, pa.DataType] = {}
+        for file, *_ in self.config.states:
+            for rows in in_batches(self._rows(file), ROWS_A_BATCH):
+                for name in dict.fromkeys(name for row in rows for name in row):
+                    values = [row.get(name) for row in rows]
+                    if kind_of(file) == "csv" and name in TEACHERS:
+                        values = list(map(_number, values))
+                    types[name] = _common_type(types.get(name, pa.null()), values)
+        return pa.schema(types)
 
 
 def _common_type(known: pa.DataType, values: list[Any]) -> pa.DataType:

@@ -83,7 +83,7 @@ class DatasetShards:
         # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
         for table in self._shard(shard).iter(ROWS_AT_ONCE):
             check_text(self.source, self.text_column, table.schema.field(self.text_column).type)
-            yield from (document_of(row, self.text_column)[0] for row in table.to_pylist())
+            yield from (document_of(row, self.text_column)["text"] for row in table.to_pylist())
 
     def _shard(self, shard: int) -> IterableDataset:
         """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
@@ -124,14 +124,14 @@ class FileShards:
             RetroMAEError: the file cannot be read, a row is broken and that is an error, or half of the rows are.
         """
         total, broken, empty, first = 0, 0, 0, None
-        for text, _, wrong in read_documents(self.source.files[shard], self.text_column, self.source.whole):
+        for document in read_documents(self.source.files[shard], self.text_column, self.source.whole):
             total += 1
-            if wrong:
-                broken, first = broken + 1, first or wrong
+            if document["broken"]:
+                broken, first = broken + 1, first or document["broken"]
                 if self.on_broken_line == ERROR:
                     break
-            empty += text is None and not wrong
-            yield text
+            empty += document["text"] is None and not document["broken"]
+            yield document["text"]
         report_broken(first, broken, total, self.on_broken_line)
         report_null(empty, str(self.source.files[shard]))
 

@@ -44,7 +44,7 @@ ROWS_A_BATCH = 1000
 
 T = TypeVar("T")
 Row: TypeAlias = "tuple[int, dict[str, Any] | Broken]"
-Document: TypeAlias = tuple[str | None, str | None, str | None]
+Document: TypeAlias = "dict[str, str | None]"
 
 
 class Broken(str):
@@ -105,18 +105,22 @@ def column_names(files: Iterable[Path]) -> list[str]:
 
 
 def document_of(row: Mapping[str, Any], text_column: str) -> Document:
-    """Text and name of the document in a row, None where it has none, and what is wrong with the row.
+    """`text` and `name` of the document in a row, None where it has none, and what is `broken` about the row.
 
     In BEIR's and Tevatron's corpora the title stands in front of the text.
     """
     text, title = row.get(text_column), row.get("title")
     if not isinstance(text, str | None):
-        return None, None, f"holds no text in {text_column!r}"
+        return _broken(f"holds no text in {text_column!r}")
     if text is not None and is_titled(row, text_column):
         text = titled(title if isinstance(title, str) else "", text)
     names = (row.get(column) for column in NAME_COLUMNS)
     name = next((str(name) for name in names if isinstance(name, str | int) and name != ""), None)
-    return text and without_surrogates(text), name and without_surrogates(name), None
+    return {"text": text and without_surrogates(text), "name": name and without_surrogates(name), "broken": None}
+
+
+def _broken(wrong: str) -> Document:
+    return {"text": None, "name": None, "broken": wrong}
 
 
 def is_titled(columns: Container[str], text_column: str) -> bool:
@@ -125,14 +129,14 @@ def is_titled(columns: Container[str], text_column: str) -> bool:
 
 
 def read_documents(file: str | Path, text_column: str, whole: bool) -> Iterator[Document]:
-    """Each row of a file as `document_of` has it, with its place before what is wrong with it.
+    """The document in each row of a file, see `document_of`, with the row's place where it is broken.
 
     Raises:
         RetroMAEError: as `read_rows`.
     """
     for number, row in read_rows(file, {text_column, *NAME_COLUMNS}, whole):
-        text, name, wrong = (None, None, row) if isinstance(row, Broken) else document_of(row, text_column)
-        yield text, name, wrong and f"{file} line {number} {wrong}"
+        document = _broken(row) if isinstance(row, Broken) else document_of(row, text_column)
+        yield _broken(f"{file} line {number} {document['broken']}") if document["broken"] else document
 
 
 def in_batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,13 +13,13 @@ from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate
 from huggingface_hub import DatasetCardData, metadata_load
 
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from .rows import FILE_KINDS, kind_of
 
 logger = logging.getLogger(__name__)
 
-WHOLE = "train"
-"""The split that is all of what has no splits."""
+DEFAULT, WHOLE = "default", "train"
+"""What `datasets` calls the configuration and the split of what has none: all of it."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,10 @@ def local_path(source: str) -> Path | None:
     return None
 
 
-def check_split(source: str, splits: Collection[str], split: str) -> None:
-    """Raise `RetroMAEError` where a source has no such split."""
-    if split not in splits:
-        raise RetroMAEError(f"{source} has no split {split!r}, but {', '.join(splits)}; name one, or give files alone")
-
-
-def check_no_config(source: str, config_name: str | None) -> None:
-    """Raise `RetroMAEError` where a configuration is asked of a source that has none."""
-    if config_name is not None:
-        raise RetroMAEError(f"{source} has no configurations; leave dataset_config_name {config_name!r} out")
+def check_whole(source: str, config_name: str | None, split: str) -> None:
+    """Raise `RetroMAEError` where a configuration or a split is asked of a source that has none."""
+    check_choice(f"{source}: dataset_config_name", config_name or DEFAULT, [DEFAULT])
+    check_choice(f"{source}: dataset_split", split, [WHOLE])
 
 
 def find_files(source: str, path: Path, config_name: str | None, split: str) -> SourceFiles:
@@ -85,15 +78,12 @@ def find_files(source: str, path: Path, config_name: str | None, split: str) -> 
         names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*"))}
         found = {name: file for name, file in names.items() if _is_data(name) and file.is_file()}
     else:
+        check_whole(source, config_name, split)
         found = {path.name: path} if kind_of(path.name) else {}
     if not found:
         raise RetroMAEError(f"{source} is neither a {', '.join(FILE_KINDS)} file nor a folder with such files")
-    if path.is_dir():
-        splits = _splits(source, path, list(found), config_name)
-    else:
-        check_no_config(source, config_name)
-        splits = {WHOLE: list(found)}
-    check_split(source, splits, split)
+    splits = _splits(source, path, list(found), config_name) if path.is_dir() else {WHOLE: list(found)}
+    check_choice(f"{source}: dataset_split", split, splits)
     kinds = sorted({kind_of(name) or "" for name in splits[split]})
     if len(kinds) > 1:
         raise RetroMAEError(f"{source} holds several kinds of files, {', '.join(kinds)}; give one kind")
@@ -105,11 +95,8 @@ def find_files(source: str, path: Path, config_name: str | None, split: str) -> 
 
 def _is_data(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return (
-        bool(kind_of(name))
-        and parts[-1] not in FILES_TO_IGNORE
-        and not any(part.startswith((".", "__")) for part in parts)
-    )
+    hidden = any(part.startswith((".", "__")) for part in parts)
+    return kind_of(name) is not None and not hidden and parts[-1] not in FILES_TO_IGNORE
 
 
 def _splits(source: str, folder: Path, names: list[str], config_name: str | None) -> dict[str, list[str]]:
@@ -118,49 +105,37 @@ def _splits(source: str, folder: Path, names: list[str], config_name: str | None
     beside = any(name.startswith("queries.jsonl") for name in names) or (folder / "qrels").is_dir()
     if corpora and beside and config_name is None:
         return {WHOLE: corpora[:1]}
-    below = "."
-    candidates = [*_sharded(names), *ALL_DEFAULT_PATTERNS]
     configs = _configurations(folder)
-    if not configs:
-        check_no_config(source, config_name)
-    else:
-        chosen = config_name or (configs.get_default_config_name() if len(configs) > 1 else next(iter(configs)))
-        if chosen not in configs:
-            told = f"no configuration {chosen!r}, but" if chosen else "the configurations"
-            raise RetroMAEError(f"{source} has {told} {', '.join(configs)}; name one with dataset_config_name")
-        below = configs[chosen].get("data_dir", ".")
-        if "data_files" in configs[chosen]:
-            candidates = [sanitize_patterns(configs[chosen]["data_files"])]
-    for patterns in candidates:
-        splits = {
-            str(split): [
-                name for name in names if any(_matches(posixpath.join(below, one), name) for one in patterns[split])
-            ]
-            for split in patterns
-        }
+    chosen = config_name or configs.get_default_config_name()
+    check_choice(f"{source}: dataset_config_name", chosen, configs)
+    config = configs[str(chosen)]
+    named = "data_files" in config
+    within = config.get("data_dir") or ""
+    for patterns in [sanitize_patterns(config["data_files"])] if named else [_sharded(names), *ALL_DEFAULT_PATTERNS]:
+        splits = {str(split): _matching(names, within, wanted) for split, wanted in patterns.items()}
         splits = {split: found for split, found in splits.items() if found}
+        left_out = len(set(names).difference(*splits.values()))
+        if splits and left_out and not named:
+            told = f"{left_out} of {len(names)} files of {source} are left out, as they belong to no split"
+            logger.warning("%s (%s)", told, ", ".join(splits))
         if splits:
-            left_out = len(set(names).difference(*splits.values()))
-            if left_out and not configs:
-                told = f"{left_out} of {len(names)} files of {source} belong to none of its splits"
-                logger.warning("%s (%s) and are left out", told, ", ".join(splits))
             return splits
-    raise RetroMAEError(f"{source} names no file of its own in its README.md; mend that, or give the files alone")
+    raise RetroMAEError(f"{source} has none of the files that its README.md names; mend that, or give the files alone")
 
 
-def _sharded(names: list[str]) -> list[dict[str, list[str]]]:
+def _sharded(names: list[str]) -> dict[str, list[str]]:
     """The patterns by which `datasets` saves shards, for the splits that there are."""
     splits = sorted({match[1] for name in names if (match := re.match(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}", name))})
-    return [{split: [SPLIT_PATTERN_SHARDED.format(split=split)] for split in splits}]
+    return {split: [SPLIT_PATTERN_SHARDED.format(split=split)] for split in splits}
 
 
-def _matches(pattern: str, name: str) -> bool:
-    return re.match(glob_translate(posixpath.normpath(pattern)), name) is not None
+def _matching(names: list[str], within: str, patterns: list[str]) -> list[str]:
+    paths = [posixpath.normpath(posixpath.join(within, pattern)) for pattern in patterns]
+    return [name for name in names if any(re.match(glob_translate(path), name) for path in paths)]
 
 
 def _configurations(folder: Path) -> MetadataConfigs:
     card = folder / "README.md"
-    if not card.is_file():
-        return MetadataConfigs()
     with in_one_sentence(f"{card} cannot be read"):
-        return MetadataConfigs.from_dataset_card_data(DatasetCardData(**(metadata_load(card) or {})))
+        data = DatasetCardData(**((card.is_file() and metadata_load(card)) or {}))
+        return MetadataConfigs.from_dataset_card_data(data) or MetadataConfigs({DEFAULT: {}})

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
-from ..model.errors import RetroMAEError, first_line, in_one_sentence
+from ..model.errors import RetroMAEError, check_choice, first_line, in_one_sentence
 from .cached_rows import DOCUMENT, read_cached
 from .pydocs import load_pydocs
 from .rows import (
@@ -23,7 +23,7 @@ from .rows import (
     report_broken,
     report_null,
 )
-from .source_files import WHOLE, SourceFiles, check_no_config, check_split, find_files, local_path
+from .source_files import WHOLE, SourceFiles, check_whole, find_files, local_path
 
 
 def load_documents(
@@ -62,8 +62,7 @@ def load_documents(
     name = str(source) if isinstance(source, str | Path) else "the corpus"
     nulls = 0
     if name == "pydocs" or not isinstance(source, str | Path):
-        check_no_config(name, config_name)
-        check_split(name, [WHOLE], split)
+        check_whole(name, config_name, split)
         rows = load_pydocs(num_proc) if isinstance(source, str | Path) else source
         documents = _text_of(rows, name, text_column) if isinstance(rows, Dataset) else _listed(rows, name, text_column)
     elif isinstance(found := find_source(name, config_name, split), SourceFiles):
@@ -106,29 +105,26 @@ def _text_of(rows: Dataset, source: str, text_column: str) -> Dataset:
     wanted = ["text", *(column for column in NAME_COLUMNS if column in rows.column_names)]
     if not is_titled(wanted, text_column):
         return rows.select_columns(wanted)
-    return rows.select_columns(wanted).map(
-        lambda row: dict(zip(("text", "name"), document_of(row, text_column)[:2], strict=True)),
-        remove_columns=wanted,
-        features=DOCUMENT,
-        desc="Putting titles in front",
+    documents = rows.select_columns(wanted).map(
+        document_of, fn_kwargs={"text_column": "text"}, remove_columns=wanted, features=DOCUMENT, desc="Adding titles"
     )
+    return documents.remove_columns("broken")
 
 
 def _listed(rows: Iterable[str | Mapping[str, Any]], source: str, text_column: str) -> Dataset:
     """The documents in an iterable."""
-    columns: dict[str, list[str | None]] = {"text": [], "name": []}
+    documents = []
     names: dict[str, None] = {}
     with in_one_sentence(f"{source} holds something that is neither a string nor a mapping"):
         for number, row in enumerate(rows, start=1):
             fields = {text_column: row} if isinstance(row, str) else dict(row)
             names |= dict.fromkeys(fields)
-            text, name, wrong = document_of(fields, text_column)
-            if wrong:
+            documents.append(document_of(fields, text_column))
+            if wrong := documents[-1]["broken"]:
                 raise RetroMAEError(f"{source} row {number} {wrong}; give strings")
-            columns["text"].append(text)
-            columns["name"].append(name)
     check_column(source, text_column, list(names))
-    return Dataset.from_dict(columns, features=DOCUMENT)
+    columns = {name: [document[name] for document in documents] for name in DOCUMENT}
+    return Dataset.from_dict(columns, features=DOCUMENT).remove_columns("broken")
 
 
 def load_rows(source: str, config_name: str | None, split: str, num_proc: int | None = None) -> Dataset:
@@ -157,11 +153,11 @@ def find_source(source: str, config_name: str | None, split: str) -> SourceFiles
         return None
     if not any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
         return find_files(source, path, config_name, split)
-    check_no_config(source, config_name)
+    check_whole(source, config_name, WHOLE)
     with in_one_sentence(f"{source} cannot be read as a dataset"):
         saved = load_from_disk(path)
     splits = saved if isinstance(saved, DatasetDict) else {WHOLE: saved}
-    check_split(source, splits, split)
+    check_choice(f"{source}: dataset_split", split, splits)
     return splits[split]
 
 

@@ -40,14 +40,22 @@ class DataArguments:
     """Which text to train on, and how it is masked."""
 
     dataset: str = field(
-        metadata={"help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset."}
+        metadata={
+            "help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file (packed too, as .jsonl.gz), a folder of them or "
+            "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus."
+        }
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_config_name: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of a Hub dataset, or one that a folder's README.md names."},
+    )
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split of a Hub dataset or of a folder, as load_dataset finds it there."}
+    )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     on_broken_line: str = field(
         default="skip",
-        metadata={"help": "Lines of a .jsonl file that are broken: skip (count and report them) or error."},
+        metadata={"help": "Lines of a JSON or .csv file that are broken: skip (count and report them) or error."},
     )
     streaming: bool = field(
         default=False,

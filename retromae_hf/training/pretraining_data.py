@@ -14,6 +14,7 @@ from ..data.document_stream import DocumentStream
 from ..data.passage_stream import PassageStream
 from ..data.passages import tokenize_passages
 from ..data.pydocs import DEV_QUERIES, MIN_BODY_WORDS, MIN_QUERY_WORDS, SEARCHED_BODIES, hold_out, load_held_out_pydocs
+from ..data.source_files import check_whole
 from ..data.sources import load_documents
 from ..data.words import WordSegmenter, chinese_segmenter
 from ..model.errors import RetroMAEError
@@ -85,6 +86,7 @@ def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
     Of "pydocs" the reported test's queries are always held out.
     """
     if args.dataset == "pydocs":
+        check_whole(args.dataset, args.dataset_config_name, args.dataset_split)
         held_out = load_held_out_pydocs(args.preprocessing_num_workers)
         queries = min(args.dev_queries, DEV_QUERIES)
     else:

@@ -20,6 +20,8 @@ from retromae_hf import RetroMAEError, load_documents
 from retromae_hf.data.document_stream import DocumentStream
 from retromae_hf.data.sources import load_rows
 from retromae_hf.retrieval.tasks import _texts
+from retromae_hf.training.arguments import DataArguments
+from retromae_hf.training.pretraining_data import load_text
 
 
 def lines(*rows) -> str:
@@ -145,8 +147,9 @@ def test_an_option_without_an_effect_is_refused(tmp_path):
             texts_of(source, split="validation")
         with pytest.raises(RetroMAEError, match="dataset_config_name='en' is unknown; choose one of default"):
             texts_of(source, "en")
-    with pytest.raises(RetroMAEError, match="pydocs: dataset_split='validation' is unknown"):
-        load_documents("pydocs", split="validation")
+    for load in (load_documents, lambda source, split: load_text(DataArguments(source, dataset_split=split))):
+        with pytest.raises(RetroMAEError, match="pydocs: dataset_split='validation' is unknown"):
+            load("pydocs", split="validation")
 
 
 def test_what_save_to_disk_wrote_is_read(tmp_path):

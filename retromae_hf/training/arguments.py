@@ -136,17 +136,25 @@ class FinetuneArguments:
     )
     dataset: str = field(
         metadata={
-            "help": "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, another file or "
-            "a Hub dataset of query, positive and negatives."
+            "help": "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, or another "
+            "file, a folder or a Hub dataset with columns named query, positive and negative, or as FlagEmbedding or "
+            "Tevatron name them."
         }
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_config_name: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of a Hub dataset, or one that a folder's README.md names."},
+    )
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split of a Hub dataset or of a folder; in BEIR's layout qrels/SPLIT.tsv."}
+    )
     hard_negatives: str | None = field(
         default=None,
         metadata={"help": "'bm25' or 'model' to mine them so, or a file of JSON lines with query_id and negative_ids."},
     )
-    num_negatives: int = field(default=4, metadata={"help": "Hard negatives a row."})
+    num_negatives: int = field(
+        default=4, metadata={"help": "Hard negatives a row at most; where a row has more, so many are drawn."}
+    )
     negative_depth: int = field(default=100, metadata={"help": "Mined negatives are drawn from that many documents."})
     objective: str = field(
         default="contrastive",
@@ -186,6 +194,8 @@ class FinetuneArguments:
             raise RetroMAEError(
                 f"negative_depth={self.negative_depth} leaves less than num_negatives={self.num_negatives} to draw from"
             )
+        if self.objective != "contrastive" and self.hard_negatives in MINERS:
+            raise RetroMAEError(f"objective={self.objective} needs a teacher's scores, which mined negatives have not")
         if self.teacher_scores is not None and self.hard_negatives in (None, *MINERS):
             raise RetroMAEError("teacher_scores belong to a file of hard_negatives; name that too")
         if self.objective == "margin_mse" and self.similarity == "cosine":

@@ -6,23 +6,25 @@ A data set here has the columns `query`, `positive`, `negative_1` ... `negative_
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.pydocs import load_held_out_pydocs
+from ..data.source_files import WHOLE, check_whole
 from ..data.sources import load_rows
 from ..data.text import head_of
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.tasks import MAX_MISSING_SHARE, load_beir
+from .negatives import drawn_places
+from .text_rows import read_scores, read_tsv, uniform_rows
 
 logger = logging.getLogger(__name__)
 
@@ -52,53 +54,37 @@ class JudgedCorpus:
         )
 
 
-def load_training_data(source: str, config_name: str | None = None, split: str = "train") -> JudgedCorpus | Dataset:
-    """A folder in BEIR's layout with qrels/train.tsv, or rows of text.
+def load_training_data(
+    source: str,
+    config_name: str | None = None,
+    split: str = "train",
+    num_negatives: int = 0,
+    objective: str = "contrastive",
+    seed: int = 0,
+) -> JudgedCorpus | Dataset:
+    """A folder in BEIR's layout with qrels/SPLIT.tsv, or rows of text.
 
-    Rows of text are "pydocs" (first sentence -> body), a .tsv file of MS MARCO's triples (query, positive, negative),
-    any other file that `datasets` reads, or a Hub data set. Their first columns are query and positive, whatever they
-    are called, and those behind are negatives; a column `label`, `score` or `scores` is a teacher's.
+    Rows of text are "pydocs" (first sentence -> body), a .tsv file (MS MARCO's triples: query, positive, negative), any
+    other file that `datasets` reads, or a Hub data set; the last three become what `uniform_rows` says.
 
     Raises:
         RetroMAEError: there is no such source, or it does not fit.
     """
+    path = Path(source).expanduser()
+    tsv, beir = path.suffix.lower() == ".tsv" and path.is_file(), (path / "corpus.jsonl").is_file()
+    if tsv or beir or source == "pydocs":
+        check_whole(source, config_name, WHOLE if beir else split)
     if source == "pydocs":
         return load_held_out_pydocs().pairs.rename_column("body", "positive")
-    path = Path(source)
-    if path.is_dir() and (path / "corpus.jsonl").is_file():
-        task = load_beir(path, "train")
+    if beir:
+        task = load_beir(path, split)
         judged = {
             query: [document for document, grade in grades.items() if grade > 0 and document in task.documents]
             for query, grades in task.qrels.items()
         }
         return JudgedCorpus(task.queries, task.documents, {query: found for query, found in judged.items() if found})
-    rows = _read_triples(path) if path.suffix == ".tsv" else load_rows(source, config_name, split)
-    teacher = [name for name in rows.column_names if name in ("label", "score", "scores")]
-    texts = [name for name in rows.column_names if name not in teacher]
-    wrong = [name for name in texts if getattr(rows.features[name], "dtype", None) not in ("string", "large_string")]
-    if len(texts) < 2 or wrong or len(teacher) > 1:
-        raise RetroMAEError(
-            f"{source} has the columns {', '.join(rows.column_names)}; fine-tuning takes text columns, query, positive "
-            "and negatives in this order, and at most one of a teacher's scores named label"
-        )
-    names = ["query", "positive", *(f"negative_{number}" for number in range(1, len(texts) - 1))]
-    rows = rows.select_columns([*texts, *teacher])
-    return rows.rename_columns(dict(zip([*texts, *teacher], [*names, *(["label"] if teacher else [])], strict=True)))
-
-
-def _read_triples(file: Path) -> Dataset:
-    with in_one_sentence(f"{file} cannot be read"):
-        with file.open(encoding="utf-8") as lines:
-            width = len(lines.readline().split("\t"))
-            for number, line in enumerate(lines, start=2):
-                if line.count("\t") != width - 1:
-                    raise RetroMAEError(f"{file} line {number} has not the {width} columns of the first line")
-        names = [str(column) for column in range(width)]
-        features = Features({name: Value("string") for name in names})
-        # Text as it stands: no quotes, and "NA" is a word.
-        return Dataset.from_csv(
-            str(file), features=features, sep="\t", names=names, quoting=csv.QUOTE_NONE, keep_default_na=False
-        )
+    rows = read_tsv(path) if tsv else load_rows(source, config_name, split)
+    return uniform_rows(source, rows, num_negatives, objective, seed)
 
 
 def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed: int) -> Dataset:
@@ -120,13 +106,12 @@ def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed
     draw = random.Random(seed)
     rows: list[list[str]] = []
     dropped = 0
-    for line in _known_lines(Path(file), corpus):
+    for line in _known_lines(Path(file), corpus, list(_json_lines(Path(file)))):
         relevant = set(corpus.positives[line["query_id"]])
         negatives = [document for document in line["negative_ids"] if document not in relevant]
         dropped += len(line["negative_ids"]) - len(negatives)
         if negatives:
-            chosen = draw.sample(negatives, min(count, len(negatives)))
-            chosen += draw.choices(negatives, k=count - len(chosen))
+            chosen = [negatives[place] for place in drawn_places(len(negatives), count, draw)]
             positives = [line["positive_id"]] if "positive_id" in line else corpus.positives[line["query_id"]]
             rows += [[line["query_id"], positive, *chosen] for positive in positives]
     if dropped:
@@ -156,15 +141,14 @@ def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: Jud
         )
     known = {id(line) for line in _known_lines(Path(file), corpus, lines)}
     rows, labels, short, dropped = [], [], 0, 0
-    for number, (line, row_scores) in enumerate(zip(lines, scores, strict=True), start=1):
+    for (number, line), (scores_number, row_scores) in zip(lines, scores, strict=True):
         if "positive_id" not in line:
             raise RetroMAEError(f"{file} line {number} names no positive_id, which a teacher's scores belong to")
         expected = 1 + len(line["negative_ids"])
-        numbers = isinstance(row_scores, list) and all(isinstance(score, int | float) for score in row_scores)
-        if not numbers or len(row_scores) != expected:
+        if not isinstance(row_scores, list) or len(read_scores(row_scores)) != expected:
             raise RetroMAEError(
-                f"{scores_file} line {number} must be a list of {expected} scores: the positive's and those of the "
-                f"{expected - 1} negatives in {file}"
+                f"{scores_file} line {scores_number} must be a list of {expected} scores: the positive's and those of "
+                f"the {expected - 1} negatives in {file}"
             )
         if id(line) not in known:
             continue
@@ -194,12 +178,17 @@ def _texts_of(rows: list[list[str]], corpus: JudgedCorpus) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _known_lines(file: Path, corpus: JudgedCorpus, lines: Sequence[dict] | None = None) -> Iterator[dict[str, Any]]:
+def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]]) -> Iterator[dict[str, Any]]:
     """Lines with ids that exist; few others are reported and left out, many are an error."""
     kept, seen, missing = [], 0, []
-    for number, line in enumerate(_json_lines(file) if lines is None else lines, start=1):
-        if not (isinstance(line, dict) and "query_id" in line and isinstance(line.get("negative_ids"), list)):
-            raise RetroMAEError(f"{file} line {number} is not a JSON object with 'query_id' and a list 'negative_ids'")
+    for number, line in lines:
+        if not isinstance(line, dict) or not isinstance(line.get("negative_ids"), list):
+            line = {"negative_ids": [None]}
+        ids = [line.get("query_id"), line.get("positive_id", ""), *line["negative_ids"]]
+        if not all(isinstance(one, str | int) for one in ids):
+            raise RetroMAEError(
+                f"{file} line {number} is not a JSON object with the ids 'query_id' and a list of ids 'negative_ids'"
+            )
         line["query_id"] = str(line["query_id"])  # MS MARCO's files have numbers
         line["negative_ids"] = [str(one) for one in line["negative_ids"]]
         documents = list(line["negative_ids"])
@@ -225,11 +214,13 @@ def _known_lines(file: Path, corpus: JudgedCorpus, lines: Sequence[dict] | None 
     yield from kept
 
 
-def _json_lines(file: Path) -> Iterator[Any]:
-    with in_one_sentence(f"{file} cannot be read"), file.open(encoding="utf-8") as lines:
+def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of the lines that are not blank."""
+    with in_one_sentence(f"{file} cannot be read"), file.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield json.loads(line)
+                if line.strip():
+                    yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
 

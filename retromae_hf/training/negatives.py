@@ -20,6 +20,13 @@ SCORES_AT_A_TIME = 2**28
 """Similarities held at once while mining, 1 GiB of them."""
 
 
+def drawn_places(available: int, count: int, draw: random.Random) -> list[int]:
+    """The places of `count` negatives among so many, in their order; of too few all are taken, and some twice."""
+    if available >= count:
+        return sorted(draw.sample(range(available), count))
+    return [*range(available), *draw.choices(range(available), k=count - available)]
+
+
 def mine_with_model(
     pairs: Dataset,
     documents: list[str],

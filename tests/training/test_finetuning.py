@@ -24,7 +24,7 @@ from retromae_hf.training.finetuning_data import (
     read_scored_negatives,
     shorten,
 )
-from retromae_hf.training.finetuning_rows import training_rows, with_labels
+from retromae_hf.training.finetuning_rows import training_rows, with_margins
 from retromae_hf.training.negatives import mine_with_bm25, mine_with_model
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"
@@ -121,21 +121,16 @@ def test_large_batches_in_small_pieces_have_the_same_loss(encoder_folder, beir, 
     assert first_loss(2) == pytest.approx(first_loss(8), abs=1e-5)
 
 
-def test_every_source_gives_query_positive_and_negatives(beir, tmp_path):
+def test_a_judged_corpus_gives_pairs(beir):
     pairs = load_training_data(str(beir)).pairs()
     assert pairs[1] == {"query": "wolf asleep in a meadow", "positive": "The wolf sleeps in the meadow."}
-    triples = tmp_path / "triples.tsv"
-    triples.write_text('what is "na"\tNA\t12\n"open\tquote\tnull\n')
-    assert load_training_data(str(triples))[:] == {
-        "query": ['what is "na"', '"open'],
-        "positive": ["NA", "quote"],
-        "negative_1": ["12", "null"],
-    }
-    rows = write_lines(tmp_path / "rows.jsonl", [{"anchor": "a", "score": [1.0, 0.5], "hit": "b", "miss": "c"}])
-    assert load_training_data(str(rows)).column_names == ["query", "positive", "negative_1", "label"]
-    short = write_lines(tmp_path / "short.jsonl", [{"anchor": "a", "number": 3}])
-    with pytest.raises(RetroMAEError, match="anchor, number; fine-tuning takes text columns"):
-        load_training_data(str(short))
+
+
+def test_a_split_of_a_judged_corpus_is_its_qrels(beir):
+    (beir / "qrels" / "train.tsv").rename(beir / "qrels" / "dev.tsv")
+    assert len(load_training_data(str(beir), split="dev").pairs()) == 8
+    with pytest.raises(RetroMAEError, match="dataset_config_name='small' is unknown"):
+        load_training_data(str(beir), "small", "dev")
 
 
 @pytest.mark.parametrize("miner", ["bm25", "model"])
@@ -186,14 +181,36 @@ def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [["a", 1]], "line 1 must be a list of 2"),
         ([{"query_id": "q0", "positive_id": "d3", "negative_ids": ["d1"]}], [[1, 2]], "'d3' is no positive of query"),
-        ([{"query_id": [1], "positive_id": "d0", "negative_ids": ["d1"]}], [[1, 2]], "ids in"),
-        ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with 'query_id'"),
+        (
+            [{"query_id": [1], "positive_id": "d0", "negative_ids": ["d1"]}],
+            [[1, 2]],
+            "line 1 is not a JSON object with",
+        ),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": [["d1"]]}], [[1, 2]], "line 1 is not a JSON object"),
+        ([[{"query_id": "q0", "negative_ids": ["d1"]}]], [[1, 2]], "line 1 is not a JSON object with"),
+        ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1, float("nan")]], "be a list of 2"),
+        ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with the ids 'query_id'"),
     ],
 )
 def test_files_that_do_not_go_together_are_one_sentence(negatives, scores, message, corpus, tmp_path):
     file = write_lines(tmp_path / "negatives.jsonl", negatives)
     with pytest.raises(RetroMAEError, match=message):
         read_scored_negatives(file, write_lines(tmp_path / "scores.jsonl", scores), corpus, 1)
+
+
+def test_files_of_ids_may_have_a_byte_order_mark_and_blank_lines(corpus, tmp_path):
+    line = json.dumps({"query_id": "q0", "positive_id": "d0", "negative_ids": ["d3"]})
+    (tmp_path / "negatives.jsonl").write_text(f"\ufeff{line}\r\n\r\n", encoding="utf-8")
+    (tmp_path / "scores.jsonl").write_text("\ufeff\n[2, 1]\n", encoding="utf-8")
+    rows = read_scored_negatives(tmp_path / "negatives.jsonl", tmp_path / "scores.jsonl", corpus, 1)
+    assert rows["label"][:] == [[2.0, 1.0]]
+    assert read_hard_negatives(tmp_path / "negatives.jsonl", corpus, 1, seed=0)["query"][:] == [corpus.queries["q0"]]
+
+
+def test_a_line_of_very_many_brackets_is_one_sentence(corpus, tmp_path):
+    (tmp_path / "negatives.jsonl").write_text("[" * 100_000)
+    with pytest.raises(RetroMAEError, match="line 1 is not JSON"):
+        read_hard_negatives(tmp_path / "negatives.jsonl", corpus, 1, seed=0)
 
 
 def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
@@ -215,6 +232,7 @@ def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
         ("--teacher_scores s.jsonl --objective kl", "teacher_scores belong to a file of hard_negatives"),
         ("--teacher_scores s.jsonl --hard_negatives n.jsonl", "teacher_scores are for the objectives kl"),
         ("--objective kl", "objective=kl needs a teacher's scores"),
+        ("--objective kl --hard_negatives bm25", "scores, which mined negatives have not"),
         ("--objective margin_mse", "margin_mse cannot reach a teacher's margins with cosines"),
         ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("--per_device_train_batch_size 64 --max_steps 2", "8 rows fill no batch of 64"),
@@ -232,25 +250,8 @@ def test_a_training_checkpoint_is_refused_with_the_remedy(model, tokenizer, tmp_
         load_sentence_transformer(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("labels", "negatives", "message"),
-    [
-        ([1.0], 1, "takes a list of 2 scores"),
-        ([[1.0]], 1, "takes a list of 2 scores"),
-        (["good"], 1, "row 1 has the label 'good'"),
-        ([[1.0, float("nan")]], 1, "row 1 has the label"),
-        ([[1.0]], 0, "give rows with negatives"),
-    ],
-)
-def test_labels_that_no_loss_takes_are_one_sentence(labels, negatives, message):
-    rows = Dataset.from_dict({"query": ["a"], "label": labels})
-    with pytest.raises(RetroMAEError, match=message):
-        with_labels(rows, "kl", 1 + negatives)
-
-
 def test_scores_become_margins():
-    rows = with_labels(Dataset.from_dict({"query": ["a"], "label": [[5.0, 1.0, 2.0]]}), "margin_mse", 3)
-    assert rows["label"][:] == [[4.0, 3.0]]
+    assert with_margins(Dataset.from_dict({"query": ["a"], "label": [[5.0, 1.0, 2.0]]}))["label"][:] == [[4.0, 3.0]]
 
 
 def test_rows_with_a_text_missing_are_dropped_and_counted(encoder_folder, tmp_path, caplog):
@@ -270,9 +271,3 @@ def test_a_prompt_counts_towards_the_length(tokenizer):
     )
     assert longer.startswith(cut)
     assert len(cut) < len(longer)
-
-
-def test_a_ragged_file_of_triples_names_its_line(tmp_path):
-    (tmp_path / "triples.tsv").write_text("a\tb\tc\nd\te\n")
-    with pytest.raises(RetroMAEError, match="line 2 has not the 3 columns"):
-        load_training_data(str(tmp_path / "triples.tsv"))

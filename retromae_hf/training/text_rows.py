@@ -1,0 +1,401 @@
+"""Other people's rows of text, by the names of their columns: query, positive, negatives and a teacher's scores.
+
+Such are pairs, triples and tuples as sentence-transformers takes them, FlagEmbedding's rows (`query`, `pos`, `neg`) and
+Tevatron's (`positive_passages`, `negative_passages`). What becomes of a column is said, and none is taken by its place
+where its name says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from ..data.text import titled
+from ..model.errors import RetroMAEError, in_one_sentence
+from .negatives import drawn_places
+
+logger = logging.getLogger(__name__)
+
+_TEXTS = "(passage|document|doc|ctx|context|text|sentence)s?"
+ROLES = {
+    "other": r"\w*ids?\d*|\w*idx|\w*index\w*|docno|unnamed\w*|label_\w+|lang(uage)?|source|type|prompt|instruction|url"
+    "|split|domain|dataset|task|category",
+    "positive scores": r"pos(itive)?s?_?scores?",
+    "negative scores": r"neg(ative)?s?_?scores?",
+    "label": r"((gold|relevance|similarity|relatedness|teacher)_)?(label|score)s?|similarity|relevance|relevant|grade"
+    "|duplicate|is_(duplicate|relevant|positive|paraphrase|match|similar|answer|correct|selected)",
+    "query": r"((search|user)_)?(query|queries|anchor|question|q)s?(_text)?",
+    "positive": rf"(pos|positive)s?(_{_TEXTS})?|(passage|document|doc|context|paragraph|response)s?(_text)?"
+    "|answer(_text)?",
+    "negative": rf"(hard_?)?neg(ative)?s?(_{_TEXTS})?_?\d*",
+    "pair": "(sentence|sent|text|question|query|title|caption|passage|document|post|body)_?[012ab]",
+}
+"""What a column is by its name, the first that fits; names are compared in lower case, words joined by "_"."""
+
+KNOWN = (
+    "query (or anchor, question), positive (or pos, passage, document, answer, context), negative (or neg, negatives, "
+    "negative_1 ...) and label"
+)
+
+# Of a column that is no text: numbers (ids, labels), and lists that a .csv file holds as Python writes them.
+_NO_TEXT = re.compile(r"\s*([-+]?\d+([.,]\d+)*|\[\s*['\"{].*[}'\"]\s*\])\s*", re.DOTALL)
+
+
+def role_of(column: str) -> str | None:
+    """What a column's name says that it is, one of `ROLES`; None where it says nothing."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", column.strip()).lower()
+    return next((role for role, names in ROLES.items() if re.fullmatch(names, words)), None)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of some rows are what.
+
+    Attributes:
+        query: a text.
+        positive: a text, or a list of texts, each of which makes a row.
+        negatives: texts or lists of texts.
+        label: of a pair or a tuple: 0 or 1, a margin, or a list of scores.
+        scores: a teacher's scores of the positives and of the negatives.
+    """
+
+    query: str
+    positive: str
+    negatives: list[str]
+    label: str | None
+    scores: list[str]
+
+
+def find_columns(source: str, rows: Dataset) -> Columns:
+    """Go by the names of the columns, and say what becomes of each.
+
+    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. Two columns of text whose
+    names say nothing are a pair in their own order, and one beside a query or a positive is the other: that is a guess,
+    and said to be one.
+
+    Raises:
+        RetroMAEError: the names contradict each other, or do not tell which is the query and which the positive.
+    """
+    found: dict[str | None, list[str]] = {role: [] for role in (*ROLES, None)}
+    for name in rows.column_names:
+        found[role_of(name)].append(name)
+    for role in ("query", "positive", "label", "positive scores", "negative scores"):
+        if len(found[role]) > 1:
+            raise RetroMAEError(
+                f"{source} has several columns for the {role}, {', '.join(found[role])}; leave all but one out"
+            )
+    missing = [role for role in ("query", "positive") if not found[role]]
+    unknown = [name for name in found[None] if _is_text(rows.features[name])]
+    paired = len(missing) == len(found["pair"]) == 2
+    texts = sorted(found["pair"]) if paired else found["pair"] + unknown
+    if missing and len(missing) != len(texts):
+        raise RetroMAEError(
+            f"the columns of {source}, {', '.join(rows.column_names)}, do not tell the {' and the '.join(missing)} "
+            f"(ids are no text); name them {KNOWN}"
+        )
+    found |= {role: [name] for role, name in zip(missing, texts, strict=False)}
+    scores = found["positive scores"] + found["negative scores"]
+    label = next(iter(found["label"]), None)
+    columns = Columns(
+        found["query"][0], found["positive"][0], found["negative"], label, scores[:2] if scores[1:] else []
+    )
+    taken = [columns.query, columns.positive, *columns.negatives, label, *columns.scores]
+    left_out = [name for name in rows.column_names if name not in taken]
+    told = f"{source}: the query is {columns.query!r}, the positive {columns.positive!r}"
+    told += f", negatives {', '.join(map(repr, columns.negatives))}" if columns.negatives else ""
+    told += f"; not used: {', '.join(map(repr, left_out))}" if left_out else ""
+    if missing and not paired:
+        logger.warning("%s; this is a guess, names that tell are %s", told, KNOWN)
+    else:
+        logger.info("%s", told)
+    return columns
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
+
+
+def read_tsv(file: Path) -> Dataset:
+    """A .tsv file of query, positive and negatives; a first line that names its columns is a header.
+
+    Text is taken as it stands: there are no quotes, and "NA" is a word.
+
+    Raises:
+        RetroMAEError: the file cannot be read, or a line has more or fewer columns than the first.
+    """
+    first: list[str] = []
+    total = 0
+    with in_one_sentence(f"{file} cannot be read"):
+        for number, cells in _tsv_lines(file):
+            first, total = first or cells, total + 1
+            if len(cells) != len(first):
+                raise RetroMAEError(f"{file} line {number} has not the {len(first)} columns of the first line")
+        header = _is_header(first)
+        if len(first) < 2 or total <= header:
+            raise RetroMAEError(
+                f"{file} holds no rows of two columns; give lines of query and positive, with a tab between"
+            )
+        names = tuple(first if header else ["query", "positive", *_negatives(len(first) - 2)])
+        state = file.stat()
+        # With what tells one state of a file from the next, for the cache goes by these arguments.
+        options = {"file": str(file), "names": names, "skip": header, "state": (state.st_size, state.st_mtime_ns)}
+        features = Features(dict.fromkeys(names, Value("large_string")))
+        return Dataset.from_generator(_tsv_rows, features=features, gen_kwargs=options, split="train")
+
+
+def _negatives(count: int) -> list[str]:
+    return [f"negative_{number}" for number in range(1, count + 1)]
+
+
+def _is_header(cells: list[str]) -> bool:
+    roles = [None if len(cell.split()) > 2 else role_of(cell) for cell in cells]
+    tells = not {"query", "positive", "pair"}.isdisjoint(roles) or set(roles) == {"other"}
+    return tells and 2 * roles.count(None) <= len(cells) == len(set(cells))
+
+
+def _tsv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, line.rstrip("\r\n").split("\t")
+
+
+def _tsv_rows(file: str, names: tuple[str, ...], skip: bool, state: tuple[int, int]) -> Iterator[dict[str, str]]:
+    for number, (_, cells) in enumerate(_tsv_lines(Path(file))):
+        if number >= skip:
+            yield dict(zip(names, cells, strict=True))
+
+
+def uniform_rows(source: str, rows: Dataset, num_negatives: int, objective: str, seed: int) -> Dataset:
+    """Rows of `query`, `positive`, `negative_1` ... and, where the objective has a teacher, `label`: a score a passage.
+
+    Each positive of a row makes one. Of more negatives than are wanted some are drawn, which depends on the seed and
+    the place of the row alone; where no row has as many, all get the most that one has. Of a shorter list some come
+    twice, but not for a teacher: such a row is left out, as is one that has none. A negative that is a positive of its
+    row is dropped. A text that is missing is None.
+
+    Args:
+        source: what to call the rows in messages.
+        rows: with any columns.
+        num_negatives: negatives of a row at most.
+        objective: one of `OBJECTIVES`. For contrastive rows of label 0 are left out.
+        seed: of the draw.
+
+    Raises:
+        RetroMAEError: the columns do not tell what they are, or hold something else than that.
+    """
+    columns = find_columns(source, rows)
+    teacher = None if objective == "contrastive" else objective
+    if teacher is None:
+        rows = _matching(source, rows, columns)
+    elif (columns.label is None) == (not columns.scores):
+        raise RetroMAEError(
+            f"objective={objective} needs a teacher's scores; give teacher_scores, or rows with either a column label "
+            "or pos_scores and neg_scores"
+        )
+    elif not columns.negatives:
+        raise RetroMAEError(f"objective={objective} compares passages of a query; give rows with negatives")
+    if not len(rows):
+        raise RetroMAEError(f"{source} holds no rows to train on; give some of query and positive that match")
+    read = rows.map(
+        _Reader(source, columns, teacher),
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=_READ,
+        desc="Reading rows",
+    )
+    if dropped := pc.sum(read.data.column("dropped")).as_py():
+        logger.warning("%s: %d negatives are positives of their row and were dropped", source, dropped)
+    lengths = pc.list_value_length(read.data.column("negatives")).to_pylist()
+    longest = max(lengths, default=0)
+    count = min(num_negatives, longest)
+    if short := sum(length < count for length in lengths):
+        kept = [place for place, length in enumerate(lengths) if length >= (count if teacher else 1)]
+        read = read.select(kept)
+        left_out = len(lengths) - len(kept)
+        told = "%s: %d rows have fewer than %d negatives: %d were left out, in %d some come twice"
+        logger.warning(told, source, short, count, left_out, short - left_out)
+    if longest > count > 0:
+        logger.info("%s: of up to %d negatives of a row %d are drawn (num_negatives)", source, longest, count)
+    names = ["query", "positive", *_negatives(count)]
+    features = Features(dict.fromkeys(names, Value("large_string")))
+    if teacher:
+        features["label"] = List(Value("float64"))
+    drawn = read.map(
+        _draw,
+        with_indices=True,
+        fn_kwargs={"count": count, "seed": seed, "teacher": teacher},
+        remove_columns=["negatives", "scores", "dropped"],
+        features=features,
+        desc="Drawing negatives",
+    )
+    for name in names:
+        if len(drawn) and all(text is None or _NO_TEXT.fullmatch(text) for text in drawn[name]):
+            raise RetroMAEError(
+                f"the {name} of {source} is no text but {drawn[name][0]!r} and the like; give the texts themselves, or "
+                "ids with a folder in BEIR's layout"
+            )
+    return drawn
+
+
+def _draw(row: dict[str, Any], place: int, count: int, seed: int, teacher: str | None) -> dict[str, Any]:
+    places = drawn_places(len(row["negatives"]), count, random.Random(f"{seed} {place}"))
+    chosen = dict(zip(_negatives(count), (row["negatives"][one] for one in places), strict=True))
+    scores = row["scores"]
+    return chosen | ({"label": [scores[0], *(scores[1 + one] for one in places)]} if teacher else {})
+
+
+def _matching(source: str, rows: Dataset, columns: Columns) -> Dataset:
+    """The rows whose label is not 0. Labels of tuples are a teacher's, those of a list tell which of it are positives.
+
+    Raises:
+        RetroMAEError: the labels do not tell which pairs match.
+    """
+    label = columns.label
+    if label is None:
+        return rows
+    feature = rows.features[label]
+    classes = feature.names if isinstance(feature, ClassLabel) else []
+    # Of textual entailment 0 is the class that matches.
+    entails = "hypothesis" in rows.column_names or (classes[1:] and classes[1].startswith("not"))
+    values = [_parsed(value) for value in rows[label][:]]
+    if not entails and all(value in (0, 1) for value in values):
+        kept = [place for place, value in enumerate(values) if value == 1]
+        told = "%s: of %d rows %d have 1 for %r and are pairs that match; the %d others were left out"
+        logger.warning(told, source, len(values), len(kept), label, len(values) - len(kept))
+        return rows.select(kept)
+    if columns.negatives:
+        logger.info("%s: %r is a teacher's and has no part in objective=contrastive", source, label)
+    elif not all(isinstance(value, list) for value in values):
+        wrong = next((value for value in values if value not in (0, 1)), values[0])
+        raise RetroMAEError(
+            f"{source} has {wrong!r} for {label!r}, which does not tell whether a pair matches (1) or not (0); keep "
+            "those that match, and leave that column out"
+        )
+    return rows
+
+
+def _parsed(value: Any) -> Any:
+    """What a text says that is JSON, as lists and truth are in a .csv file; any other value as it is."""
+    try:
+        return json.loads({"True": "true", "False": "false"}.get(value, value)) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+_READ = Features(
+    {
+        "query": Value("large_string"),
+        "positive": Value("large_string"),
+        "negatives": List(Value("large_string")),
+        "scores": List(Value("float64")),  # of the positive and the negatives
+        "dropped": Value("int64"),  # negatives that are positives
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a batch of rows into those of `_READ`, one for each positive."""
+
+    source: str
+    columns: Columns
+    teacher: str | None
+
+    def __call__(self, batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
+        rows = ({name: values[number] for name, values in batch.items()} for number in range(len(places)))
+        read = [one for row, place in zip(rows, places, strict=True) for one in self.rows_of(row, place + 1)]
+        return {name: [one[name] for one in read] for name in _READ}
+
+    def rows_of(self, row: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+        queries, positives = (self.texts(row, name, number) for name in (self.columns.query, self.columns.positive))
+        negatives = [text for name in self.columns.negatives for text in self.texts(row, name, number)]
+        if len(queries) != 1:
+            raise RetroMAEError(
+                f"{self.source} row {number} has {len(queries)} texts for {self.columns.query!r}; give one query a row"
+            )
+        label = _parsed(row[self.columns.label]) if self.columns.label else None
+        of_positives, of_negatives = [0.0] * len(positives), [0.0] * len(negatives)
+        if self.teacher and all(text is not None for text in (*queries, *positives)):
+            of_positives, of_negatives = self.scores(row, number, len(positives), len(negatives))
+        elif not self.columns.negatives and isinstance(label, list):
+            if len(label) != len(positives) or not all(one in (0, 1) for one in label):
+                raise RetroMAEError(
+                    f"{self.source} row {number} has {label!r} for {self.columns.label!r}; give a 1 (a positive) or 0 "
+                    f"(a negative) for each of its {len(positives)} texts"
+                )
+            negatives, positives = (
+                [p for p, one in zip(positives, label, strict=True) if one == kind] for kind in (0, 1)
+            )
+            of_positives, of_negatives = of_positives[: len(positives)], [0.0] * len(negatives)
+        scored = dict(zip(positives, of_positives, strict=True))
+        scored.pop(None, None)
+        found = {text: score for text, score in zip(negatives, of_negatives, strict=True) if text is not None}
+        kept = {text: score for text, score in found.items() if text not in scored}
+        dropped = len(found) - len(kept)
+        for place, (positive, score) in enumerate(scored.items() or [(None, 0.0)]):
+            yield {
+                "query": queries[0],
+                "positive": positive,
+                "negatives": list(kept),
+                "scores": [score, *kept.values()],
+                "dropped": 0 if place else dropped,
+            }
+
+    def texts(self, row: dict[str, Any], column: str, number: int) -> list[str | None]:
+        """The texts that a column has in a row: itself, or those of a list; None for one that is blank."""
+        listed = isinstance(row[column], str) and row[column].startswith(('["', '[{"'))
+        found = _parsed(row[column]) if listed else row[column]  # where a file has both lists and texts
+        texts = [self.text(one) for one in (found if isinstance(found, list) else [found])]
+        if not all(isinstance(text, str | None) for text in texts):
+            raise RetroMAEError(
+                f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
+            )
+        return [text if text and text.strip() else None for text in texts]
+
+    def text(self, found: Any) -> Any:
+        """Of a passage as Tevatron and DPR have it the title and the text."""
+        if isinstance(found, dict) and isinstance(found.get("text"), str):
+            return titled(found.get("title") or "", found["text"])
+        return found
+
+    def scores(
+        self, row: dict[str, Any], number: int, positives: int, negatives: int
+    ) -> tuple[list[float], list[float]]:
+        """A teacher's scores of the positives and of the negatives of a row; of margins the positive's is 0."""
+        if self.columns.scores:
+            of_positives, of_negatives = (read_scores(row[name]) for name in self.columns.scores)
+            if (len(of_positives), len(of_negatives)) == (positives, negatives):
+                return of_positives, of_negatives
+            wanted = f"{positives} and {negatives} scores for {' and '.join(self.columns.scores)}"
+        else:
+            scores = read_scores(row[str(self.columns.label)])
+            if self.teacher == "margin_mse" and len(scores) == negatives:
+                scores = [0.0, *(-margin for margin in scores)]
+            if positives == 1 and len(scores) == 1 + negatives:
+                return scores[:1], scores[1:]
+            wanted = (
+                f"a list of {1 + negatives} scores for {self.columns.label}, the positive's and those of its negatives"
+            )
+            if self.teacher == "margin_mse":
+                wanted += f", or of {negatives} margins"
+        raise RetroMAEError(f"{self.source} row {number} does not fit objective={self.teacher}, which takes {wanted}")
+
+
+def read_scores(found: Any) -> list[float]:
+    """A score or a list of scores as numbers; none where one is no number, or not a finite one."""
+    found = _parsed(found)
+    scores = found if isinstance(found, list) else [found]
+    numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+    return list(map(float, scores)) if numbers else []

@@ -22,107 +22,13 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ..data.text import titled
 from ..model.errors import RetroMAEError, in_one_sentence
+from .columns import Columns, find_columns, role_of
 from .negatives import drawn_places
 
 logger = logging.getLogger(__name__)
 
-_TEXTS = "(passage|document|doc|ctx|context|text|sentence)s?"
-ROLES = {
-    "other": r"\w*ids?\d*|\w*idx|\w*index\w*|docno|unnamed\w*|label_\w+|lang(uage)?|source|type|prompt|instruction|url"
-    "|split|domain|dataset|task|category",
-    "positive scores": r"pos(itive)?s?_?scores?",
-    "negative scores": r"neg(ative)?s?_?scores?",
-    "label": r"((gold|relevance|similarity|relatedness|teacher)_)?(label|score)s?|similarity|relevance|relevant|grade"
-    "|duplicate|is_(duplicate|relevant|positive|paraphrase|match|similar|answer|correct|selected)",
-    "query": r"((search|user)_)?(query|queries|anchor|question|q)s?(_text)?",
-    "positive": rf"(pos|positive)s?(_{_TEXTS})?|(passage|document|doc|context|paragraph|response)s?(_text)?"
-    "|answer(_text)?",
-    "negative": rf"(hard_?)?neg(ative)?s?(_{_TEXTS})?_?\d*",
-    "pair": "(sentence|sent|text|question|query|title|caption|passage|document|post|body)_?[012ab]",
-}
-"""What a column is by its name, the first that fits; names are compared in lower case, words joined by "_"."""
-
-KNOWN = (
-    "query (or anchor, question), positive (or pos, passage, document, answer, context), negative (or neg, negatives, "
-    "negative_1 ...) and label"
-)
-
 # Of a column that is no text: numbers (ids, labels), and lists that a .csv file holds as Python writes them.
 _NO_TEXT = re.compile(r"\s*([-+]?\d+([.,]\d+)*|\[\s*['\"{].*[}'\"]\s*\])\s*", re.DOTALL)
-
-
-def role_of(column: str) -> str | None:
-    """What a column's name says that it is, one of `ROLES`; None where it says nothing."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", column.strip()).lower()
-    return next((role for role, names in ROLES.items() if re.fullmatch(names, words)), None)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of some rows are what.
-
-    Attributes:
-        query: a text.
-        positive: a text, or a list of texts, each of which makes a row.
-        negatives: texts or lists of texts.
-        label: of a pair or a tuple: 0 or 1, a margin, or a list of scores.
-        scores: a teacher's scores of the positives and of the negatives.
-    """
-
-    query: str
-    positive: str
-    negatives: list[str]
-    label: str | None
-    scores: list[str]
-
-
-def find_columns(source: str, rows: Dataset) -> Columns:
-    """Go by the names of the columns, and say what becomes of each.
-
-    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. Two columns of text whose
-    names say nothing are a pair in their own order, and one beside a query or a positive is the other: that is a guess,
-    and said to be one.
-
-    Raises:
-        RetroMAEError: the names contradict each other, or do not tell which is the query and which the positive.
-    """
-    found: dict[str | None, list[str]] = {role: [] for role in (*ROLES, None)}
-    for name in rows.column_names:
-        found[role_of(name)].append(name)
-    for role in ("query", "positive", "label", "positive scores", "negative scores"):
-        if len(found[role]) > 1:
-            raise RetroMAEError(
-                f"{source} has several columns for the {role}, {', '.join(found[role])}; leave all but one out"
-            )
-    missing = [role for role in ("query", "positive") if not found[role]]
-    unknown = [name for name in found[None] if _is_text(rows.features[name])]
-    paired = len(missing) == len(found["pair"]) == 2
-    texts = sorted(found["pair"]) if paired else found["pair"] + unknown
-    if missing and len(missing) != len(texts):
-        raise RetroMAEError(
-            f"the columns of {source}, {', '.join(rows.column_names)}, do not tell the {' and the '.join(missing)} "
-            f"(ids are no text); name them {KNOWN}"
-        )
-    found |= {role: [name] for role, name in zip(missing, texts, strict=False)}
-    scores = found["positive scores"] + found["negative scores"]
-    label = next(iter(found["label"]), None)
-    columns = Columns(
-        found["query"][0], found["positive"][0], found["negative"], label, scores[:2] if scores[1:] else []
-    )
-    taken = [columns.query, columns.positive, *columns.negatives, label, *columns.scores]
-    left_out = [name for name in rows.column_names if name not in taken]
-    told = f"{source}: the query is {columns.query!r}, the positive {columns.positive!r}"
-    told += f", negatives {', '.join(map(repr, columns.negatives))}" if columns.negatives else ""
-    told += f"; not used: {', '.join(map(repr, left_out))}" if left_out else ""
-    if missing and not paired:
-        logger.warning("%s; this is a guess, names that tell are %s", told, KNOWN)
-    else:
-        logger.info("%s", told)
-    return columns
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
 def read_tsv(file: Path) -> Dataset:
@@ -370,27 +276,22 @@ class _Reader:
             return titled(found.get("title") or "", found["text"])
         return found
 
-    def scores(
-        self, row: dict[str, Any], number: int, positives: int, negatives: int
-    ) -> tuple[list[float], list[float]]:
-        """A teacher's scores of the positives and of the negatives of a row; of margins the positive's is 0."""
+    def scores(self, row: dict[str, Any], number: int, *counts: int) -> tuple[list[float], list[float]]:
+        """A teacher's scores of so many positives and negatives of a row; where it has margins, the positive's is 0."""
         if self.columns.scores:
             of_positives, of_negatives = (read_scores(row[name]) for name in self.columns.scores)
-            if (len(of_positives), len(of_negatives)) == (positives, negatives):
-                return of_positives, of_negatives
-            wanted = f"{positives} and {negatives} scores for {' and '.join(self.columns.scores)}"
         else:
             scores = read_scores(row[str(self.columns.label)])
-            if self.teacher == "margin_mse" and len(scores) == negatives:
+            if self.teacher == "margin_mse" and len(scores) == counts[1]:
                 scores = [0.0, *(-margin for margin in scores)]
-            if positives == 1 and len(scores) == 1 + negatives:
-                return scores[:1], scores[1:]
-            wanted = (
-                f"a list of {1 + negatives} scores for {self.columns.label}, the positive's and those of its negatives"
+            of_positives, of_negatives = scores[:1], scores[1:]
+        if (len(of_positives), len(of_negatives)) != counts:
+            margins = ", or as many margins as negatives" if self.teacher == "margin_mse" else ""
+            raise RetroMAEError(
+                f"{self.source} row {number} does not fit objective={self.teacher}, which takes a score for each of "
+                f"its {counts[0]} positives and {counts[1]} negatives{margins}"
             )
-            if self.teacher == "margin_mse":
-                wanted += f", or of {negatives} margins"
-        raise RetroMAEError(f"{self.source} row {number} does not fit objective={self.teacher}, which takes {wanted}")
+        return of_positives, of_negatives
 
 
 def read_scores(found: Any) -> list[float]:

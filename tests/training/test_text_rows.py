@@ -11,8 +11,9 @@ from datasets import ClassLabel, Dataset
 
 from retromae_hf import RetroMAEError
 from retromae_hf.data.sources import load_rows
+from retromae_hf.training.columns import role_of
 from retromae_hf.training.finetuning_data import load_training_data
-from retromae_hf.training.text_rows import role_of, uniform_rows
+from retromae_hf.training.text_rows import uniform_rows
 
 PAIR = {"query": "who swims", "positive": "an otter"}
 FLAG = {
@@ -173,10 +174,10 @@ def test_of_columns_of_negatives_as_many_are_drawn_as_of_a_list():
         (4.0, "margin_mse", [0.0, -4.0]),
         ("4.0", "margin_mse", [0.0, -4.0]),
         ([5.0, 1.0], "margin_mse", [5.0, 1.0]),
-        (4.0, "kl", "takes a list of 2 scores"),
-        ([1.0, 2.0, 3.0], "kl", "takes a list of 2 scores"),
-        ([1.0, float("nan")], "kl", "takes a list of 2 scores"),
-        ("good", "margin_mse", "or of 1 margins"),
+        (4.0, "kl", "each of its 1 positives and 1 negatives"),
+        ([1.0, 2.0, 3.0], "kl", "each of its 1 positives and 1 negatives"),
+        ([1.0, float("nan")], "kl", "each of its 1 positives and 1 negatives"),
+        ("good", "margin_mse", "or as many margins as negatives"),
     ],
 )
 def test_a_label_is_a_teachers_where_the_objective_has_one(label, objective, found):
@@ -200,7 +201,7 @@ def test_a_teachers_label_has_no_part_in_contrastive_training(caplog):
         (PAIR | {"negative": "a"}, "needs a teacher's scores"),
         (PAIR | {"label": [1.0]}, "give rows with negatives"),
         (FLAG | {"label": 1}, "either a column label or pos_scores"),
-        (FLAG | {"neg_scores": [1.0]}, "takes 2 and 6 scores for pos_scores and neg_scores"),
+        (FLAG | {"neg_scores": [1.0]}, "each of its 2 positives and 6 negatives"),
     ],
 )
 def test_an_objective_with_a_teacher_needs_its_scores(row, message):

@@ -140,6 +140,7 @@ def uniform_rows(source: str, rows: Dataset, num_negatives: int, objective: str,
         features["label"] = List(Value("float64"))
     drawn = read.map(
         _draw,
+        batched=True,
         with_indices=True,
         fn_kwargs={"count": count, "seed": seed, "teacher": teacher},
         remove_columns=["negatives", "scores", "dropped"],
@@ -155,11 +156,14 @@ def uniform_rows(source: str, rows: Dataset, num_negatives: int, objective: str,
     return drawn
 
 
-def _draw(row: dict[str, Any], place: int, count: int, seed: int, teacher: str | None) -> dict[str, Any]:
-    places = drawn_places(len(row["negatives"]), count, random.Random(f"{seed} {place}"))
-    chosen = dict(zip(_negatives(count), (row["negatives"][one] for one in places), strict=True))
-    scores = row["scores"]
-    return chosen | ({"label": [scores[0], *(scores[1 + one] for one in places)]} if teacher else {})
+def _draw(batch: dict[str, list], places: list[int], count: int, seed: int, teacher: str | None) -> dict[str, list]:
+    negatives, labels = [], []
+    for found, scores, place in zip(batch["negatives"], batch["scores"], places, strict=True):
+        chosen = drawn_places(len(found), count, random.Random(f"{seed} {place}"))
+        negatives.append([found[one] for one in chosen])
+        labels.append([scores[0], *(scores[1 + one] for one in chosen)])
+    columns = dict(zip(_negatives(count), map(list, zip(*negatives, strict=True)), strict=True))
+    return columns | ({"label": labels} if teacher else {})
 
 
 def _matching(source: str, rows: Dataset, columns: Columns) -> Dataset:

@@ -181,7 +181,11 @@ def test_the_module_of_evaluate_takes_the_grades_that_collections_have(metric):
 
     run = {"q": {"a": 3.0, "b": 2.0}}
     assert measured({"a": -2, "b": 2}) == measured({"a": 0, "b": 2.0})
-    for wrong, message in (({"a": 10**9}, "the grade 1000000000 cannot be scored"), ({"": 1}, "the document id ''")):
+    for wrong, message in (
+        ({"a": 10**9}, r"the grade 1000000000\.0 cannot be scored"),
+        ({"a": 0.5}, r"the grade 0\.5 cannot be scored"),
+        ({"": 1}, "the document id ''"),
+    ):
         with pytest.raises(RetroMAEError, match=message):
             measured(wrong)
 

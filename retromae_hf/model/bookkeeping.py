@@ -55,7 +55,7 @@ def with_bookkeeping(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def warn_of_missing_labels(config: RetroMAEConfig, decoder_labels: Tensor | None, pair_labels: Tensor | None) -> None:
-    """Say which objectives a training batch leaves out; the batches of other collators train the encoder's MLM alone."""
+    """Say which objectives a training batch leaves out, as those of other collators do."""
     wanted = {
         f"decoding={config.decoding!r}": (config.decoding in ("enhanced", "basic"), decoder_labels, "decoder_labels"),
         f"pair_objective={config.pair_objective!r}": (config.pair_objective is not None, pair_labels, "pair_labels"),

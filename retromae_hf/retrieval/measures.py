@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -61,8 +62,7 @@ def score_queries(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEAS
         if query in run
     }
     check_ids("there is the query id", judged)
-    for hits in (*judged.values(), *found.values()):
-        check_ids("there is the document id", hits)
+    check_ids("there is the document id", chain(*judged.values(), *found.values()))
     wanted = list({measure for measure, _ in parsed.values()})
     values = {measure: dict.fromkeys(judged, 0.0) for measure in wanted}
     for metric in ir_measures.iter_calc(wanted, judged, found):

@@ -88,7 +88,8 @@ def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, d
 def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (query-id, corpus-id, score).
 
-    The qrels may also have TREC's four columns (query, iteration, document, grade). What `make_task` says of judgments holds.
+    The qrels may also have TREC's four columns (query, iteration, document, grade). What `make_task` says of judgments
+    holds.
 
     Raises:
         RetroMAEError: a file is absent or broken, an id stands twice, a judged query is empty, or more than 1 % of

@@ -244,5 +244,5 @@ def test_a_passage_that_begins_with_a_word_is_refused(tokenizer, features, texts
         [{"input_ids": row} for row in bare],
         [*features[:3], features[0] | {"input_ids": torch.tensor(bare[1])}],
     ):
-        with pytest.raises(RetroMAEError, match="begins with the ordinary token .* tokenise with special tokens"):
+        with pytest.raises(RetroMAEError, match=r"begins with the ordinary token .* tokenise with special tokens"):
             collator(wrong)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
+import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import getdoc
 from operator import attrgetter
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +31,11 @@ VISIBILITY_SEED = 0
 BASIC_PASSES = 64
 """Passages that basic decoding rebuilds at a time, each for the sake of a single token."""
 
+OTHERS = 4
+"""Other passages that are taken of a corpus."""
+PYTHONS_OWN = tuple(str(getdoc(function)) for function in (sorted, time.sleep, zlib.compress, itertools.combinations))
+"""Other passages that are always at hand: what Python itself says of some functions that have little in common."""
+
 SHADES = (0.001, 0.01, 0.1, 0.5)
 """Probabilities at which one colour ends and the next begins, about a power of ten each: words are rare, so that a
 hundredth is much already."""
@@ -34,7 +44,7 @@ SHADE_NAMES = ("under 0.1%", "0.1 to 1%", "1 to 10%", "10 to 50%", "over 50%")
 
 # Backgrounds of a terminal's 256 colours, faint to full, each with the foreground that can be read on it.
 COLOURS = ((255, 16), (195, 16), (117, 16), (32, 231), (18, 231))
-SIDES = {"rebuilt": "from the embedding", "zeroed": "from zeros in its place"}
+SIDES = {"rebuilt": "from the embedding", "exchanged": "from other passages' embeddings"}
 
 
 @dataclass(frozen=True)
@@ -60,24 +70,26 @@ class ExplainedToken:
         text: the token as it stands in the passage; empty where a token before it covers the same character.
         start: where it stands there, in characters.
         rebuilt: from the sentence embedding.
-        zeroed: the same with an embedding of zeros.
+        exchanged: the same with the embeddings of other passages in its place: the geometric mean of the probabilities
+            that they give, and the guess by that mean.
     """
 
     text: str
     start: int
     rebuilt: Rebuilding
-    zeroed: Rebuilding
+    exchanged: Rebuilding
 
 
 @dataclass(frozen=True)
 class EmbeddingExplanation:
-    """A passage, rebuilt with and without its sentence embedding.
+    """A passage, rebuilt from its own sentence embedding and from those of others.
 
     Attributes:
         text: the passage.
         tokens: its ordinary tokens in order; special and unknown ones are not rebuilt.
         visible: share of the other tokens that each was rebuilt from.
-        gain: how much more log-probability a token has with the embedding than with zeros, mean over the tokens, nats.
+        gain: how much more log-probability a token has with the embedding than with those of other passages, mean over
+            tokens and passages, nats.
         truncated: whether the passage has more tokens than the model reads, which are not among `tokens`.
     """
 
@@ -90,15 +102,20 @@ class EmbeddingExplanation:
 
 @torch.inference_mode()
 def explain_embedding(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, visible: float = 0.0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    visible: float = 0.0,
+    others: Sequence[str] = PYTHONS_OWN,
 ) -> EmbeddingExplanation:
-    """Encode a passage and rebuild each of its tokens from the sentence embedding, and from zeros in its place.
+    """Encode a passage and rebuild each of its tokens from the sentence embedding, and from those of other passages.
 
     Each token is rebuilt from a sample of the others that is drawn for it alone, as enhanced decoding does (RetroMAE,
     section 3.3, equation 7), and never sees itself. A model with basic decoding gets the same samples: the passage is
-    masked anew for every token. What zeros leave is what the decoder knows from the position and the sample; the
-    difference is what the embedding carries. The decoder was trained with embeddings and a share of 1 minus
-    `decoder_mask_ratio`, so other settings ask it for what it has not practised.
+    masked anew for every token. What another passage's embedding leaves is what the decoder knows from the position
+    and the sample; the difference is what the embedding carries of this passage, as `eval_embedding_gap` measures it
+    in training. The decoder was trained with a share of 1 minus `decoder_mask_ratio`, so other ones ask it for what it
+    has not practised.
 
     Args:
         model: a `RetroMAEForPreTraining` with enhanced or basic decoding.
@@ -106,23 +123,30 @@ def explain_embedding(
         text: the passage.
         visible: share of the other tokens that a token is rebuilt from, 0 to 1. Samples are nested: what is visible at
             0.2 is at 0.4 too. At 0 there is nothing but the embedding and the positions.
+        others: the other passages, of the text that the model was trained on as a rule (`other_passages`): the
+            embedding of a text of another kind is easily told from this one's. The passage itself is left out.
 
     Returns:
         `EmbeddingExplanation`.
 
     Raises:
-        RetroMAEError: the model has no decoder that rebuilds a passage from its embedding, `visible` is no share, or
-            the text has no token to rebuild.
+        RetroMAEError: the model has no decoder that rebuilds a passage from its embedding, `visible` is no share, the
+            text has no token to rebuild, or there is no other passage.
     """
     decoding = _check(model, tokenizer, visible)
     text = without_surrogates(text)
+    others = [without_surrogates(other) for other in others if other.strip() != text.strip()]
+    if not others:
+        raise RetroMAEError("there is no other passage to compare the text's embedding with; give some")
+    max_length = max_text_length(tokenizer, model.config.encoder_config)
     encoded = tokenizer(
         text,
         truncation=True,
-        max_length=max_text_length(tokenizer, model.config.encoder_config),
+        max_length=max_length,
         return_offsets_mapping=True,
         return_overflowing_tokens=True,  # a row for every piece; the first is the passage
     )
+    other_tokens = tokenizer(others, truncation=True, max_length=max_length)["input_ids"]
     tokens = torch.tensor(encoded["input_ids"][0], device=model.device)
     special = torch.tensor(tokenizer.all_special_ids, device=model.device)
     labels = tokens.masked_fill(torch.isin(tokens, special), IGNORE_INDEX)
@@ -131,13 +155,15 @@ def explain_embedding(
         raise RetroMAEError("the text has no token to rebuild; give a text with words that the vocabulary knows")
     was_training = model.training
     model.eval()
-    embedding = model.encode(tokens[None])[:, 0]
+    own, *exchanged = (
+        model.encode(torch.as_tensor(row, device=model.device)[None])[:, 0] for row in (tokens, *other_tokens)
+    )
     seen = visibility_mask(VISIBILITY_SEED, len(tokens), 1.0 - visible).to(model.device)
     rebuild = _rebuild_enhanced if decoding == "enhanced" else _rebuild_basic
     log_probabilities, guesses = zip(
         *(
-            _predict(model, rebuild(model, tokenizer, h, tokens, labels, seen), true)
-            for h in (embedding, torch.zeros_like(embedding))
+            _predict(model, torch.stack([rebuild(model, tokenizer, h, tokens, labels, seen) for h in side]), true)
+            for side in ([own], exchanged)
         ),
         strict=True,
     )
@@ -160,6 +186,12 @@ def explain_embedding(
         gain=(log_probabilities[0] - log_probabilities[1]).mean().item(),
         truncated=len(encoded["input_ids"]) > 1,
     )
+
+
+def other_passages(documents: Dataset) -> list[str]:
+    """Some texts of a corpus with the column `text`, from all over it, for `explain_embedding` to compare with."""
+    places = range(0, len(documents), max(len(documents) // OTHERS, 1))[:OTHERS]
+    return documents.select(places)["text"][:]
 
 
 def shade(probability: float) -> int:
@@ -243,13 +275,15 @@ def _rebuild_basic(
 
 
 def _predict(model: RetroMAEForPreTraining, states: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the true tokens and the likeliest tokens, both `[T]`, for states `[T, H]`."""
-    features = model.backbone.head_features(model.encoder, states)
-    weight, bias = model.backbone.output_projection(model.encoder)
-    rows = chunk_rows(features)
+    """Log-probabilities of the true tokens and the likeliest tokens, both `[T]`, for states `[E, T, H]`.
+
+    E embeddings make E log-probabilities, of which these are means.
+    """
+    features, weight, bias = model.head(states)
+    rows = max(chunk_rows(features) // len(states), 1)
     chances, best = [], []
-    for part, labels in zip(features.split(rows), true.split(rows), strict=True):
-        log_probabilities = linear(part, weight, bias).float().log_softmax(dim=1)
+    for part, labels in zip(features.split(rows, dim=1), true.split(rows), strict=True):
+        log_probabilities = linear(part, weight, bias).float().log_softmax(dim=2).mean(dim=0)
         chances.append(log_probabilities.gather(1, labels[:, None]).squeeze(1))
         best.append(log_probabilities.argmax(dim=1))
     return torch.cat(chances), torch.cat(best)
@@ -287,10 +321,10 @@ def in_colours(explanation: EmbeddingExplanation) -> str:
 
 
 def as_table(explanation: EmbeddingExplanation) -> str:
-    """A line a token: its probability from the embedding and from zeros, and the decoder's guess from the embedding."""
-    lines = [f"{'token':<16}{'embedding':>10}{'zeros':>10}  guess"]
+    """A line a token: its probability from the embedding and from others, and the guess from the embedding."""
+    lines = [f"{'token':<16}{'embedding':>10}{'others':>10}  guess"]
     lines += [
-        f"{printable(token.text):<16}{token.rebuilt.probability:>10.4f}{token.zeroed.probability:>10.4f}"
+        f"{printable(token.text):<16}{token.rebuilt.probability:>10.4f}{token.exchanged.probability:>10.4f}"
         f"  {printable(token.rebuilt.guess)}"
         for token in explanation.tokens
     ]
@@ -301,9 +335,9 @@ def conclusion(explanation: EmbeddingExplanation) -> str:
     """What the embedding is worth, and what was left out."""
     guessed = [sum(map(attrgetter(f"{side}.right"), explanation.tokens)) for side in SIDES]
     text = (
-        f"The decoder's first guess is right for {guessed[0]} of {len(explanation.tokens)} tokens, from zeros for "
-        f"{guessed[1]}.\nThe embedding is worth {explanation.gain:.2f} nats a token: with it a true token is "
-        f"{math.exp(explanation.gain):,.1f} times as probable (geometric mean)."
+        f"The decoder's first guess is right for {guessed[0]} of {len(explanation.tokens)} tokens, from other "
+        f"passages' embeddings for {guessed[1]}.\nThe embedding is worth {explanation.gain:.2f} nats a token: with it "
+        f"a true token is {math.exp(explanation.gain):,.1f} times as probable as with theirs (geometric mean)."
     )
     if explanation.truncated:
         text += "\nThe passage is longer than the model reads; only its beginning was encoded."

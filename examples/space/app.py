@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from retromae_hf import RetroMAEError, RetroMAEForPreTraining, explain_embedding
 from retromae_hf.checkpoints.loading import load_checkpoint, load_tokenizer
+from retromae_hf.explanation import other_passages
 from retromae_hf.retrieval.search import PYDOCS, SearchIndex, load_index
 
 DEMO_CHECKPOINT, DEMO_ENCODER = "runs/demo/retromae", "runs/demo/retromae-finetuned"
@@ -28,7 +29,7 @@ RESULTS = 5
 TITLE = "What an embedding remembers"
 INTRODUCTION = """# What an embedding remembers
 A RetroMAE encoder turns a passage into one vector, and a decoder of a single layer rebuilds the passage from it. Beside
-it stands the same with zeros for a vector: the difference is what the vector carries."""
+it stands the same from the vectors of other passages: the difference is what the vector carries of this one."""
 PASSAGES = (
     "Returns a new tensor with the elements of the input tensor sorted along a given dimension in ascending order.",
     "Return a list of the names of the files in the given directory. Raises an error if the path does not exist.",
@@ -93,11 +94,13 @@ def build(model: RetroMAEForPreTraining, tokenizer: PreTrainedTokenizerBase, ind
         RetroMAEError: the model has no decoder that rebuilds a passage.
     """
 
+    others = other_passages(index.documents)
+
     def explain(passage: str, visible: float) -> tuple[str, str]:
         if not passage.strip():
             return notice_html("Type a passage above."), ""
         try:
-            explanation = explain_embedding(model, tokenizer, passage[:MAX_CHARACTERS], visible / 100)
+            explanation = explain_embedding(model, tokenizer, passage[:MAX_CHARACTERS], visible / 100, others)
         except RetroMAEError as error:
             return notice_html(f"{str(error)[:1].upper()}{str(error)[1:]}."), ""
         return explanation_html(explanation), tokens_html(explanation)
@@ -108,7 +111,7 @@ def build(model: RetroMAEForPreTraining, tokenizer: PreTrainedTokenizerBase, ind
         (results,) = index.search([question[:MAX_CHARACTERS]], RESULTS)
         return results_html(results)
 
-    explain_embedding(model, tokenizer, PASSAGES[0])  # says now what would be wrong with the model
+    explain_embedding(model, tokenizer, PASSAGES[0], others=others)  # says now what would be wrong with the model
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Tab("What it remembers"):

@@ -9,11 +9,11 @@ from retromae_hf import EmbeddingExplanation
 from retromae_hf.explanation import SHADE_NAMES, ExplainedToken, segments, shade
 from retromae_hf.retrieval.search import SearchResult
 
-SIDES = {"rebuilt": "From the embedding", "zeroed": "From zeros in its place"}
+SIDES = {"rebuilt": "From the embedding", "exchanged": "From other passages’ embeddings"}
 
 
 def explanation_html(explanation: EmbeddingExplanation) -> str:
-    """The finding, the passage from the embedding and from zeros side by side, and the legend."""
+    """The finding, the passage from its embedding and from others side by side, and the legend."""
     panels = "".join(
         f'<section class="panel" aria-label="{title}"><h3>{title}</h3>'
         f'<div class="passage">{_passage(explanation, side)}</div>'
@@ -30,10 +30,10 @@ def explanation_html(explanation: EmbeddingExplanation) -> str:
 
 def tokens_html(explanation: EmbeddingExplanation) -> str:
     """Every token in figures, for those who do not see the colours."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "Vector", "Zeros", "First guess"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "Vector", "Others", "First guess"))
     rows = "".join(
         f'<tr><th scope="row">{escape(token.text)}</th><td>{percent(token.rebuilt.probability)}</td>'
-        f"<td>{percent(token.zeroed.probability)}</td><td>{escape(token.rebuilt.guess)}</td></tr>"
+        f"<td>{percent(token.exchanged.probability)}</td><td>{escape(token.rebuilt.guess)}</td></tr>"
         for token in explanation.tokens
     )
     return f'<div class="figures"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -63,8 +63,9 @@ def _finding(explanation: EmbeddingExplanation) -> str:
     right = {side: sum(getattr(token, side).right for token in explanation.tokens) for side in SIDES}
     text = (
         f"<strong>{explanation.gain:.2f} nats a token</strong> is what the embedding is worth here: with it a true "
-        f"token is {_times(explanation.gain)} as probable as with zeros. The decoder’s first guess is right for "
-        f"{right['rebuilt']} of {len(explanation.tokens)} tokens, from zeros for {right['zeroed']}."
+        f"token is {_times(explanation.gain)} as probable as with those of other passages. The decoder’s "
+        f"first guess is right for {right['rebuilt']} of {len(explanation.tokens)} tokens, with theirs for "
+        f"{right['exchanged']}."
     )
     if explanation.truncated:
         text += f" This model reads {len(explanation.tokens)} tokens of the passage; the rest was left out."
@@ -91,5 +92,5 @@ def _token(piece: str, token: ExplainedToken, side: str) -> str:
     return (
         f'<span class="token s{shade(shown.probability)}{" right" if shown.right else ""}" tabindex="-1">'
         f'{escape(piece) or "·"}<span class="figure">“{escape(piece)}”: {percent(token.rebuilt.probability)} from the '
-        f"embedding, {percent(token.zeroed.probability)} from zeros. {guess}.</span></span>"
+        f"embedding, {percent(token.exchanged.probability)} from others. {guess}.</span></span>"
     )

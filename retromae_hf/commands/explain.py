@@ -20,6 +20,13 @@ class ExplainArguments:
         default=0.0,
         metadata={"help": "Share of the other tokens that each is rebuilt from, 0 (the embedding alone) to 1."},
     )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the other passages come from that the embedding is compared with, the training text as a "
+            "rule: pydocs, a file, a folder or a Hub data set; default: some of Python's own descriptions."
+        },
+    )
     json: bool = field(default=False, metadata={"help": "Print every token's figures as JSON."})
 
 
@@ -28,12 +35,15 @@ def main(argv: list[str] | None = None) -> None:
     """Explain one passage."""
     (args,) = parse("explain", "Show what a passage's sentence embedding remembers of it.", [ExplainArguments], argv)
     from ..checkpoints.loading import load_checkpoint, load_tokenizer
-    from ..explanation import as_table, conclusion, explain_embedding, in_colours
+    from ..data.sources import load_documents
+    from ..explanation import PYTHONS_OWN, as_table, conclusion, explain_embedding, in_colours, other_passages
     from ..model.modeling_retromae import RetroMAEForPreTraining
     from ..retrieval.embedders import process_state
 
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path).to(process_state().device)
-    explanation = explain_embedding(model, load_tokenizer(args.model_name_or_path), args.text, args.visible)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    others = PYTHONS_OWN if args.dataset is None else other_passages(load_documents(args.dataset))
+    explanation = explain_embedding(model, tokenizer, args.text, args.visible, others)
     if args.json:
         print(json.dumps(asdict(explanation), indent=1, ensure_ascii=False))
         return

@@ -99,10 +99,11 @@ class DataCollatorForRetroMAE:
         for name, token_id in (("mask", self.tokenizer.mask_token_id), ("padding", self.tokenizer.pad_token_id)):
             if token_id is None:
                 raise RetroMAEError(f"the tokenizer has no {name} token; use a masked language model's tokenizer")
+        self._special_ids = set(self.tokenizer.all_special_ids)
         token_ids = torch.tensor(list(self.tokenizer.get_vocab().values()))
         self._ordinary = torch.zeros(int(token_ids.max()) + 1, dtype=torch.bool)
         self._ordinary[token_ids] = True
-        self._ordinary[self.tokenizer.all_special_ids] = False
+        self._ordinary[list(self._special_ids)] = False
         self._ordinary_ids = self._ordinary.nonzero().squeeze(1)
         if len(self._ordinary_ids) == 0:
             raise RetroMAEError("the tokenizer has no ordinary tokens, only special ones; train it on more text")
@@ -164,7 +165,14 @@ class DataCollatorForRetroMAE:
         """
         if not len(features):
             raise RetroMAEError("a batch without passages cannot be made; give one passage at least")
+        if "input_ids" not in features[0] or isinstance(features[0], str):
+            raise RetroMAEError("the rows have no column input_ids; tokenise the text first, with tokenize_passages")
         rows = [_without_padding(feature) for feature in features]
+        if ordinary := {int(row["input_ids"][0]) for row in rows} - self._special_ids:
+            raise RetroMAEError(
+                f"a passage begins with the ordinary token {min(ordinary)}, which would be taken for [CLS], the place "
+                "of the sentence embedding; tokenise with special tokens, as tokenize_passages does"
+            )
         batch: dict[str, Tensor] = {}
         if "passage_id" in features[0]:
             batch["passage_id"] = torch.tensor([int(feature["passage_id"]) for feature in features])

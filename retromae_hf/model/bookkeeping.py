@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from .configuration_retromae import RetroMAEConfig
 from .distributed import average_over_processes
 from .losses import count_labels
 from .masking import IGNORE_INDEX
@@ -50,6 +52,21 @@ def with_bookkeeping(forward: Callable[..., Any]) -> inspect.Signature:
     names = Bookkeeping.__annotations__
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     return signature.replace(parameters=[*own, *added])
+
+
+def warn_of_missing_labels(config: RetroMAEConfig, decoder_labels: Tensor | None, pair_labels: Tensor | None) -> None:
+    """Say which objectives a training batch leaves out, as those of other collators do."""
+    wanted = {
+        f"decoding={config.decoding!r}": (config.decoding in ("enhanced", "basic"), decoder_labels, "decoder_labels"),
+        f"pair_objective={config.pair_objective!r}": (config.pair_objective is not None, pair_labels, "pair_labels"),
+    }
+    for objective, (configured, labels, name) in wanted.items():
+        if configured and labels is None:
+            warnings.warn(
+                f"the model has {objective} and its batches no {name}, so that this objective is not trained; use "
+                "DataCollatorForRetroMAE.from_config(tokenizer, model.config) as data collator",
+                stacklevel=3,
+            )
 
 
 def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .bag_of_words import bag_of_words_loss
-from .bookkeeping import divisors, labelled_rows, with_bookkeeping
+from .bookkeeping import divisors, labelled_rows, warn_of_missing_labels, with_bookkeeping
 from .configuration_retromae import RetroMAEConfig
 from .decoder import Decoder, PairHead, VisibleRows
 from .errors import RetroMAEError
@@ -151,6 +151,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         Raises:
             RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
         """
+        if self.training and labels is not None:
+            warn_of_missing_labels(self.config, decoder_labels, pair_labels)
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
             words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))

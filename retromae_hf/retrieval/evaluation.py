@@ -13,6 +13,7 @@ The results, schema 1, are one object for a model:
           "missing_ids": {                  what the qrels name and the collection lacks
             "num_judgments": 0, "queries": [], "documents": []
           },
+          "num_queries_in_corpus": 0,       by their ids; unless judged, they are left out of their own hits
           "search": "exact",                or "faiss"; null for the model "bm25"
           "measures": {"ndcg@10": 0.61, "mrr@10": 0.58, "recall@100": 0.91, "map@100": 0.57},
           "bm25": {                         where it was asked for beside a model
@@ -159,6 +160,7 @@ def describe(
         "num_documents": len(task.documents),
         "num_unjudged_queries": task.num_unjudged_queries,
         "missing_ids": dataclasses.asdict(task.missing_ids),
+        "num_queries_in_corpus": len(task.queries_in_corpus),
         "search": search,
         "measures": mean_values(first),
     }

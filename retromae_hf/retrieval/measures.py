@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import ir_measures
 import numpy as np
 from ir_measures import AP, RR, R, nDCG
 from scipy.stats import permutation_test
 
+from ..data.text import without_surrogates
 from ..model.errors import RetroMAEError
 
 METRIC = Path(__file__).parent / "metrics" / "retrieval"
@@ -20,10 +24,13 @@ METRIC = Path(__file__).parent / "metrics" / "retrieval"
 DEFAULT_MEASURES = ("ndcg@10", "mrr@10", "recall@100", "map@100")
 RESAMPLES = 9999
 
+MAX_GRADE = 10_000
+"""No collection grades higher, and trec_eval counts from 0 to the highest grade for every query."""
+
 Qrels = Mapping[str, Mapping[str, int]]
-"""Grade of each judged document of each query; a document with a grade of at least 1 is relevant."""
+"""Grade of each judged document of each query, see `whole_grade`; one with a grade of at least 1 is relevant."""
 Run = Mapping[str, Mapping[str, float]]
-"""Score of each retrieved document of each query."""
+"""Score of each retrieved document of each query, a finite number."""
 
 
 def score_queries(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEASURES) -> dict[str, dict[str, float]]:
@@ -38,13 +45,24 @@ def score_queries(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEAS
         Values in [0, 1], by measure and query.
 
     Raises:
-        RetroMAEError: a measure is unknown, or no query has judgments.
+        RetroMAEError: a measure is unknown, no query has judgments, or an id, a grade or a score is none.
     """
     parsed = {name: _parse(name) for name in measures}
-    judged = {query: dict(grades) for query, grades in qrels.items() if grades}
+    # trec_eval is C code: what is wrong here ends the process, or is scored as something else.
+    judged = {
+        query: {document: whole_grade(grade) for document, grade in grades.items()}
+        for query, grades in qrels.items()
+        if grades
+    }
     if not judged:
         raise RetroMAEError("no query has judgments; give the qrels of these queries")
-    found = {query: dict(run[query]) for query in judged if query in run}
+    found = {
+        query: {document: _finite(query, score) for document, score in run[query].items()}
+        for query in judged
+        if query in run
+    }
+    check_ids("there is the query id", judged)
+    check_ids("there is the document id", chain(*judged.values(), *found.values()))
     wanted = list({measure for measure, _ in parsed.values()})
     values = {measure: dict.fromkeys(judged, 0.0) for measure in wanted}
     for metric in ir_measures.iter_calc(wanted, judged, found):
@@ -55,13 +73,48 @@ def score_queries(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEAS
     }
 
 
+def check_ids(what: str, ids: Iterable[Any]) -> None:
+    """Raise `RetroMAEError`, which `what` begins, for an id that trec_eval cannot take or takes for another."""
+    for one in ids:
+        if not isinstance(one, str) or not one or "\0" in one or without_surrogates(one) != one:
+            raise RetroMAEError(
+                f"{what} {one!r}, which cannot be scored; give ids as texts that are not empty, without NULs and lone "
+                "surrogates"
+            )
+
+
+def whole_grade(grade: Any) -> int:
+    """A grade as it is scored: a whole number, whatever its type (1.0 is 1), and 0 where it is below.
+
+    Raises:
+        RetroMAEError: it is no whole number, or above `MAX_GRADE`.
+    """
+    try:
+        whole = int(grade)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or whole != grade or whole > MAX_GRADE:
+        raise RetroMAEError(f"the grade {grade!r} cannot be scored; give whole numbers up to {MAX_GRADE}")
+    return max(whole, 0)
+
+
+def _finite(query: Any, score: Any) -> float:
+    try:
+        number = float(score)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RetroMAEError(f"a hit of query {query!r} has the score {score!r}; give finite numbers")
+    return number
+
+
 def _parse(name: str) -> tuple[ir_measures.Measure, float]:
     """A measure of ir-measures, and the value below which it counts as 0.
 
     MRR@k is the reciprocal rank without a cut-off, 0 from rank k + 1 on: ir-measures' own RR@k orders documents of
     equal score unlike trec_eval and unlike all the other measures here.
     """
-    match = re.fullmatch(r"(ndcg|mrr|map|recall)(?:@([1-9]\d*))?", name)
+    match = re.fullmatch(r"(ndcg|mrr|map|recall)(?:@([1-9]\d{0,8}))?", name)
     if match is None or name == "recall":
         raise RetroMAEError(f"there is no measure {name!r}; use ndcg@10, mrr@10, recall@100, map@100 and the like")
     kind, k = match[1], int(match[2] or 0)

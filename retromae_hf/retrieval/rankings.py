@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,35 @@ def dense_run(
     """
     queries = embedder.queries(list(task.queries.values()))
     if search == FAISS:
-        scores, indices = search_faiss(queries, documents, len(task.documents))
+        scores, indices = search_faiss(queries, documents, len(task.documents), _depth(task))
     else:
-        scores, indices = search_exact(queries, documents, device=device)
+        scores, indices = search_exact(queries, documents, _depth(task), device)
     return _with_ids(task, scores, indices)
 
 
 def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
     """The best documents by BM25."""
-    return _with_ids(task, *search_bm25(list(task.queries.values()), list(task.documents.values()), RANKING_DEPTH))
+    return _with_ids(task, *search_bm25(list(task.queries.values()), list(task.documents.values()), _depth(task)))
+
+
+def _depth(task: RetrievalTask) -> int:
+    """Hits to ask for, so that `RANKING_DEPTH` are left."""
+    return RANKING_DEPTH + bool(task.queries_in_corpus)
 
 
 def _with_ids(task: RetrievalTask, scores: Any, indices: Any) -> dict[str, dict[str, float]]:
-    """A run of scores and indices `[Q, depth]`, where an index of -1 is none."""
+    """A run of scores and indices `[Q, depth]`, where an index of -1 is none.
+
+    It has no hit on the query itself, see `RetrievalTask.queries_in_corpus`.
+    """
     ids = list(task.documents)
-    return {
-        query: {ids[index]: score for index, score in zip(row, row_scores, strict=True) if index >= 0}
-        for query, row, row_scores in zip(task.queries, indices.tolist(), scores.tolist(), strict=True)
-    }
+    themselves = task.queries_in_corpus
+    run = {}
+    for query, row, row_scores in zip(task.queries, indices.tolist(), scores.tolist(), strict=True):
+        hits = ((ids[index], score) for index, score in zip(row, row_scores, strict=True) if index >= 0)
+        others = (hit for hit in hits if hit[0] != query or query not in themselves)
+        run[query] = dict(islice(others, RANKING_DEPTH))
+    return run
 
 
 def search_bm25(queries: list[str], documents: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..data.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
 from ..data.text import titled, without_surrogates
 from ..model.errors import RetroMAEError, check_file_name
+from .measures import MAX_GRADE, check_ids, whole_grade
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,14 @@ class RetrievalTask:
     qrels: dict[str, dict[str, int]]
     num_unjudged_queries: int = 0
     missing_ids: MissingIds = field(default_factory=MissingIds)
+
+    @property
+    def queries_in_corpus(self) -> set[str]:
+        """Queries that are documents too, under the same id, and are not judged for that one (ArguAna, Quora).
+
+        Their own document is nearest to them and is no answer: a run leaves it out, as BEIR's evaluation does.
+        """
+        return {query for query in self.queries if query in self.documents and query not in self.qrels[query]}
 
 
 def load_task(source: str, num_proc: int | None = None, split: str = "test") -> RetrievalTask:
@@ -79,7 +88,8 @@ def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, d
 def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (query-id, corpus-id, score).
 
-    What `make_task` says of judgments holds.
+    The qrels may also have TREC's four columns (query, iteration, document, grade). What `make_task` says of judgments
+    holds.
 
     Raises:
         RetroMAEError: a file is absent or broken, an id stands twice, a judged query is empty, or more than 1 % of
@@ -90,13 +100,10 @@ def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
     for file in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
         if not (folder / file).is_file():
             raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
-    return make_task(
-        folder.resolve().name,
-        queries=_texts(folder / "queries.jsonl"),
-        documents=_texts(folder / "corpus.jsonl", titles=True),
-        qrels=_qrels(folder / "qrels" / f"{split}.tsv"),
-        source=str(folder),
-    )
+    queries = _texts(folder / "queries.jsonl")
+    documents = _texts(folder / "corpus.jsonl", titles=True)
+    qrels = _qrels(folder / "qrels" / f"{split}.tsv", queries, documents)
+    return make_task(folder.resolve().name, queries, documents, qrels, source=str(folder))
 
 
 def make_task(
@@ -116,13 +123,19 @@ def make_task(
         source: what to call the whole in messages.
 
     Raises:
-        RetroMAEError: there are no documents or nothing judged, a judged query is empty, or more than 1 % of the
-            judgments name ids that are not there.
+        RetroMAEError: there are no documents or nothing judged, a judged query is empty, an id or a grade cannot be
+            scored, or more than 1 % of the judgments name ids that are not there.
     """
     check_file_name("the task's name", name)
+    check_ids(f"{source} has the query id", queries)
+    check_ids(f"{source} has the document id", documents)
     if not documents:
         raise RetroMAEError(f"{source} holds no documents; give a collection with some")
-    judged = {query: grades for query, grades in qrels.items() if grades and query in queries}
+    judged = {
+        query: {document: whole_grade(grade) for document, grade in grades.items()}
+        for query, grades in qrels.items()
+        if grades and query in queries
+    }
     missing = _missing_ids(queries, documents, qrels)
     total = sum(map(len, qrels.values()))
     if missing.num_judgments == total:
@@ -172,7 +185,7 @@ def _texts(file: Path, titles: bool = False) -> dict[str, str]:
     for number, line in _lines(file):
         try:
             row = json.loads(line)
-            name, text = str(row["_id"]), without_surrogates(row["text"])
+            name, text = _id(row["_id"]), without_surrogates(row["text"])
             title = without_surrogates(row.get("title") or "") if titles else ""
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
@@ -182,16 +195,30 @@ def _texts(file: Path, titles: bool = False) -> dict[str, str]:
     return texts
 
 
-def _qrels(file: Path) -> dict[str, dict[str, int]]:
+def _id(value: object) -> str:
+    """An id as both files spell it, text or number, without blanks around it."""
+    if not isinstance(value, str | int):
+        raise TypeError
+    return str(value).strip()
+
+
+def _qrels(file: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Judgments by query, of lines of three columns or TREC's four; a first line that knows neither id is a header."""
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in _lines(file):
-        if number == 1 and not line.rpartition("\t")[2].lstrip("-").isdecimal():
-            continue  # the header
+    for place, (number, line) in enumerate(_lines(file)):
+        columns = [column.strip() for column in line.split("\t" if "\t" in line else None)]
         try:
-            query, document, score = line.split("\t")
-            grade = int(score)
+            if len(columns) == 4:
+                del columns[1]  # TREC's iteration, which nobody uses
+            query, document, score = columns
+            if place == 0 and query not in queries and document not in documents:
+                continue
+            grade = whole_grade(float(score))
         except ValueError as error:
-            raise RetroMAEError(f"{file} line {number} is not 'query-id<TAB>corpus-id<TAB>score': {line!r}") from error
+            raise RetroMAEError(
+                f"{file} line {number} is not 'query-id<TAB>corpus-id<TAB>score' with a whole score up to "
+                f"{MAX_GRADE}: {line!r}"
+            ) from error
         if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
             raise RetroMAEError(
                 f"{file} line {number} grades document {document!r} for query {query!r} a second time, and otherwise; "
@@ -201,11 +228,11 @@ def _qrels(file: Path) -> dict[str, dict[str, int]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines of a UTF-8 file that are not blank."""
+    """Number and text of the lines of a UTF-8 file that are not blank, without blanks and marks around them."""
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+                if line := line.strip():
+                    yield number, line
     except UnicodeDecodeError as error:
         raise RetroMAEError(f"{file} is not UTF-8; convert it, for example with iconv") from error

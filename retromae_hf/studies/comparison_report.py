@@ -68,6 +68,7 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
             name: {
                 "num_queries": len(task.queries),
                 "num_documents": len(task.documents),
+                "num_queries_in_corpus": len(task.queries_in_corpus),
                 "bm25": evaluate_bm25(task),
             }
             for name, task in tasks.items()

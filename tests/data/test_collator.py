@@ -228,3 +228,21 @@ def test_padding_in_the_dataset_is_padding(tokenizer, texts):
 def test_padding_on_the_left_is_refused(tokenizer):
     with pytest.raises(RetroMAEError, match="padded on the left"):
         DataCollatorForRetroMAE(tokenizer)([{"input_ids": [0, 0, 2, 9, 3], "attention_mask": [0, 0, 1, 1, 1]}])
+
+
+@pytest.mark.parametrize("features", [["a text"], [{"text": "a text", "passage_id": 0}], [{"passage_id": 0}]])
+def test_text_that_nobody_tokenised_is_one_sentence(tokenizer, features):
+    with pytest.raises(RetroMAEError, match="the rows have no column input_ids; tokenise the text first"):
+        DataCollatorForRetroMAE(tokenizer)(features)
+
+
+def test_a_passage_that_begins_with_a_word_is_refused(tokenizer, features, texts):
+    """Its first word would be the sentence embedding; so it is with blocks cut out of a stream of tokens."""
+    collator = DataCollatorForRetroMAE(tokenizer)
+    bare = tokenizer(texts[:2], add_special_tokens=False)["input_ids"]
+    for wrong in (
+        [{"input_ids": row} for row in bare],
+        [*features[:3], features[0] | {"input_ids": torch.tensor(bare[1])}],
+    ):
+        with pytest.raises(RetroMAEError, match=r"begins with the ordinary token .* tokenise with special tokens"):
+            collator(wrong)

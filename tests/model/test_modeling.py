@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import support
@@ -11,7 +12,14 @@ from conftest import features_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, gelu
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+)
 from transformers.models.bert.modeling_bert import BertLayer
 
 from retromae_hf import (
@@ -449,3 +457,25 @@ def test_a_gpu_gives_the_same_losses(model, batch):
     output = model.cuda()(**{name: tensor.cuda() for name, tensor in batch.items()})
     for name in ("mlm_loss", "decoder_loss"):
         assert torch.allclose(getattr(output, name).cpu(), getattr(expected, name), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"decoding": "enhanced"}, "decoding='enhanced' and its batches no decoder_labels"),
+        ({"decoding": "basic"}, "decoding='basic' and its batches no decoder_labels"),
+        ({"decoding": "none", "pair_objective": "sop"}, "pair_objective='sop' and its batches no pair_labels"),
+        ({"decoding": "none"}, ""),
+        ({"decoding": "condenser"}, ""),
+    ],
+)
+def test_batches_that_train_only_a_part_of_the_objective_are_warned_of(encoder_config, tokenizer, texts, config, said):
+    """Those of the collator for BERT's masked language modelling, for example."""
+    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **config))
+    batch = DataCollatorForLanguageModeling(tokenizer)([{"input_ids": tokenizer(texts[0])["input_ids"][:32]}])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.eval()(**batch)
+        assert not caught
+        model.train()(**batch)
+    assert [said in str(warning.message) for warning in caught] == [True] * bool(said)

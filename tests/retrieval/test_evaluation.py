@@ -20,8 +20,10 @@ from torch.nn.functional import normalize
 from retromae_hf import RetroMAEError
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.retrieval.embedders import Embedder, load_embedder
-from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder, evaluate_model
+from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder, evaluate_model, run_in_memory
 from retromae_hf.retrieval.measures import DEFAULT_MEASURES, score_run
+from retromae_hf.retrieval.nearest import RANKING_DEPTH
+from retromae_hf.retrieval.rankings import bm25_run, dense_run
 from retromae_hf.retrieval.tasks import RetrievalTask, load_beir
 
 
@@ -81,9 +83,44 @@ def test_results_have_the_documented_schema(encoder_folder, zoo):
         "num_documents": 120,
         "num_unjudged_queries": 0,
         "missing_ids": {"num_judgments": 0, "queries": [], "documents": []},
+        "num_queries_in_corpus": 0,
         "search": "exact",
     }
     assert json.loads(json.dumps(results)) == results
+
+
+@pytest.fixture(scope="module")
+def duplicates(zoo) -> RetrievalTask:
+    """Every query is a document too, and asks for the one behind it; the last is judged for itself."""
+    queries = dict(list(zoo.documents.items())[:110])
+    ids = list(zoo.documents)
+    qrels = {query: {ids[place + 1]: 1} for place, query in enumerate(queries)}
+    return RetrievalTask("duplicates", queries, zoo.documents, qrels | {ids[109]: {ids[109]: 1}})
+
+
+@pytest.mark.parametrize("model", ["dense", "faiss", "bm25"])
+def test_a_query_that_is_a_document_does_not_find_itself_unless_it_is_judged_for_that(mean_encoder, duplicates, model):
+    if model == "bm25":
+        run = bm25_run(duplicates)
+    elif model == "faiss":
+        pytest.importorskip("faiss", reason="faiss is not installed (pip install 'retromae-hf[faiss]')")
+        embedder = load_embedder(mean_encoder)
+        blocks = embedder.documents(list(duplicates.documents.values())).split(64)
+        run = dense_run(duplicates, embedder, blocks, model, "cpu")
+    else:
+        run = run_in_memory(duplicates, load_embedder(mean_encoder))
+    *others, judged = run
+    assert not [query for query in others if query in run[query]]
+    assert next(iter(run[judged])) == judged
+    assert {len(hits) for hits in run.values()} == {RANKING_DEPTH}
+
+
+def test_the_results_and_the_runs_on_file_say_so(duplicates, tmp_path):
+    entry = evaluate_model("bm25", [duplicates], run_dir=tmp_path)["tasks"]["duplicates"]
+    assert entry["num_queries_in_corpus"] == 109
+    rows = [line.split() for line in (tmp_path / "duplicates-bm25.trec").read_text().splitlines()]
+    assert {query for query, _, document, *_ in rows if query == document} == {"d109"}
+    assert entry["measures"]["mrr@10"] == evaluate_bm25(duplicates)["mrr@10"]
 
 
 def test_bm25_as_the_model(zoo):

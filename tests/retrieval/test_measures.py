@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import evaluate
+import numpy as np
 import pytest
 import pytrec_eval
 from hypothesis import given, settings
@@ -87,6 +88,41 @@ def test_nothing_judged():
         score_run({"q": {}}, {"q": {"d": 1.0}})
 
 
+def test_grades_below_0_count_as_0_whatever_else_is_judged():
+    run = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
+    for grade in (-1, -2, -1000, -(2**70)):
+        assert score_run({"q": {"a": grade, "b": 2}}, run) == score_run({"q": {"a": 0, "b": 2}}, run)
+        assert score_run({"q": {"a": grade}}, run) == dict.fromkeys(DEFAULT_MEASURES, 0.0)
+
+
+def test_numbers_of_other_types_are_numbers():
+    expected = score_run({"q": {"a": 1, "b": 2}}, {"q": {"a": 1.0, "b": 0.5}})
+    assert score_run({"q": {"a": 1.0, "b": np.int8(2)}}, {"q": {"a": np.float32(1), "b": np.float16(0.5)}}) == expected
+
+
+@pytest.mark.parametrize("grade", [10**9, 2**64, 0.5, math.nan, math.inf, None, "1", "good"])
+def test_a_grade_is_a_whole_number_of_reasonable_size(grade):
+    with pytest.raises(RetroMAEError, match=r"the grade .* cannot be scored; give whole numbers up to 10000"):
+        score_queries({"q": {"d": grade}}, {"q": {"d": 1.0}})
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, None, "high"])
+def test_a_score_is_a_finite_number(score):
+    with pytest.raises(RetroMAEError, match="a hit of query 'q' has the score"):
+        score_queries({"q": {"d": 1}}, {"q": {"d": score}})
+
+
+@pytest.mark.parametrize("wrong", ["", "a\0b", "\ud800", None, 7])
+def test_ids_are_such_as_trec_eval_takes(wrong):
+    for qrels, run in (
+        ({wrong: {"d": 1}}, {wrong: {"d": 1.0}}),
+        ({"q": {wrong: 1}}, {"q": {"d": 1.0}}),
+        ({"q": {"d": 1}}, {"q": {wrong: 1.0}}),
+    ):
+        with pytest.raises(RetroMAEError, match=r"there is the (query|document) id .*, which cannot be scored"):
+            score_queries(qrels, run)
+
+
 def test_the_paired_test_by_hand():
     better, worse = {"a": 1.0, "b": 0.7, "c": 0.9}, {"a": 0.5, "b": 0.2, "c": 0.4}
     tested = paired_test(better, worse)
@@ -139,13 +175,27 @@ def test_batches_of_the_module_and_an_empty_run(metric):
     assert metric.compute(predictions=[], references=references, measures=["map"])["map"] == 0
 
 
+def test_the_module_of_evaluate_takes_the_grades_that_collections_have(metric):
+    def measured(grades):
+        return metric.compute(predictions=rows(run, "scores"), references=rows({"q": grades}, "grades"))
+
+    run = {"q": {"a": 3.0, "b": 2.0}}
+    assert measured({"a": -2, "b": 2}) == measured({"a": 0, "b": 2.0})
+    for wrong, message in (
+        ({"a": 10**9}, r"the grade 1000000000\.0 cannot be scored"),
+        ({"a": 0.5}, r"the grade 0\.5 cannot be scored"),
+        ({"": 1}, "the document id ''"),
+    ):
+        with pytest.raises(RetroMAEError, match=message):
+            measured(wrong)
+
+
 @pytest.mark.parametrize(
     ("prediction", "message"),
     [
         ({"query_id": "a", "document_ids": ["x"], "scores": [1.0]}, "'a' stands twice in the predictions"),
         ({"query_id": "b", "document_ids": ["x", "x"], "scores": [1.0, 2.0]}, "'b' has a document twice"),
         ({"query_id": "b", "document_ids": ["x", "y"], "scores": [1.0]}, "'b' has 2 document_ids and 1 scores"),
-        ({"query_id": "b", "document_ids": ["x"], "scores": [float("nan")]}, "not numbers"),
     ],
 )
 def test_rows_that_do_not_fit(prediction, message):

@@ -29,15 +29,38 @@ def test_beir_layout(tmp_path):
         load_tasks([str(folder)])
 
 
-def test_a_header_may_be_left_out(tmp_path):
-    assert load_beir(write_beir(tmp_path / "task", "q1\td1\t1\nq1\td2\t2\n")).qrels == {"q1": {"d1": 1, "d2": 2}}
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        " \n\n",
+        "query-id\tcorpus-id\tscore\n",
+        "QID\tDocID\tGrade\r\n",
+        "query-id corpus-id score\n",
+        "\nquery\titeration\tdocument\tgrade\n",
+        "0\t1\t2\n",  # pandas, for columns without names
+    ],
+)
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "q1\td1\t1\nq1\td2\t2\n",
+        "q1\td1\t1 \r\nq1\td2\t2\t\r\n",
+        "q1\td1\t1.0\nq1\td2\t2.0\n",
+        "q1\t0\td1\t1\nq1\tQ0\td2\t2\n",
+        "q1 0 d1 1\nq1  0  d2  2 \n",
+        " q1 \t d1 \t+1\nq1\td2\t2e0",
+    ],
+)
+def test_the_first_line_is_a_judgment_unless_it_knows_neither_id(tmp_path, header, lines):
+    assert load_beir(write_beir(tmp_path / "task", header + lines)).qrels == {"q1": {"d1": 1, "d2": 2}}
 
 
 def test_bad_tasks_are_one_sentence(tmp_path):
     with pytest.raises(RetroMAEError, match=r"corpus\.jsonl does not exist"):
         load_task(str(tmp_path / "absent"))
     with pytest.raises(RetroMAEError, match=r"test\.tsv line 2"):
-        load_beir(write_beir(tmp_path / "qrels", "query-id\tcorpus-id\tscore\nq1 d1 1\n"))
+        load_beir(write_beir(tmp_path / "qrels", "query-id\tcorpus-id\tscore\nq1,d1,1\n"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +74,18 @@ def test_bad_tasks_are_one_sentence(tmp_path):
         ("queries.jsonl", b'{"_id": "q9", "text": "another"}\n', "judge no query"),
         ("qrels/test.tsv", b"", "judge no query"),
         ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td9\t1\n", "judge no query"),
-        ("qrels/test.tsv", b"q1 0 d1 1\nq1 0 d2 1\n", r"test\.tsv line 2 is not"),
+        ("qrels/test.tsv", b"q1\td1\tgood\n", r"test\.tsv line 1 is not"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t0.5\n", r"test\.tsv line 2 is not .* whole score"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t1000000000\n", r"test\.tsv line 2 is not .* up to 10000"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\tnan\n", r"test\.tsv line 2 is not"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\t0\td2\t1\t7\n", r"test\.tsv line 2 is not"),
+        ("qrels/test.tsv", "q1\td1\t1\n".encode("utf-16"), r"test\.tsv is not UTF-8"),
+        ("queries.jsonl", '{"_id": "q1", "text": "a"}\n'.encode("utf-16"), r"queries\.jsonl is not UTF-8"),
+        ("corpus.jsonl", b'{"_id": null, "text": "a"}\n', r"corpus\.jsonl line 1 is not"),
+        ("corpus.jsonl", b'{"_id": "", "text": "a"}\n', "task has the document id '', which cannot be scored"),
+        ("corpus.jsonl", b'{"_id": "d\\u0000", "text": "a"}\n', "the document id .*, which cannot be scored"),
+        ("corpus.jsonl", b'{"_id": "\\ud800", "text": "a"}\n', "the document id .*, which cannot be scored"),
+        ("queries.jsonl", b'{"_id": " ", "text": "a"}\n', "task has the query id '', which cannot be scored"),
         ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td1\tgood\n", r"test\.tsv line 2 is not"),
     ],
 )
@@ -60,6 +94,20 @@ def test_a_broken_file_is_named(tmp_path, file, content, message):
     (broken / file).write_bytes(content)
     with pytest.raises(RetroMAEError, match=message):
         load_beir(broken)
+
+
+def test_byte_order_marks_and_blanks_around_ids_are_no_part_of_them(tmp_path):
+    task = write_beir(tmp_path / "task", "q1\td1\t1\n")
+    plain = load_beir(task)
+    (task / "queries.jsonl").write_text('{"_id": "q1 ", "text": "otter river"}\n{"_id": 2, "text": "b"}\n')
+    for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        (task / file).write_text((task / file).read_text(), encoding="utf-8-sig")
+    assert load_beir(task) == plain
+
+
+def test_grades_below_0_are_0(tmp_path):
+    task = load_beir(write_beir(tmp_path / "task", "q1\td1\t-2\nq1\td2\t1\nq1\td3\t-1.0\n"))
+    assert task.qrels == {"q1": {"d1": 0, "d2": 1, "d3": 0}}
 
 
 def test_text_that_is_none_after_all(tmp_path):

@@ -22,8 +22,8 @@ queries, with the values of every query and a paired randomisation test against 
 INPUTS = """
 Args:
     predictions: a row a query, {"query_id", "document_ids", "scores"}; the order is that of the scores.
-    references: a row a query, {"query_id", "document_ids", "grades"}; a grade of 1 or more is relevant. The rows need
-        be neither as many as the predictions nor in their order.
+    references: a row a query, {"query_id", "document_ids", "grades"}; a grade of 1 or more is relevant, one below 0
+        scores as 0. The rows need be neither as many as the predictions nor in their order.
     measures: names such as "ndcg@10", "mrr@10", "recall@100", "map".
     per_query: whether to return the values of every query too.
     baseline: another run, in rows like those of the predictions, for the paired test.
@@ -47,23 +47,21 @@ Example:
 
 
 class Retrieval(evaluate.Metric):
-    """The metric; `compute` raises `RetroMAEError` where an id stands twice or a row does not fit."""
+    """The metric; `compute` raises `RetroMAEError` where an id stands twice, or a row or a value does not fit."""
 
     def _info(self) -> evaluate.MetricInfo:
-        def rows(values: str, dtype: str) -> dict[str, Any]:
+        def rows(values: str) -> dict[str, Any]:
             return {
                 "query_id": datasets.Value("string"),
                 "document_ids": datasets.List(datasets.Value("string")),
-                values: datasets.List(datasets.Value(dtype)),
+                values: datasets.List(datasets.Value("float64")),  # integers would cut a grade of 0.5 off, unseen
             }
 
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation="",
             inputs_description=INPUTS,
-            features=datasets.Features(
-                {"predictions": rows("scores", "float64"), "references": rows("grades", "int64")}
-            ),
+            features=datasets.Features({"predictions": rows("scores"), "references": rows("grades")}),
             reference_urls=["https://ir-measur.es", "https://github.com/usnistgov/trec_eval"],
         )
 
@@ -117,8 +115,6 @@ def _by_query(what: str, rows: Iterable[Mapping[str, Any]], values: str) -> dict
                 f"the query {query!r} has {len(documents)} document_ids and {len(row[values])} {values} in the {what}; "
                 "give one for each"
             )
-        if any(value != value for value in row[values]):
-            raise RetroMAEError(f"the query {query!r} has {values} that are not numbers in the {what}")
         by_query[query] = dict(zip(documents, row[values], strict=True))
         if len(by_query[query]) != len(documents):
             raise RetroMAEError(f"the query {query!r} has a document twice in the {what}; give each document once")

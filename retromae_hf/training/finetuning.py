@@ -14,6 +14,7 @@ from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
 from .arguments import FinetuneArguments
 from .finetuning_rows import prepare_rows
+from .health import HealthCallback
 from .resuming.training_run import begin_run, run_and_save
 from .stages import describe_finetuning
 
@@ -44,6 +45,7 @@ def finetune(
     model = starting_encoder(args)
     with training_args.main_process_first(local=False, desc="preparing the data"):
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
+        run.take_data(rows)
     trainer = finetuning_trainer(args, training_args, model, rows)
     stage = describe_finetuning(args, rows, int(model.max_seq_length or args.passage_length))
     with describing(trainer, stage, args.model_name_or_path, card_args):
@@ -89,6 +91,7 @@ def finetuning_trainer(
     loss = loss_of(args, model, training_args.world_size > 1)
     with in_one_sentence("the training arguments cannot be used"):
         trainer = SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
+    trainer.add_callback(HealthCallback(loss=trainer.loss))
     # The trainer would read a pickle there, as a whole where the checkpoint's own files ask for it.
     trainer._load_from_checkpoint = lambda folder: model.load_state_dict(  # type: ignore[assignment, method-assign]
         load_sentence_transformer(folder, args.trust_remote_code).state_dict()

@@ -18,6 +18,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
+from ..data.fingerprints import fingerprint_of_mapped
 from ..data.pydocs import load_held_out_pydocs
 from ..data.sources import load_rows
 from ..data.text import head_of
@@ -256,4 +257,5 @@ def shorten(
             shortened[name] = [text[len(prompt) : end] for text, end in zip(texts, ends, strict=True)]
         return shortened
 
-    return rows.map(cut, batched=True, desc="Shortening texts")
+    key = fingerprint_of_mapped(rows, shorten, tokenizer, lengths=lengths, prompts=prompts)
+    return rows.map(cut, batched=True, new_fingerprint=key, desc="Shortening texts")

@@ -6,6 +6,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..checkpoints.arguments import ModelArguments
 from ..checkpoints.starting_model import load_model_and_tokenizer
+from ..data.fingerprints import fingerprint_of_files
 from ..model.errors import RetroMAEError
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
@@ -35,6 +36,8 @@ def pretrain(
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
         text = read_text(args, model_args, training_args, run.checkpoint)
+        files = [fingerprint_of_files(args.dataset)] if args.streaming else []
+        run.take_data(text.documents.select_columns("text"), *files)
         texts = text.documents["text"]
         model, tokenizer = load_model_and_tokenizer(model_args, texts, args.max_length, run.checkpoint)
         check_gradient_checkpointing(training_args, model)

@@ -12,9 +12,9 @@ from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
 from .arguments import DataArguments
 from .pretraining_data import make_passages, read_text
-from .resuming.training_run import begin_run, run_and_save
+from .resuming.training_run import begin_run, check_trainable, run_and_save
 from .stages import describe_pretraining
-from .trainer import check_gradient_checkpointing, pretraining_trainer
+from .trainer import check_gradient_checkpointing, check_metric, pretraining_trainer
 
 
 def pretrain(
@@ -41,6 +41,8 @@ def pretrain(
         texts = text.documents["text"]
         model, tokenizer = load_model_and_tokenizer(model_args, texts, args.max_length, run.checkpoint)
         check_gradient_checkpointing(training_args, model)
+        check_metric(training_args, text.task)
+        check_trainable(training_args, model, evaluates=True)
         pair_objective = model.config.pair_objective
         passages = make_passages(text, tokenizer, pair_objective, args, training_args, run.checkpoint)
     trainer = pretraining_trainer(args, training_args, model, tokenizer, *passages, text.task)

@@ -163,7 +163,7 @@ def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable
     noted = (None if checkpoint is None else read_json(Path(checkpoint).parent / RUN_FILE)) or {}
     _check_same_place(checkpoint, noted, arguments)
     own = {one.name for other in others for one in dataclasses.fields(other)}
-    if any(noted.get(name) != arguments[name] for name in own):
+    if any(noted.get(name) != arguments.get(name) for name in own):
         noted.pop(DATA, None)  # other data may have been asked for
     return Run(folder, arguments, checkpoint, noted, None if args.save_only_model else again, lock)
 

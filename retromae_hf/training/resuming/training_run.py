@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import os
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...checkpoints.hub import prepare_pushes, pushing
-from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least
+from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
 from .run_folder import Run, prepare_run, read_state
 from .saved_checkpoints import last_complete_checkpoint, remove_beyond, remove_incomplete
 from .saving import SavingCallback, best_checkpoint, save_without_paths, weights_are_finite
@@ -25,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 STATES = ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
 """What loads the rest of a checkpoint behind its weights, of `Trainer`."""
+
+STEPS_OF_A_TRIAL = 1000
+"""Of a schedule that is made before the data are there, whose number of steps is not known."""
 
 LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
@@ -53,6 +60,36 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
     if getattr(args, "enable_jit_checkpoint", False):
         raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
+
+
+def check_trainable(args: TrainingArguments, model: nn.Module, evaluates: bool) -> None:
+    """Make on a copy of the model what `Trainer` makes of the arguments when training begins, hours before that.
+
+    Args:
+        args: the run.
+        model: what is to be trained; it is left as it is.
+        evaluates: whether there will be data to evaluate on.
+
+    Raises:
+        RetroMAEError: optimizer, schedule, loader or reporter cannot be made, for want of a package for example.
+    """
+    quiet = copy.copy(args)
+    quiet.push_to_hub = False
+    rows = Dataset.from_dict({"input_ids": [[0]]})
+    with in_one_sentence("the training arguments cannot be used"):
+        trial = Trainer(copy.deepcopy(model), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
+        if args.use_liger_kernel:
+            from transformers.integrations.liger import apply_liger_kernel
+
+            apply_liger_kernel(trial.model, args.liger_kernel_config)
+        if not trial.is_deepspeed_enabled:
+            trial.create_optimizer_and_scheduler(args.max_steps if args.max_steps > 0 else STEPS_OF_A_TRIAL)
+        DataLoader(
+            [0],
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
 
 
 def check_processes(args: TrainingArguments) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import xxhash
 from datasets import Dataset
 from datasets.fingerprint import Hasher
@@ -19,7 +20,7 @@ BYTES_AT_ONCE = 1 << 24
 
 
 def fingerprint_of_file(file: Path) -> str:
-    """Of a file's bytes. Memory, not this, decides how fast: it takes over 10 GB a second."""
+    """Of a file's bytes, at some 5 GB a second where they have just been written."""
     digest = xxhash.xxh3_64()
     with file.open("rb") as content:
         while block := content.read(BYTES_AT_ONCE):
@@ -36,10 +37,12 @@ def fingerprint_of_files(source: str) -> str:
 
 
 def fingerprint_of_rows(rows: Dataset) -> str:
-    """Of what a dataset holds, row by row."""
+    """Of what a dataset holds, row by row, at some 3 GB a second."""
     digest = xxhash.xxh3_64()
     for table in rows.with_format("arrow").iter(ROWS_AT_ONCE):
-        for batch in table.combine_chunks().to_batches():
+        # Of several pieces one is made anew; of one, which may be part of a larger one, nothing would be.
+        pieces = pa.concat_tables([table.schema.empty_table(), table])
+        for batch in pieces.combine_chunks().to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()
 

@@ -92,7 +92,7 @@ def finetuning_trainer(
     loss = loss_of(args, model, training_args.world_size > 1)
     with in_one_sentence("the training arguments cannot be used"):
         trainer = SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
-    trainer.add_callback(HealthCallback(loss=trainer.loss))
+    trainer.add_callback(HealthCallback(loss=loss))
     # The trainer would read a pickle there, as a whole where the checkpoint's own files ask for it.
     trainer._load_from_checkpoint = lambda folder: model.load_state_dict(  # type: ignore[assignment, method-assign]
         load_sentence_transformer(folder, args.trust_remote_code).state_dict()

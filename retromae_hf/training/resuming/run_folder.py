@@ -184,9 +184,9 @@ def _check_same_place(checkpoint: str | None, noted: dict[str, Any], arguments: 
     before, now = noted.get("passages_a_step", arguments["passages_a_step"]), arguments["passages_a_step"]
     if before != now:
         raise RetroMAEError(
-            f"{checkpoint} is of a run of {before} passages a step, not {now}, and would go on at another passage; give "
-            "per_device_train_batch_size and gradient_accumulation_steps that make as many on these processes, or "
-            "start anew from the model with --model_name_or_path"
+            f"{checkpoint} is of a run of {before} passages a step, not {now}, and would go on at another passage; "
+            "give per_device_train_batch_size and gradient_accumulation_steps that make as many on these processes, "
+            "or start anew from the model with --model_name_or_path"
         )
     if noted and (different := _different(noted, arguments)):
         logger.warning("%s is of a run with other arguments (%s)", checkpoint, different)

@@ -83,7 +83,7 @@ class SavingCallback(TrainerCallback):
         self._talk_after = state.global_step + 1
         run = Path(args.output_dir)
         state.best_model_checkpoint = best_checkpoint(run, state)
-        state.save_to_json = partial(save_without_paths, state)  # type: ignore[method-assign]
+        state.save_to_json = partial(save_without_paths, state)
         if args.should_save:
             for half in remove_incomplete(run):
                 logger.warning("%s was not written to its end and is deleted", half)

@@ -85,7 +85,7 @@ def check_trainable(args: TrainingArguments, model: nn.Module, evaluates: bool) 
         if not trial.is_deepspeed_enabled:
             trial.create_optimizer_and_scheduler(args.max_steps if args.max_steps > 0 else STEPS_OF_A_TRIAL)
         DataLoader(
-            [0],
+            rows,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
@@ -198,7 +198,7 @@ def _no_arguments_saved() -> Iterator[None]:
         if not isinstance(content, TrainingArguments):
             save(content, *args, **options)
 
-    torch.save = save_others
+    torch.save = save_others  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -81,17 +81,16 @@ def prepare_pushes(args: TrainingArguments) -> None:
     """Make sure that a training run with `push_to_hub` can push, before anything costly is done.
 
     Raises:
-        RetroMAEError: nobody is logged in, the user may not write there, there is no branch `hub_revision`, or an
-            argument would be published that must not be.
+        RetroMAEError: nobody is logged in, the user may not write there, there is no branch `hub_revision`, or a token
+            is among the arguments, whether or not anything is pushed.
     """
+    if args.hub_token is not None:
+        raise RetroMAEError(
+            "hub_token would stand in the list of processes and the shell's history, which others read; leave it out, "
+            "and log in with hf auth login or set HF_TOKEN"
+        )
     if not args.push_to_hub:
         return
-    if args.hub_token is not None:
-        # Trainer pickles its arguments as they are and pushes them with the model.
-        raise RetroMAEError(
-            "hub_token would be published inside training_args.bin; leave it out, and log in with hf auth login or "
-            "set HF_TOKEN"
-        )
     if args.process_index == 0:
         name = create_repo(_hub_name(args), bool(args.hub_private_repo))
         if args.hub_revision is not None:

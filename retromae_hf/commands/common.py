@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +24,39 @@ from ..model.errors import RetroMAEError, RunInterruptedError, import_extra, in_
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
+
+RENAMED = {
+    # of transformers before version 5
+    "adafactor": "optim adafactor",
+    "evaluate_during_training": "eval_strategy steps",
+    "evaluation_strategy": "eval_strategy",
+    "fp16_backend": "",
+    "fp16_opt_level": "",
+    "group_by_length": "train_sampling_strategy group_by_length",
+    "half_precision_backend": "",
+    "no_cuda": "use_cpu",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "push_to_hub_model_id": "hub_model_id",
+    "save_safetensors": "",
+    "sharded_ddp": "fsdp",
+    "torchdynamo": "torch_compile_backend",
+    "use_mps_device": "",
+    "warmup_ratio": "warmup_steps, a share of the steps where it is below 1",
+    "xpu_backend": "ddp_backend",
+    # of the released RetroMAE and its successors, and of the examples of transformers
+    "dataset_name": "dataset",
+    "decoder_mlm_probability": "decoder_mask_ratio",
+    "encoder_mlm_probability": "encoder_mask_ratio",
+    "max_seq_length": "max_length",
+    "mlm_probability": "encoder_mask_ratio",
+    "passage_max_len": "passage_length",
+    "query_max_len": "query_length",
+    "train_data": "dataset",
+    "train_file": "dataset",
+    "train_group_size": "num_negatives, of which there is one less",
+}
+"""What arguments that people know from elsewhere are called here; "" for what goes without saying."""
 
 HELP = ("-h", "--help", "--help-all", "--help_all")
 
@@ -71,7 +104,8 @@ def parse(
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         recipe = read_recipe(arguments.pop(0))
         if unknown := recipe.keys() - known.keys():
-            raise RetroMAEError(f"the recipe has unknown arguments: {', '.join(sorted(map(str, unknown)))}; see --help")
+            told = ", ".join(sorted(map(str, unknown)))
+            raise RetroMAEError(f"the recipe has unknown arguments: {told}; {_new_names(unknown, known)}see --help")
         mappings = {one.name for cls in loaded for one in fields(cls) if "dict" in str(one.type)}
         values |= {
             name: _as_typed(name, value, known[name].nargs, name in mappings)
@@ -88,8 +122,18 @@ def parse(
     except Exception as error:  # what a dataclass raises about its values
         raise RetroMAEError(" ".join(str(error).split())) from error
     if unknown_arguments:
-        raise RetroMAEError(f"unknown arguments: {' '.join(unknown_arguments)}; see --help")
+        told = " ".join(unknown_arguments)
+        raise RetroMAEError(f"unknown arguments: {told}; {_new_names(unknown_arguments, known)}see --help")
     return tuple(filled)
+
+
+def _new_names(unknown: Iterable[Any], known: Container[str]) -> str:
+    """What those that have another name by now are called, as the middle of a sentence."""
+    names = [str(one).lstrip("-").partition("=")[0].replace("-", "_") for one in unknown]
+    new = {name: RENAMED[name] for name in names if name in RENAMED}
+    told = [f"{old} is --{name}" for old, name in new.items() if name.replace(",", " ").partition(" ")[0] in known]
+    told += [f"{old} is not needed any more" for old, name in new.items() if not name]
+    return "".join(f"{one}; " for one in told)
 
 
 def show_help(

@@ -46,10 +46,10 @@ class Bookmarks:
             return best
         with self._file(lane).open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                with suppress(ValueError, TypeError):
-                    before, *place = json.loads(line)
+                with suppress(ValueError, TypeError, RecursionError):
+                    before, epoch, shards, row = map(int, json.loads(line))
                     if before <= passages:
-                        best = max(best, (before, Place(*place)))
+                        best = max(best, (before, Place(epoch, shards, row)))
         return best
 
     def _file(self, lane: int) -> Path:

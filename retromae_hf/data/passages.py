@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError
+from .fingerprints import fingerprint_of_mapped
 from .text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
 
@@ -80,6 +81,7 @@ def tokenize_passages(
         features=Features(features),
         fn_kwargs=options,
         num_proc=num_proc,
+        new_fingerprint=fingerprint_of_mapped(documents, cut_passages, **options),
         desc="Tokenizing passages",
     )
     if len(passages) == 0:

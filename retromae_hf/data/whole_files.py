@@ -24,9 +24,10 @@ def write_json(file: Path, content: Any) -> None:
         aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; None where it cannot be read or is broken."""
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object that a JSON file of ours holds; None where it cannot be read, is broken or holds something else."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # the last at very many brackets inside of each other
         return None
+    return found if isinstance(found, dict) else None

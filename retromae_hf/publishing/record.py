@@ -143,7 +143,7 @@ def read_record(name_or_path: str | Path) -> dict[str, Any] | None:
         _raise_exceptions_for_connection_errors=False,
     )
     record = None if file is None else read_json(Path(file))
-    known = isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("stages"), list)
+    known = record is not None and record.get("schema") == SCHEMA and isinstance(record.get("stages"), list)
     return record if known else None
 
 

@@ -35,6 +35,8 @@ DECODER_INPUTS = (
     "decoder_label_slots",
 )
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
+MEASURED = ("embedding_gap", "mean_cosine", "encoder_accuracy", "decoder_accuracy", "pair_accuracy")
+"""What `measure_decoder` tells."""
 
 
 class RetroMAECallback(TrainerCallback):

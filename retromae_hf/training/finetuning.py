@@ -14,7 +14,8 @@ from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
 from .arguments import FinetuneArguments
 from .finetuning_rows import prepare_rows
-from .resuming.training_run import begin_run, run_and_save
+from .health import HealthCallback
+from .resuming.training_run import begin_run, check_trainable, run_and_save
 from .stages import describe_finetuning
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def finetune(
     run = begin_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
     set_seed(training_args.seed)
     model = starting_encoder(args)
+    check_trainable(training_args, model, evaluates=False)
     with training_args.main_process_first(local=False, desc="preparing the data"):
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
+        run.take_data(rows)
     trainer = finetuning_trainer(args, training_args, model, rows)
     stage = describe_finetuning(args, rows, int(model.max_seq_length or args.passage_length))
     with describing(trainer, stage, args.model_name_or_path, card_args):
@@ -89,6 +92,7 @@ def finetuning_trainer(
     loss = loss_of(args, model, training_args.world_size > 1)
     with in_one_sentence("the training arguments cannot be used"):
         trainer = SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
+    trainer.add_callback(HealthCallback(loss=loss))
     # The trainer would read a pickle there, as a whole where the checkpoint's own files ask for it.
     trainer._load_from_checkpoint = lambda folder: model.load_state_dict(  # type: ignore[assignment, method-assign]
         load_sentence_transformer(folder, args.trust_remote_code).state_dict()

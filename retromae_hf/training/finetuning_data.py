@@ -17,6 +17,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..data.fingerprints import fingerprint_of_mapped
 from ..data.pydocs import load_held_out_pydocs
 from ..data.source_files import WHOLE, check_whole
 from ..data.sources import load_rows
@@ -247,4 +248,5 @@ def shorten(
             shortened[name] = [text[len(prompt) : end] for text, end in zip(texts, ends, strict=True)]
         return shortened
 
-    return rows.map(cut, batched=True, desc="Shortening texts")
+    key = fingerprint_of_mapped(rows, shorten, tokenizer, lengths=lengths, prompts=prompts)
+    return rows.map(cut, batched=True, new_fingerprint=key, desc="Shortening texts")

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..model.errors import RetroMAEError
 from .resuming.saved_checkpoints import last_complete_checkpoint
+from .resuming.saving import weights_are_finite
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +39,24 @@ class HealthCallback(TrainerCallback):
     """Stops a run, or skips the batch, where the loss or the gradient is not finite, and warns of collapse in words.
 
     The device keeps one flag a step, and the host reads them before it logs, evaluates or saves: the steps themselves
-    wait for nothing, and no checkpoint holds weights that are not finite. With `max_skipped_batches` the host looks
-    at every step, before the optimizer does.
+    wait for nothing. Before it evaluates or saves it looks at the weights themselves, which a step may spoil whose
+    numbers were finite, so that no checkpoint holds weights that are not. With `max_skipped_batches` the host looks at
+    every step, before the optimizer does.
 
     Add it behind `RetrievalCallback`, whose measures it reads.
 
     Args:
         max_skipped_batches: steps whose batches may be left out, weights and optimizer untouched; the next one stops
             the run. DeepSpeed keeps gradients of its own, which are not skipped.
+        loss: what returns the loss, where that is not the model; it knows no passages.
 
     Raises:
         RetroMAEError: at such a step, with its number, the batch's passage ids and the last whole checkpoint.
     """
 
-    def __init__(self, max_skipped_batches: int = 0):
+    def __init__(self, max_skipped_batches: int = 0, loss: nn.Module | None = None):
         self.max_skipped_batches = max_skipped_batches
+        self.loss = loss
         self._skipped = 0
         self._batches: list[tuple[Tensor, Tensor | None]] = []
         self._steps: list[tuple[int, Tensor, list[tuple[Tensor, Tensor | None]]]] = []
@@ -62,9 +66,14 @@ class HealthCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Start to note the losses."""
+        """Look at the weights that there are, and start to note the losses."""
+        if not weights_are_finite(model):
+            raise RetroMAEError(
+                f"the weights to go on from after step {state.global_step} are not finite; take another model, or "
+                "resume from an earlier checkpoint"
+            )
         self._batches, self._steps = [], []
-        self._hook = model.register_forward_hook(self._note_batch, with_kwargs=True)
+        self._hook = (self.loss or model).register_forward_hook(self._note_batch, with_kwargs=True)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -78,17 +87,22 @@ class HealthCallback(TrainerCallback):
         if self.max_skipped_batches and self._look(args):
             model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves everything as it is
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
         """Look before anything is made known of the weights."""
-        known = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
-        if known or len(self._steps) >= CHECK_AT_LEAST_EVERY:
+        known = control.should_evaluate or control.should_save or control.should_training_stop
+        if known or control.should_log or len(self._steps) >= CHECK_AT_LEAST_EVERY:
             self._look(args)
+        if known:
+            self._look_at_weights(args, state, model)
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Likewise."""
         self._look(args)
+        self._look_at_weights(args, state, model)
 
     def on_log(
         self,
@@ -134,7 +148,8 @@ class HealthCallback(TrainerCallback):
     @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
     def _note_batch(self, module: nn.Module, inputs: Any, kwargs: dict[str, Any], outputs: Any) -> None:
         if module.training:
-            self._batches.append((outputs["loss"].detach(), kwargs.get("passage_id")))
+            loss = outputs if isinstance(outputs, Tensor) else outputs["loss"]
+            self._batches.append((loss.detach(), kwargs.get("passage_id")))
 
     def _look(self, args: TrainingArguments) -> bool:
         """Whether a batch is to be skipped, by what every process has seen since the last look."""
@@ -151,16 +166,25 @@ class HealthCallback(TrainerCallback):
         if args.should_save:
             with Path(args.output_dir, BAD_BATCHES_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": number, "passage_ids": ids}) + "\n")
-        what = f"the loss or the gradient of step {number} is not finite (passages {_some(ids)})"
+        of_passages = "" if self.loss is not None else f" (passages {_some(ids)})"
+        what = f"the loss or the gradient of step {number} is not finite{of_passages}"
         if self._skipped < self.max_skipped_batches:
             self._skipped += 1
             logger.warning("%s; the batch is skipped, %d of %d", what, self._skipped, self.max_skipped_batches)
             return True
+        raise self._stop(what, args)
+
+    def _look_at_weights(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        if not weights_are_finite(model):
+            raise self._stop(f"the weights after step {state.global_step} are not finite, and are not saved", args)
+
+    def _stop(self, what: str, args: TrainingArguments) -> RetroMAEError:
         last = last_complete_checkpoint(Path(args.output_dir))
         again = "go on with --resume_from_checkpoint true" if last else "start anew with --overwrite_output_dir"
-        raise RetroMAEError(
+        skip = "or allow some such batches with --max_skipped_batches, " if self.loss is None else ""
+        return RetroMAEError(
             f"{what}; the last whole checkpoint is {last or 'none'}; lower the learning rate, train in bf16 or "
-            f"float32, or allow some such batches with --max_skipped_batches, and {again}"
+            f"float32, {skip}and {again}"
         )
 
     def _warn(self, sentence: str) -> None:

@@ -6,14 +6,15 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..checkpoints.arguments import ModelArguments
 from ..checkpoints.starting_model import load_model_and_tokenizer
+from ..data.fingerprints import fingerprint_of_files
 from ..model.errors import RetroMAEError
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
 from .arguments import DataArguments
 from .pretraining_data import make_passages, read_text
-from .resuming.training_run import begin_run, run_and_save
+from .resuming.training_run import begin_run, check_trainable, run_and_save
 from .stages import describe_pretraining
-from .trainer import check_gradient_checkpointing, pretraining_trainer
+from .trainer import check_gradient_checkpointing, check_metric, pretraining_trainer
 
 
 def pretrain(
@@ -35,9 +36,13 @@ def pretrain(
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
         text = read_text(args, model_args, training_args, run.checkpoint)
+        files = [fingerprint_of_files(args.dataset)] if args.streaming else []
+        run.take_data(text.documents.select_columns("text"), *files)
         texts = text.documents["text"]
         model, tokenizer = load_model_and_tokenizer(model_args, texts, args.max_length, run.checkpoint)
         check_gradient_checkpointing(training_args, model)
+        check_metric(training_args, text.task)
+        check_trainable(training_args, model, evaluates=True)
         pair_objective = model.config.pair_objective
         passages = make_passages(text, tokenizer, pair_objective, args, training_args, run.checkpoint)
     trainer = pretraining_trainer(args, training_args, model, tokenizer, *passages, text.task)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from functools import partial
@@ -15,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..checkpoints.arguments import ModelArguments
 from ..data.document_stream import DocumentStream
+from ..data.fingerprints import fingerprint_of_tokenizer
 from ..data.passage_stream import Bookmarks, PassageStream
 from ..data.passages import cut_passages, cutting_options
 from ..data.pydocs import SEARCHED_BODIES, hold_out
@@ -95,11 +94,11 @@ def open_passage_stream(
             name: getattr(args, name)
             for name in ("max_length", "short_seq_prob", "segment_chinese", "shuffle_buffer_size")
         },
-        "tokenizer": hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
+        "tokenizer": fingerprint_of_tokenizer(tokenizer),
     }
     lanes = run.world_size * max(run.dataloader_num_workers, 1)
     a_step = run.gradient_accumulation_steps * run.train_batch_size * run.world_size
-    settings = identity | {"lanes": lanes, "batch_size": run.train_batch_size, "passages_a_step": a_step}
+    settings = identity | {"lanes": lanes, "batch_size": run.train_batch_size}
     folder = Path(run.output_dir) / FOLDER
     left = Path(checkpoint).parent / FOLDER if checkpoint else None  # by the run that is resumed
     earlier = read_json(left / SETTINGS_FILE) if left else None
@@ -111,13 +110,7 @@ def open_passage_stream(
                 f"{checkpoint} is of a run on another stream, which differs in {', '.join(changed)}; resume it with "
                 "the arguments and the data that it was started with"
             )
-        if a_step != earlier.get("passages_a_step", a_step):
-            raise RetroMAEError(
-                f"{checkpoint} is of a run of {earlier['passages_a_step']} passages a step, not {a_step}, and would go "
-                "on at another passage; give per_device_train_batch_size and gradient_accumulation_steps that make as "
-                "many on these processes, or start anew from the model with --model_name_or_path"
-            )
-        settings = earlier
+        settings |= earlier
     if run.local_process_index == 0:
         _prepare_folder(folder, settings, left if earlier else None)
     # The order is the stream's own.

@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from ..data.collator import DataCollatorForRetroMAE
 from ..data.passage_stream import PassageStream
 from ..model.bookkeeping import counts_of
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from ..model.modeling_retromae import RetroMAEForPreTraining
+from ..retrieval.measures import DEFAULT_MEASURES
 from ..retrieval.tasks import RetrievalTask
 from .arguments import DataArguments
-from .callbacks import RetrievalCallback, RetroMAECallback
+from .callbacks import MEASURED, RetrievalCallback, RetroMAECallback
 from .health import HealthCallback
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,13 @@ def pretraining_trainer(
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
     trainer.add_callback(HealthCallback(args.max_skipped_batches))
     return trainer
+
+
+def check_metric(args: TrainingArguments, task: RetrievalTask | None) -> None:
+    """Raise `RetroMAEError` for a `metric_for_best_model` that no evaluation measures."""
+    measured = ["loss", *MEASURED, *(DEFAULT_MEASURES if task is not None else [])]
+    if args.metric_for_best_model is not None:
+        check_choice("metric_for_best_model", args.metric_for_best_model.removeprefix("eval_"), measured)
 
 
 def check_gradient_checkpointing(args: TrainingArguments, model: RetroMAEForPreTraining) -> None:

@@ -192,7 +192,7 @@ def test_a_run_whose_push_is_cut_says_where_its_model_is(pushed):
     [
         ("not mine", "somebody/model cannot be pushed to: there is no such repository on the Hub, or no access to it"),
         ("pretrain revision", "cannot be pushed to at hub_revision=nowhere: the repository has no such revision"),
-        ("pretrain token", "hub_token would be published inside training_args.bin; leave it out"),
+        ("pretrain token", "hub_token would stand in the list of processes and the shell's history"),
     ],
 )
 def test_what_cannot_be_pushed_is_told_before_anything_is_done(pushed, what, said):

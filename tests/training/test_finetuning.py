@@ -72,6 +72,18 @@ def test_loading_reports_weights_that_the_embedding_needs(lost, reported, encode
     assert any("MISSING" in report for report in shown) == reported
 
 
+def test_numbers_that_are_not_finite_end_it_without_a_model(encoder_folder, beir, tmp_path, capsys):
+    line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {tmp_path}/model {FAST}"
+    options = "--max_steps 4 --save_strategy steps --save_steps 1 --learning_rate 1e36 --warmup_steps 0"
+    assert main(["finetune", *line.split(), *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert "is not finite; the last whole checkpoint is" in error
+    assert "max_skipped_batches" not in error
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    for file in tmp_path.glob("model/checkpoint-*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+
+
 @pytest.mark.parametrize("objective", ["kl", "margin_mse"])
 def test_it_learns_the_order_of_a_teacher(objective, encoder_folder, beir, corpus, tmp_path):
     lines = [

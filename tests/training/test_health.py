@@ -122,6 +122,21 @@ def test_more_bad_batches_than_may_be_skipped_stop_the_run(make_trainer):
         trainer.train()
 
 
+def test_weights_that_a_step_of_finite_numbers_spoils_are_not_saved(make_trainer, tmp_path):
+    trainer = make_trainer(HealthCallback(), None, learning_rate=3e38, lr_scheduler_type="constant", save_steps=1)
+    with pytest.raises(RetroMAEError, match=r"the weights after step 1 are not finite.* whole checkpoint is none; low"):
+        trainer.train()
+    assert not any(tmp_path.glob("**/model.safetensors"))
+
+
+def test_a_run_does_not_start_from_weights_that_are_not_finite(make_trainer):
+    trainer = make_trainer(HealthCallback(), None)
+    with torch.no_grad():
+        next(trainer.model.parameters())[0, 0] = math.inf
+    with pytest.raises(RetroMAEError, match="the weights to go on from after step 0 are not finite"):
+        trainer.train()
+
+
 def test_healthy_runs_are_left_alone(make_trainer, caplog):
     trainer = make_trainer(HealthCallback(), None, max_steps=6)
     trainer.train()

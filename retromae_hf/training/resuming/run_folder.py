@@ -13,24 +13,38 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate.utils import gather_object
+from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...data.fingerprints import fingerprint_of_rows
 from ...data.whole_files import read_json, write_json
 from ...model.errors import RetroMAEError, in_one_sentence
 from .saved_checkpoints import (
     checkpoints,
+    damaged_file,
     is_complete,
     is_marked,
     is_resumable,
     last_complete_checkpoint,
+    last_sound_checkpoint,
     mark_complete,
 )
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "_run.json"
-"""The arguments of the run that a folder holds; what begins so stays behind when `Trainer` pushes to the Hub."""
+"""The arguments of the run that a folder holds, and on how many processes and on which data it trains; what begins so
+stays behind when `Trainer` pushes to the Hub."""
+
+DATA = "data"
+"""In `RUN_FILE`, the fingerprint of the data; not known before they have been read."""
+
+OVERWRITTEN = "overwritten"
+"""In `RUN_FILE` while an earlier run is deleted, of which nothing counts any more."""
+
+MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+"""What makes a model of a folder."""
 
 LOCK_FILE = "_lock"
 """Locked while a run is under way."""
@@ -47,6 +61,7 @@ class Run:
         folder: its output folder.
         arguments: what tells it from another run, as JSON holds it.
         checkpoint: where it goes on from, None where it starts.
+        noted: what was noted of the run that it goes on with, empty where nothing is known.
         again: how a run that is cut goes on, as the subject of a sentence; None where it cannot.
         lock: keeps other runs out of the folder while it is open.
     """
@@ -54,6 +69,7 @@ class Run:
     folder: Path
     arguments: dict[str, Any]
     checkpoint: str | None
+    noted: dict[str, Any]
     again: str | None
     lock: TextIO | None
 
@@ -61,25 +77,49 @@ class Run:
         """Whether the checkpoint is its last one, after which `Trainer` would take one step more."""
         if self.checkpoint is None:
             return False
-        state = TrainerState.load_from_json(str(Path(self.checkpoint, TRAINER_STATE_NAME)))
+        state = read_state(self.checkpoint)
         if args.max_steps > 0:
             return state.global_step >= args.max_steps
         return (state.epoch or 0) >= args.num_train_epochs
 
+    def take_data(self, rows: Dataset, *more: str) -> None:
+        """Note what the run trains on; it would not go on, at a place in other data, to the weights of an uncut run.
+
+        Args:
+            rows: the data; of a stream those at its head.
+            *more: fingerprints of what else is known of a stream.
+
+        Raises:
+            RetroMAEError: the checkpoint is of a run on other data.
+        """
+        found = "-".join([fingerprint_of_rows(rows), *more])
+        if self.noted.get(DATA, found) != found:
+            raise RetroMAEError(
+                f"{self.checkpoint} is of a run on other data: what the arguments name holds something else by now; "
+                "bring back what it held, or start anew from the model with --model_name_or_path"
+            )
+        self.arguments[DATA] = found
+
     def note(self) -> None:
         """Write down whose folder it is; not before everything has been checked that may be wrong with the run.
 
-        What is left of an earlier run goes. Checkpoints that another program or an earlier version wrote are taken for
-        whole, since nothing tells.
+        What is left of an earlier run goes, all of it at once whenever this is cut off. The model goes in any case: it
+        is not the one that the run is about to train. Checkpoints that another program or an earlier version wrote are
+        taken for whole, since nothing tells.
         """
         file = self.folder / RUN_FILE
-        if self.checkpoint is None or not _lies_in(self.checkpoint, self.folder):
-            for old in checkpoints(self.folder):
-                shutil.rmtree(old)
-            (self.folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        anew = self.checkpoint is None or not _lies_in(self.checkpoint, self.folder)
+        if anew:
+            write_json(file, self.arguments | {OVERWRITTEN: True})
         elif not file.exists():
             for old in _unmarked(self.folder):
                 mark_complete(old, resumable=is_resumable(old))
+        for old in _model_files(self.folder):
+            old.unlink()
+        if anew:
+            for old in checkpoints(self.folder):
+                shutil.rmtree(old)
+            (self.folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         write_json(file, self.arguments)
 
 
@@ -101,27 +141,71 @@ def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder, wanted=args.process_index == 0)
     resume, again = str(args.resume_from_checkpoint or False), "the same command"
+    void = bool((read_json(folder / RUN_FILE) or {}).get(OVERWRITTEN))
+    if void and resume.lower() != "false" and (resume.lower() == "true" or _lies_in(resume, folder)):
+        raise RetroMAEError(
+            f"the checkpoints in {folder} were being deleted, and none counts any more; leave resume_from_checkpoint "
+            "out to start anew"
+        )
     if resume.lower() == "true":
         checkpoint: str | None = str(_last_checkpoint(folder))
     elif resume.lower() != "false" and _lies_in(resume, folder):
         checkpoint, again = _named_checkpoint(resume), "the same command with --resume_from_checkpoint true"
     else:
         named = None if resume.lower() == "false" else _named_checkpoint(resume)
-        checkpoint = None if overwrite else _checkpoint_of_the_same_run(folder, arguments)
+        checkpoint = None if overwrite or void else _checkpoint_of_the_same_run(folder, arguments)
         if overwrite:
             again = "the same command without --overwrite_output_dir"
         if checkpoint is None:
             checkpoint = named
             _check_not_overwritten(folder, [*started_from, named])
     check_all_agree(args, checkpoint)
-    return Run(folder, arguments, checkpoint, None if args.save_only_model else again, lock)
+    noted = (None if checkpoint is None else read_json(Path(checkpoint).parent / RUN_FILE)) or {}
+    _check_same_place(checkpoint, noted, arguments)
+    own = {one.name for other in others for one in dataclasses.fields(other)}
+    if any(noted.get(name) != arguments.get(name) for name in own):
+        noted.pop(DATA, None)  # other data may have been asked for
+    return Run(folder, arguments, checkpoint, noted, None if args.save_only_model else again, lock)
 
 
 def _run_arguments(args: TrainingArguments, *others: Any) -> dict[str, Any]:
     values = args.to_dict()
     for other in others:
         values |= dataclasses.asdict(other)
+    values |= {
+        "world_size": args.world_size,
+        "passages_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+    }
     return json.loads(json.dumps({k: v for k, v in values.items() if k not in NOT_OF_THE_RUN}, default=str))
+
+
+def _check_same_place(checkpoint: str | None, noted: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Raise `RetroMAEError` where a step has another size now; tell what else is not as it was."""
+    before, now = noted.get("passages_a_step", arguments["passages_a_step"]), arguments["passages_a_step"]
+    if before != now:
+        raise RetroMAEError(
+            f"{checkpoint} is of a run of {before} passages a step, not {now}, and would go on at another passage; "
+            "give per_device_train_batch_size and gradient_accumulation_steps that make as many on these processes, "
+            "or start anew from the model with --model_name_or_path"
+        )
+    if noted and (different := _different(noted, arguments)):
+        logger.warning("%s is of a run with other arguments (%s)", checkpoint, different)
+
+
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """The state of `Trainer` in a checkpoint.
+
+    Raises:
+        RetroMAEError: it is broken.
+    """
+    with in_one_sentence(f"{checkpoint} has a broken {TRAINER_STATE_NAME}; resume from another checkpoint"):
+        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        state.global_step, state.epoch = int(state.global_step), float(state.epoch or 0)
+    return state
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [file for pattern in MODEL_FILES for file in folder.glob(pattern)]
 
 
 def _lies_in(checkpoint: str, folder: Path) -> bool:
@@ -152,7 +236,7 @@ def _lock(folder: Path, wanted: bool) -> TextIO:
 
 def _last_checkpoint(folder: Path) -> Path:
     """The one to go on from."""
-    last = last_complete_checkpoint(folder)
+    last = last_sound_checkpoint(folder)
     if last is not None:
         return last
     if not checkpoints(folder):
@@ -181,6 +265,8 @@ def _named_checkpoint(name: str) -> str:
             f"{name} was saved without what it takes to go on (save_only_model); start a new run from it with "
             "--model_name_or_path"
         )
+    if (damaged := damaged_file(checkpoint)) is not None:
+        raise RetroMAEError(f"{name}/{damaged} does not hold any more what was written; resume from another checkpoint")
     return name
 
 
@@ -191,17 +277,18 @@ def _unmarked(folder: Path) -> list[Path]:
 
 def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
     """The last whole checkpoint of a run with these arguments, None where there is none; another run is an error."""
-    old, checkpoint = read_json(folder / RUN_FILE), last_complete_checkpoint(folder)
-    if old == arguments:
+    old = read_json(folder / RUN_FILE)
+    different = "" if old is None else _different(old, arguments)
+    checkpoint = last_complete_checkpoint(folder) if different else last_sound_checkpoint(folder)
+    if old is not None and not different:
         if checkpoint is not None:
             logger.info("%s holds this run up to %s; it goes on from there", folder, checkpoint.name)
             return str(checkpoint)
         if not (folder / TRAINER_STATE_NAME).is_file() and not any(map(is_complete, checkpoints(folder))):
             return None  # cut off before its first checkpoint
-    if not (checkpoints(folder) or any(folder.glob("config.json")) or any(folder.glob("*.safetensors"))):
+    if not (checkpoints(folder) or _model_files(folder)):
         return None
-    different = [] if old is None else sorted(n for n in {*old, *arguments} if old.get(n) != arguments.get(n))
-    why = f" with other arguments ({_differences(old, arguments, different)})" if different else ""
+    why = f" with other arguments ({different})" if different else ""
     if checkpoint is None and old is None:
         checkpoint = next(reversed(_unmarked(folder)), None)
         resume = f"go on with --resume_from_checkpoint {checkpoint}, "
@@ -213,18 +300,20 @@ def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str 
     )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], names: list[str], at_most: int = 3) -> str:
+def _different(old: dict[str, Any], new: dict[str, Any], at_most: int = 3) -> str:
+    """Which arguments of two runs differ, and how; of their data nothing is said."""
+    names = sorted(name for name in {*old, *new} - {DATA} if old.get(name) != new.get(name))
     told = [f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names[:at_most]]
     return ", ".join([*told, *(["..."] if len(names) > at_most else [])])
 
 
 def _check_not_overwritten(folder: Path, started_from: Iterable[str | None]) -> None:
-    for name in started_from:
-        inside = [] if name is None else [Path(name).resolve(), *Path(name).resolve().parents]
-        if any(old.resolve() in inside for old in checkpoints(folder)):
+    for path in (Path(name).resolve() for name in started_from if name is not None):
+        in_checkpoint = any(old.resolve() in (path, *path.parents) for old in checkpoints(folder))
+        if in_checkpoint or (path == folder.resolve() and _model_files(folder)):
             raise RetroMAEError(
-                f"{name}, which is to start from, lies in a checkpoint of {folder} that is to be overwritten; "
-                "name another output folder"
+                f"{path}, which is to start from, is of the run in {folder} that is to be overwritten; name another "
+                "output folder"
             )
 
 

@@ -1,18 +1,27 @@
 """Which checkpoints of a run were written to their end.
 
 `Trainer` writes a checkpoint file by file. A run that is killed meanwhile leaves half of one, under the name of a whole
-one. Here a checkpoint counts once it holds a list of its files and their sizes, which is written last, aside, and then
-renamed; so one that was cut off while it was written, or while it was deleted, is told from a whole one.
+one. Here a checkpoint counts once it holds a list of its files, their sizes and their checksums, which is written last,
+aside, and then renamed; so one that was cut off while it was written, or while it was deleted, is told from a whole
+one. The checksums are looked at where a run goes on from a checkpoint.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from ...data.fingerprints import fingerprint_of_file
+from ...data.whole_files import read_json
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "complete.json"
 
@@ -43,9 +52,14 @@ def mark_complete(checkpoint: Path, resumable: bool) -> None:
     files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != MANIFEST]
     for file in files:
         _flush(file)
-    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+    names = {file.relative_to(checkpoint).as_posix(): file for file in files}
+    manifest = {
+        "resumable": resumable,
+        "files": {name: file.stat().st_size for name, file in names.items()},
+        "checksums": {name: fingerprint_of_file(file) for name, file in names.items()},
+    }
     aside = checkpoint / f"{MANIFEST}.new"
-    aside.write_text(json.dumps({"resumable": resumable, "files": sizes}, indent=1), encoding="utf-8")
+    aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _flush(aside)
     aside.replace(checkpoint / MANIFEST)
     _flush(checkpoint)
@@ -76,10 +90,30 @@ def is_complete(checkpoint: Path) -> bool:
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 
+def damaged_file(checkpoint: Path) -> str | None:
+    """The first file of a whole checkpoint's list that does not hold what was written; None where all do."""
+    checksums = (_manifest(checkpoint) or {}).get("checksums", {})
+    differing = (name for name, known in checksums.items() if fingerprint_of_file(checkpoint / name) != known)
+    return next(differing, None)
+
+
 def last_complete_checkpoint(run: Path) -> Path | None:
     """The run's latest whole checkpoint that training can go on from, or None."""
-    resumable = [folder for folder in checkpoints(run) if is_complete(folder) and is_resumable(folder)]
-    return resumable[-1] if resumable else None
+    return next(_resumable_checkpoints(run), None)
+
+
+def last_sound_checkpoint(run: Path) -> Path | None:
+    """Likewise, but the latest one whose files hold what was written; later ones are told."""
+    for folder in _resumable_checkpoints(run):
+        if (name := damaged_file(folder)) is None:
+            return folder
+        logger.warning("%s/%s does not hold any more what was written; the checkpoint does not count", folder, name)
+    return None
+
+
+def _resumable_checkpoints(run: Path) -> Iterator[Path]:
+    """Whole checkpoints that training can go on from, the latest first."""
+    return (folder for folder in reversed(checkpoints(run)) if is_complete(folder) and is_resumable(folder))
 
 
 def remove_incomplete(run: Path) -> list[Path]:
@@ -105,12 +139,9 @@ def remove_beyond(run: Path, limit: int | None, best: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _manifest(checkpoint: Path) -> dict | None:
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+    manifest = read_json(checkpoint / MANIFEST)
+    return manifest if manifest is not None and isinstance(manifest.get("files"), dict) else None
 
 
 def _flush(path: Path) -> None:

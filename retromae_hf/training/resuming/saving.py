@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -31,11 +33,21 @@ AGREE_EVERY = 5.0
 then. A launcher leaves them half a minute."""
 
 
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether all weights are, in every process, each of which has to ask; the host waits for its device once."""
+    local = [getattr(weight, "to_local", lambda weight=weight: weight)() for weight in model.parameters()]
+    bad = torch.stack([~weight.detach().isfinite().all() for weight in local]).any()
+    return not reduce(bad.float(), "sum").item()
+
+
 class SavingCallback(TrainerCallback):
     """Marks checkpoints that were written to their end, and saves one before a signal ends the run.
 
     - `Trainer` deletes old checkpoints for `save_total_limit` before anyone knows that the new one is whole. This
       callback does it instead, after the new one is marked, so that there is always a whole one.
+    - What a run leaves half-deleted goes when the next one begins and ends.
+    - `trainer_state.json` names the best checkpoint by its step alone: it goes to the Hub, where a path of the machine
+      that trained is nobody's business.
     - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
       it at once. In a distributed run all processes stop after the same step.
 
@@ -70,6 +82,8 @@ class SavingCallback(TrainerCallback):
         self._talked_after, self._talked_at = state.global_step, time.monotonic()
         self._talk_after = state.global_step + 1
         run = Path(args.output_dir)
+        state.best_model_checkpoint = best_checkpoint(run, state)
+        state.save_to_json = partial(save_without_paths, state)
         if args.should_save:
             for half in remove_incomplete(run):
                 logger.warning("%s was not written to its end and is deleted", half)
@@ -124,9 +138,11 @@ class SavingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give the signals back."""
+        """Give the signals back, and delete what does not count."""
         self.stop_listening()
         args.save_total_limit = self._limit
+        if args.should_save:
+            remove_incomplete(Path(args.output_dir))
 
     def stop_listening(self) -> None:
         """Give the signals back; for a training that ended with an error, after which `on_train_end` is not called."""
@@ -166,6 +182,17 @@ class SavingCallback(TrainerCallback):
         self._talked_after, self._talked_at = state.global_step, now
         self._talk_after = state.global_step + max(1, int(AGREE_EVERY / max(seconds_a_step, 1e-3)))
         return asked > 0
+
+
+def best_checkpoint(run: Path, state: TrainerState) -> str | None:
+    """The run's best checkpoint, where it is there; a state that was saved names it by its step alone."""
+    best = run / f"checkpoint-{state.best_global_step}"
+    return str(best) if best.is_dir() else None
+
+
+def save_without_paths(state: TrainerState, file: str) -> None:
+    """Save a state of `Trainer` as the class does, but for the path of the best checkpoint."""
+    TrainerState.save_to_json(dataclasses.replace(state, best_model_checkpoint=None), file)
 
 
 def _ends_epoch(state: TrainerState) -> bool:

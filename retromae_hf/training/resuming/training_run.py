@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import DefaultFlowCallback, Trainer, TrainerState, TrainingArguments
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import DefaultFlowCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...checkpoints.hub import prepare_pushes, pushing
-from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least
-from .run_folder import Run, prepare_run
-from .saved_checkpoints import last_complete_checkpoint, remove_incomplete
-from .saving import SavingCallback
+from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
+from .run_folder import Run, prepare_run, read_state
+from .saved_checkpoints import last_complete_checkpoint, remove_beyond, remove_incomplete
+from .saving import SavingCallback, best_checkpoint, save_without_paths, weights_are_finite
 
 logger = logging.getLogger(__name__)
+
+STATES = ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
+"""What loads the rest of a checkpoint behind its weights, of `Trainer`."""
+
+STEPS_OF_A_TRIAL = 1000
+"""Of a schedule that is made before the data are there, whose number of steps is not known."""
 
 LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
@@ -52,6 +62,36 @@ def check_training_arguments(args: TrainingArguments) -> None:
         raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
 
 
+def check_trainable(args: TrainingArguments, model: nn.Module, evaluates: bool) -> None:
+    """Make on a copy of the model what `Trainer` makes of the arguments when training begins, hours before that.
+
+    Args:
+        args: the run.
+        model: what is to be trained; it is left as it is.
+        evaluates: whether there will be data to evaluate on.
+
+    Raises:
+        RetroMAEError: optimizer, schedule, loader or reporter cannot be made, for want of a package for example.
+    """
+    quiet = copy.copy(args)
+    quiet.push_to_hub = False
+    rows = Dataset.from_dict({"input_ids": [[0]]})
+    with in_one_sentence("the training arguments cannot be used"):
+        trial = Trainer(copy.deepcopy(model), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
+        if args.use_liger_kernel:
+            from transformers.integrations.liger import apply_liger_kernel
+
+            apply_liger_kernel(trial.model, args.liger_kernel_config)
+        if not trial.is_deepspeed_enabled:
+            trial.create_optimizer_and_scheduler(args.max_steps if args.max_steps > 0 else STEPS_OF_A_TRIAL)
+        DataLoader(
+            rows,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+
 def check_processes(args: TrainingArguments) -> None:
     """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
 
@@ -73,7 +113,7 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
         RunInterruptedError: a signal ended the run; it can go on from the checkpoint that was saved.
     """
     if run.is_at_its_end(trainer.args):
-        with pushing(trainer):
+        with pushing(trainer), _no_arguments_saved():
             _save_again(trainer, run)
         return
     if trainer.args.should_save:
@@ -82,14 +122,17 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
     # Behind the one that decides when to save, before those that look at the weights first.
     names = [type(callback) for callback in trainer.callback_handler.callbacks]
     trainer.callback_handler.callbacks.insert(names.index(DefaultFlowCallback) + 1, saving)
-    with pushing(trainer), _full_disk_told(saving, run), _workers_of_evaluation_spared(saving, trainer):
+    if run.checkpoint is not None:
+        for name in STATES:
+            setattr(trainer, name, _broken_state_told(run.checkpoint)(getattr(trainer, name)))
+    with (
+        pushing(trainer),
+        _no_arguments_saved(),
+        _full_disk_told(saving, run),
+        _workers_of_evaluation_spared(saving, trainer),
+    ):
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
-        except pickle.UnpicklingError as error:  # transformers reads the optimizer's state as tensors alone
-            raise RetroMAEError(
-                f"{run.checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, "
-                "and was not read; resume from another checkpoint"
-            ) from error
         finally:
             saving.stop_listening()
         step, steps = trainer.state.global_step, trainer.state.max_steps
@@ -119,11 +162,47 @@ def _save_again(trainer: Trainer, run: Run) -> None:
     """Make sure that a run that has reached its end has its model, before whose saving it may have been cut."""
     logger.info("%s was trained to its end", run.folder)
     trainer._load_from_checkpoint(run.checkpoint)
-    trainer.state = TrainerState.load_from_json(str(Path(str(run.checkpoint), TRAINER_STATE_NAME)))
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+    trainer.state = read_state(str(run.checkpoint))
+    best = trainer.state.best_model_checkpoint = best_checkpoint(run.folder, trainer.state)
+    if trainer.args.load_best_model_at_end and best is not None:
         trainer._load_best_model()
-    trainer.save_state()
+    if not weights_are_finite(trainer.model):
+        raise RetroMAEError(f"the weights in {run.checkpoint} are not finite; resume from an earlier checkpoint")
+    if trainer.args.should_save:
+        remove_incomplete(run.folder)
+        remove_beyond(run.folder, trainer.args.save_total_limit, best)
+        save_without_paths(trainer.state, str(run.folder / TRAINER_STATE_NAME))
     trainer.save_model()
+
+
+@contextmanager
+def _broken_state_told(checkpoint: str) -> Iterator[None]:
+    """What cannot be loaded of a checkpoint becomes a sentence. transformers reads tensors alone."""
+    try:
+        yield
+    except (RetroMAEError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RetroMAEError(
+            f"{checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, and was "
+            "not read; resume from another checkpoint"
+        ) from error
+
+
+@contextmanager
+def _no_arguments_saved() -> Iterator[None]:
+    """`Trainer` pickles its arguments beside every model, and pushes them: paths of this machine that nothing reads."""
+    save = torch.save
+
+    def save_others(content: Any, *args: Any, **options: Any) -> None:
+        if not isinstance(content, TrainingArguments):
+            save(content, *args, **options)
+
+    torch.save = save_others  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.save = save
 
 
 @contextmanager

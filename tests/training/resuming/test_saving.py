@@ -27,6 +27,7 @@ from retromae_hf.training.resuming.saved_checkpoints import (
     checkpoints,
     is_complete,
     last_complete_checkpoint,
+    last_sound_checkpoint,
     mark_complete,
     remove_beyond,
     remove_incomplete,
@@ -133,10 +134,118 @@ def test_the_last_whole_checkpoint_is_found_by_its_number(two_checkpoints):
     ids=["no list", "half a list", "no such list", "being deleted", "a short file"],
 )
 def test_a_damaged_checkpoint_is_told_from_a_whole_one(two_checkpoints, damage):
+    assert json.loads((two_checkpoints / "checkpoint-10" / "complete.json").read_text())["checksums"]
     damage(two_checkpoints / "checkpoint-10")
     assert last_complete_checkpoint(two_checkpoints).name == "checkpoint-9"
     assert [folder.name for folder in remove_incomplete(two_checkpoints)] == ["checkpoint-10"]
     assert [folder.name for folder in checkpoints(two_checkpoints)] == ["checkpoint-9"]
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_checkpoint_with_a_flipped_bit_does_not_count(two_checkpoints, caplog):
+    assert last_sound_checkpoint(two_checkpoints).name == "checkpoint-10"
+    flip_a_bit(two_checkpoints / "checkpoint-10" / "inside" / "optimizer.pt")
+    assert last_sound_checkpoint(two_checkpoints).name == "checkpoint-9"
+    assert "checkpoint-10/inside/optimizer.pt does not hold any more what was written" in caplog.text
+
+
+def test_a_named_checkpoint_with_a_flipped_bit_is_refused(pretrain, finished, capsys):
+    flip_a_bit(finished / "checkpoint-8" / "optimizer.pt")
+    assert pretrain(finished, f"--resume_from_checkpoint {finished}/checkpoint-8") == 2
+    assert "checkpoint-8/optimizer.pt does not hold any more what was written" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(pretrain, finished, corpus, uncut, capsys, monkeypatch):
+    shutil.rmtree(finished / "checkpoint-12")
+    text = corpus.read_text(encoding="utf-8")
+    corpus.write_text(text.replace("fox", "cat"), encoding="utf-8")
+    for line in ("", "--resume_from_checkpoint true"):
+        assert pretrain(finished, line) == 2
+        assert "checkpoint-8 is of a run on other data" in capsys.readouterr().err
+    corpus.write_text(text, encoding="utf-8")  # at another time
+    assert pretrain(finished) == 0
+    assert_equal_weights(finished, uncut)
+
+
+def test_a_resumed_run_tokenises_nothing_again(pretrain, finished, monkeypatch):
+    shutil.rmtree(finished / "checkpoint-12")
+    monkeypatch.setattr("retromae_hf.data.passages._encode", cut)
+    assert pretrain(finished) == 0
+
+
+def test_a_run_goes_on_with_as_many_processes_and_passages_a_step(pretrain, finished, capsys):
+    run = json.loads((finished / "_run.json").read_text())
+    (finished / "_run.json").write_text(json.dumps(run | {"world_size": 2}))
+    assert pretrain(finished) == 2
+    assert "with other arguments (world_size: 2 there, 1 here)" in capsys.readouterr().err
+    (finished / "_run.json").write_text(json.dumps(run | {"world_size": 2, "passages_a_step": 32}))
+    assert pretrain(finished, "--resume_from_checkpoint true") == 2
+    assert "a run of 32 passages a step, not 16, and would go on at another passage" in capsys.readouterr().err
+
+
+def test_what_is_being_overwritten_never_goes_on(pretrain, finished, uncut, capsys, monkeypatch):
+    """Killed while it deletes: the new run has begun, and no model of the old one is left to be exported."""
+    monkeypatch.setattr("retromae_hf.training.resuming.run_folder.shutil.rmtree", cut)
+    with pytest.raises(CutError):
+        pretrain(finished, "--overwrite_output_dir true")
+    monkeypatch.undo()
+    assert steps_of(finished) == [4, 8, 12]
+    assert main(["export", "--model_name_or_path", str(finished), "--output_dir", str(finished / "encoder")]) == 2
+    for line in ("true", f"{finished}/checkpoint-8"):
+        assert pretrain(finished, f"--resume_from_checkpoint {line}") == 2
+        assert "were being deleted, and none counts any more" in capsys.readouterr().err
+    assert pretrain(finished) == 0
+    assert "goes on from there" not in capsys.readouterr().err
+    assert_equal_weights(finished, uncut)
+
+
+def test_no_model_is_there_before_the_run_that_is_to_write_it_ends(pretrain, at_step, finished):
+    at_step(1, cut)
+    with pytest.raises(CutError):
+        pretrain(finished, "--overwrite_output_dir true")
+    assert not (finished / "model.safetensors").exists()
+    assert not (finished / "config.json").exists()
+
+
+def test_a_run_does_not_overwrite_the_model_that_it_starts_from(pretrain, finished, capsys):
+    assert pretrain(finished, f"--overwrite_output_dir true --model_name_or_path {finished}") == 2
+    assert "that is to be overwritten; name another output folder" in capsys.readouterr().err
+    assert (finished / "model.safetensors").exists()
+
+
+def test_half_a_checkpoint_of_a_finished_run_goes(pretrain, finished):
+    """The cut fell into the deletion after the last one was saved."""
+    (finished / "checkpoint-4" / "optimizer.pt").unlink()
+    assert pretrain(finished) == 0
+    assert steps_of(finished) == [8, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rng_state.pth", b"", "generator state that is broken"),
+        ("rng_state.pth", b"[1]", "generator state that is broken"),
+        ("optimizer.pt", b"half", "generator state that is broken"),
+        ("trainer_state.json", b"[1]", "has a broken trainer_state.json"),
+        ("trainer_state.json", b"[" * 100_000, "has a broken trainer_state.json"),
+        ("trainer_state.json", b'{"global_step": "one"}', "has a broken trainer_state.json"),
+    ],
+)
+def test_a_broken_state_that_no_list_tells_of_is_one_sentence(pretrain, finished, name, content, message, capsys):
+    (finished / "checkpoint-8" / "complete.json").unlink()
+    (finished / "_run.json").unlink()
+    (finished / "checkpoint-8" / name).write_bytes(content)
+    assert pretrain(finished, f"--resume_from_checkpoint {finished}/checkpoint-8") == 2
+    assert f"checkpoint-8 has a{'n optimizer, scheduler or' if 'pt' in name else ''}" in (
+        told := capsys.readouterr().err
+    )
+    assert message in told
+    assert "Traceback" not in told
 
 
 def test_half_a_checkpoint_is_never_gone_on_from(pretrain, at_step, tmp_path, uncut, monkeypatch):
@@ -342,6 +451,22 @@ def test_a_finished_run_keeps_its_best_model(pretrain, tmp_path):
     weights = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     assert_equal_weights(tmp_path, weights)
     assert pretrain(tmp_path, best) == 0
+    assert_equal_weights(tmp_path, weights)
+    published = [file for file in tmp_path.rglob("*") if file.is_file() and not file.name.startswith("_")]
+    assert [file.name for file in published if str(tmp_path).encode() in file.read_bytes()] == []
+    assert not any(tmp_path.rglob("training_args.bin"))
+
+
+def test_a_resumed_run_knows_its_best_checkpoint(pretrain, at_step, tmp_path, monkeypatch):
+    best = f"{BEST} --max_steps 8 --eval_steps 2 --save_steps 2 --greater_is_better true --save_total_limit 1"
+    at_step(5, cut)
+    with pytest.raises(CutError):
+        pretrain(tmp_path, best)
+    monkeypatch.undo()
+    assert steps_of(tmp_path) == [2, 4]
+    weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert pretrain(tmp_path, best) == 0
+    assert steps_of(tmp_path) == [2, 8]
     assert_equal_weights(tmp_path, weights)
 
 

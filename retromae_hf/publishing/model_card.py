@@ -21,6 +21,7 @@ from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.evaluation import BM25, SCHEMA
 from .card_pictures import draw_pictures, has_curve
+from .card_text import as_text, code
 from .record import RECORD_FILE
 
 logger = logging.getLogger(__name__)
@@ -61,20 +62,25 @@ def build_card(
         pictures: files beside the card that show its training.
         comparison: Markdown on how the model compares with others.
     """
+    data, python = card_data(record, results), {"repository": record.get("repository") or record["name"]}
+    prompts, max_length = record["model"]["prompts"], record["model"]["max_length"]
+    python |= {
+        "query": (prompts.get("query") or "") + "a query",
+        "passages": [(prompts.get("document") or "") + text for text in ("a passage", "another passage")],
+    }
+    record, results = as_text(record), as_text(results)
     tasks = {} if results is None else results["tasks"]
     measured = [measure for measure in MEASURES if any(measure in task["measures"] for task in tasks.values())]
-    prompts = record["model"]["prompts"]
-    max_length = record["model"]["max_length"]
     return ModelCard.from_template(
-        card_data(record, results),
+        data,
         template_path=str(TEMPLATE),
         record=record,
         repository=record.get("repository") or record["name"],
+        python={name: json.dumps(value) for name, value in python.items()},
+        code=code,
         summary=_summary(record),
         has_decoder=record["format"] == "checkpoint" and _decodings(record["stages"][-1:]) != {"none"},
-        length_option=f", max_length={max_length}" if max_length else "",
-        query_prompt=prompts.get("query") or "",
-        passage_prompt=prompts.get("document") or "",
+        length_option=f", max_length={max_length:d}" if max_length else "",
         pictures=pictures,
         curves=any(has_curve(stage["logs"]) for stage in record["stages"]),
         results=results,
@@ -86,14 +92,13 @@ def build_card(
         scientific="{:.2e}".format,
         seconds=lambda number: f"{number:,.0f} s" if number >= 10 else f"{number:.2f} s",
         energy=lambda stage: f"{kilowatt_hours(stage):.2g}",
-        python=json.dumps,
         title=lambda stage: f"{STAGES[stage['stage']][0]}: {stage_title(stage)}",
         start=_start,
         data=_data,
         training=_training,
         machine=_machine,
         settings=lambda stage: [
-            (name, _cell(value))
+            (name, code(value if isinstance(value, str) else json.dumps(value)))
             for name, value in (stage["objective"] | stage["training"]).items()
             if value is not None
         ],
@@ -180,7 +185,7 @@ def _summary(record: dict[str, Any]) -> str:
 def _start(stage: dict[str, Any]) -> str:
     if stage["start"] is None:
         return "random weights"
-    return f"`{stage['start']['name']}`{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
+    return f"{code(stage['start']['name'])}{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
 
 
 def _data(stage: dict[str, Any]) -> str:
@@ -188,10 +193,10 @@ def _data(stage: dict[str, Any]) -> str:
     if data["source"] == "pydocs":
         source = "`pydocs`, the docstrings of the Python packages that were installed where it was trained"
     elif data["on_hub"]:
-        parts = [f"{name} `{data[name]}`" for name in ("config", "split") if data.get(name)]
-        source = ", ".join([f"`{data['source']}` on the Hub", *parts])
+        parts = [f"{name} {code(data[name])}" for name in ("config", "split") if data.get(name)]
+        source = ", ".join([f"{code(data['source'])} on the Hub", *parts])
     else:
-        source = f"`{data['source']}`, a local file or folder"
+        source = f"{code(data['source'])}, a local file or folder"
     counts = [f"{data[name]:,} {name}" for name in ("documents", "passages", "rows", "tokens") if name in data]
     if "max_length" in data:
         counts.append(f"at most {data['max_length']:,} tokens each")
@@ -217,18 +222,12 @@ def _machine(stage: dict[str, Any]) -> str:
     return ", ".join([*parts, *(f"{package} {number}" for package, number in environment.items())])
 
 
-def _cell(value: Any) -> str:
-    """A value as a table's cell, whatever a user has put into it."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`"
-
-
 def _rows(name: str, task: dict[str, Any], measured: list[str]) -> Iterator[list[str]]:
     sizes = [f"{task['num_queries']:,}", f"{task['num_documents']:,}"]
     for who, measures in ((name, task["measures"]), (f"{name}, BM25", task.get(BM25, {}).get("measures"))):
         if measures is not None:
             values = [f"{measures[measure]:.3f}" if measure in measures else "-" for measure in measured]
-            yield [who.replace("|", "\\|"), *sizes, *values]
+            yield [who, *sizes, *values]
 
 
 def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:

@@ -16,7 +16,11 @@ class RewriteArguments:
     """Options of `retromae-hf card`."""
 
     results: list[str] | None = field(
-        default=None, metadata={"help": "JSON files that retromae-hf evaluate has written; their tasks are added."}
+        default=None,
+        metadata={
+            "help": "JSON files that retromae-hf evaluate has written of this model; their tasks are added. "
+            "'none' takes the card's results out; files may follow it."
+        },
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace a README.md that somebody else has written or edited."}

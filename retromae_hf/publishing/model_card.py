@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,15 +18,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.embedders import model_fingerprint
 from ..retrieval.evaluation import BM25, SCHEMA
 from .card_pictures import draw_pictures, has_curve
 from .card_text import as_text, code
-from .record import RECORD_FILE
+from .record import RECORD_FILE, public_name
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "evaluation.json"
+NO_RESULTS = "none"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 MEASURES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall@100", "map@100": "MAP@100"}
@@ -284,6 +285,7 @@ def write_card(
         Whether the card was written: somebody else's stays, and a warning says so.
     """
     folder = Path(folder)
+    text = str(build_card(record, results, draw_pictures(record["stages"], folder)))
     write_json(folder / RECORD_FILE, record)
     if results is None:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
@@ -297,7 +299,6 @@ def write_card(
             folder,
         )
         return False
-    text = str(build_card(record, results, draw_pictures(record["stages"], folder)))
     (folder / CARD_FILE).write_text(f"{text}\n\n<!-- made by retromae-hf: {_digest(text)} -->\n", encoding="utf-8")
     return True
 
@@ -321,23 +322,30 @@ def _digest(text: str) -> str:
 def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | None:
     """The results that a model's folder holds, with those of files of `retromae-hf evaluate` added; None without any.
 
-    Results of a model in another folder are pointed out: it may be a copy of this one, or a mistake.
+    Args:
+        folder: the model's.
+        files: names of files; "none" first leaves out what the folder holds.
+
+    Returns:
+        The results, which name no path of this machine.
 
     Raises:
-        RetroMAEError: a file cannot be read or holds something else, or results of BM25.
+        RetroMAEError: a file cannot be read, holds something else or results of another model.
     """
     kept = Path(folder) / RESULTS_FILE
+    anew = list(files[:1]) == [NO_RESULTS]
     found = None
-    for file in [*([str(kept)] if kept.is_file() else []), *files]:
+    for file in files[1:] if anew else [*([str(kept)] if kept.is_file() else []), *files]:
         with in_one_sentence(f"the results {file} cannot be read"):
             results = json.loads(Path(file).read_text(encoding="utf-8"))
         known = isinstance(results, dict) and results.get("schema") == SCHEMA and isinstance(results.get("tasks"), dict)
         if not known:
             raise RetroMAEError(f"{file} holds no results; name what retromae-hf evaluate --output has written")
-        if results.get("model") == BM25:
-            raise RetroMAEError(f"{file} holds results of BM25, not of this model")
-        evaluated = str(results.get("model"))
-        if file in files and os.path.isdir(evaluated) and not os.path.samefile(evaluated, folder):
-            logger.warning("%s holds results of %s; the card gives them as those of %s", file, evaluated, folder)
-        found = results | {"tasks": {**(found["tasks"] if found else {}), **results["tasks"]}}
+        name = public_name(str(results.get("model")))
+        if results.get("fingerprint") != model_fingerprint(str(folder)):
+            raise RetroMAEError(
+                f"{file} holds results of {name}, whose weights or modules are not those in {folder}; "
+                f"evaluate {folder} itself, or begin with --results {NO_RESULTS}, which takes out what its card has"
+            )
+        found = results | {"model": name, "tasks": {**(found["tasks"] if found else {}), **results["tasks"]}}
     return found

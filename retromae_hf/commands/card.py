@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..model.errors import in_one_sentence
 from ..publishing.arguments import CardArguments
-from .common import command, parse
+from .common import command, parse, process_rank
 
 
 @dataclass
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
         argv,
         positionals={"folder": "Folder that retromae-hf pretrain, finetune or export has written."},
     )
+    if process_rank():
+        return  # the first process writes the card
     from ..publishing.model_card import CARD_FILE, read_results, write_card
     from ..publishing.record import require_record
 

@@ -193,6 +193,11 @@ def read_recipe(file: str) -> dict[str, Any]:
     return recipe
 
 
+def process_rank() -> int:
+    """This process's number among those that a launcher has started, 0 without one."""
+    return int(os.environ.get("RANK", 0))
+
+
 def command(function: Callable[..., None]) -> Callable[..., int]:
     """Make a command's `main`: bad input is one sentence on standard error and exit status 2.
 
@@ -202,7 +207,7 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
 
     @functools.wraps(function)
     def main(argv: list[str] | None = None) -> int:
-        rank = int(os.environ.get("RANK", 0))
+        rank = process_rank()
         logging.basicConfig(format="%(message)s")
         logging.getLogger("retromae_hf").setLevel(logging.ERROR if rank else logging.INFO)
         try:

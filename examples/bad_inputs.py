@@ -1,7 +1,7 @@
 """`python examples/bad_inputs.py`: bad inputs of every kind, each with the sentence that it gets.
 
 Every input goes through a command or the package's public names, on tiny models in a temporary folder. Anything but one
-sentence of a `RetroMAEError` fails, and so does code of a model's that ran. Prints the list and writes
+sentence of a `RetroMAEError` about the fault fails, and so does code of a model's that ran. Prints the list and writes
 runs/bad-inputs.json, of which examples/publish.py makes model_cards/bad-inputs.md.
 """
 
@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -43,150 +44,340 @@ TASK = "--dataset {here}/task"
 PAIRS = "--dataset {here}/pairs.jsonl --output_dir {here}/out"
 JUDGED = f"finetune {TUNE} --dataset {{here}}/train-task"
 
-# What is wrong, and the command line that meets it.
+# What is wrong, the command line that meets it, and what the sentence says that tells it from every other.
 COMMANDS = [
     # models
-    ("a pickled encoder", f"pretrain {TRAIN} --model_name_or_path {{here}}/pickled"),
-    ("a pickled checkpoint", f"pretrain {TRAIN} --model_name_or_path {{here}}/pickled-run"),
-    ("a pickled checkpoint", "export --model_name_or_path {here}/pickled-run --output_dir {here}/out"),
-    ("a pickled encoder", f"evaluate --model_name_or_path {{here}}/pickled {TASK}"),
-    ("a pickled checkpoint", f"evaluate --model_name_or_path {{here}}/pickled-run {TASK}"),
-    ("a pickled module of sentence-transformers", f"evaluate --model_name_or_path {{here}}/pickled-dense {TASK}"),
-    ("a pickled encoder", f"finetune --model_name_or_path {{here}}/pickled {PAIRS}"),
-    ("a pickled encoder", "search {here}/pickled anything"),
-    ("a model that brings code", f"pretrain {TRAIN} --model_name_or_path {{here}}/coded"),
-    ("a model that brings code", f"pretrain {TRAIN} --config_name {{here}}/coded"),
-    ("a model that brings code", f"evaluate --model_name_or_path {{here}}/coded {TASK}"),
-    ("a model that brings code", f"finetune --model_name_or_path {{here}}/coded {PAIRS}"),
-    ("a model that brings code", "export --model_name_or_path {here}/coded --output_dir {here}/out"),
-    ("a model that brings code", "search {here}/coded anything"),
-    ("a tokenizer that brings code", f"pretrain {TRAIN} {SMALL} --tokenizer_name {{here}}/coded-tokenizer"),
-    ("a module of sentence-transformers that is code", f"evaluate --model_name_or_path {{here}}/coded-module {TASK}"),
-    ("a module of sentence-transformers that is code", f"finetune --model_name_or_path {{here}}/coded-module {PAIRS}"),
-    ("an activation that is any function", f"evaluate --model_name_or_path {{here}}/coded-activation {TASK}"),
-    ("a module outside of the model's folder", f"evaluate --model_name_or_path {{here}}/outside-module {TASK}"),
-    ("a list of modules that is none", f"evaluate --model_name_or_path {{here}}/odd-modules {TASK}"),
-    ("half a safetensors file", "export --model_name_or_path {here}/half --output_dir {here}/out"),
-    ("a configuration that is no JSON", f"evaluate --model_name_or_path {{here}}/odd-config {TASK}"),
-    ("no model at all", f"evaluate --model_name_or_path {{here}}/nowhere {TASK}"),
+    (
+        "a pickled encoder",
+        f"pretrain {TRAIN} --model_name_or_path {{here}}/pickled",
+        "{here}/pickled holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled checkpoint",
+        f"pretrain {TRAIN} --model_name_or_path {{here}}/pickled-run",
+        "{here}/pickled-run holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled checkpoint",
+        "export --model_name_or_path {here}/pickled-run --output_dir {here}/out",
+        "{here}/pickled-run holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled encoder",
+        f"evaluate --model_name_or_path {{here}}/pickled {TASK}",
+        "{here}/pickled holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled checkpoint",
+        f"evaluate --model_name_or_path {{here}}/pickled-run {TASK}",
+        "{here}/pickled-run holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled module of sentence-transformers",
+        f"evaluate --model_name_or_path {{here}}/pickled-dense {TASK}",
+        "{here}/pickled-dense holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled encoder",
+        f"finetune --model_name_or_path {{here}}/pickled {PAIRS}",
+        "{here}/pickled holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a pickled encoder",
+        "search {here}/pickled anything",
+        "{here}/pickled holds weights that are no safetensors, and a pickle",
+    ),
+    (
+        "a model that brings code",
+        f"pretrain {TRAIN} --model_name_or_path {{here}}/coded",
+        "{here}/coded brings code of its own, which config.json asks for",
+    ),
+    (
+        "a model that brings code",
+        f"pretrain {TRAIN} --config_name {{here}}/coded",
+        "{here}/coded brings code of its own, which config.json asks for",
+    ),
+    (
+        "a model that brings code",
+        f"evaluate --model_name_or_path {{here}}/coded {TASK}",
+        "{here}/coded brings code of its own, which config.json asks for",
+    ),
+    (
+        "a model that brings code",
+        f"finetune --model_name_or_path {{here}}/coded {PAIRS}",
+        "{here}/coded brings code of its own, which config.json asks for",
+    ),
+    (
+        "a model of another kind, which brings code",
+        "export --model_name_or_path {here}/coded --output_dir {here}/out",
+        "{here}/coded holds a of-its-own model, not a RetroMAE checkpoint",
+    ),
+    (
+        "a checkpoint whose tokenizer brings code",
+        "export --model_name_or_path {here}/coded-tokenizer-run --output_dir {here}/out",
+        "{here}/coded-tokenizer-run brings code of its own, which its tokenizer asks for",
+    ),
+    (
+        "a model that brings code",
+        "search {here}/coded anything",
+        "{here}/coded brings code of its own, which config.json asks for",
+    ),
+    (
+        "a tokenizer that brings code",
+        f"pretrain {TRAIN} {SMALL} --tokenizer_name {{here}}/coded-tokenizer",
+        "{here}/coded-tokenizer brings code of its own, which its tokenizer asks for",
+    ),
+    (
+        "a module of sentence-transformers that is code",
+        f"evaluate --model_name_or_path {{here}}/coded-module {TASK}",
+        "{here}/coded-module brings code of its own, which its modules ask for",
+    ),
+    (
+        "a module of sentence-transformers that is code",
+        f"finetune --model_name_or_path {{here}}/coded-module {PAIRS}",
+        "{here}/coded-module brings code of its own, which its modules ask for",
+    ),
+    (
+        "an activation that is any function",
+        f"evaluate --model_name_or_path {{here}}/coded-activation {TASK}",
+        "{here}/coded-activation brings code of its own, which its modules ask for",
+    ),
+    (
+        "a module outside of the model's folder",
+        f"evaluate --model_name_or_path {{here}}/outside-module {TASK}",
+        "'../encoder'",
+    ),
+    (
+        "a list of modules that is none",
+        f"evaluate --model_name_or_path {{here}}/odd-modules {TASK}",
+        "{here}/odd-modules holds no model that can be loaded",
+    ),
+    (
+        "half a safetensors file",
+        "export --model_name_or_path {here}/half --output_dir {here}/out",
+        "{here}/half holds no checkpoint that can be loaded",
+    ),
+    (
+        "a configuration that is no JSON",
+        f"evaluate --model_name_or_path {{here}}/odd-config {TASK}",
+        "config.json' is not a valid JSON",
+    ),
+    ("no model at all", f"evaluate --model_name_or_path {{here}}/nowhere {TASK}", "{here}/nowhere holds no model"),
     (
         "an optimizer's state that is code",
         f"pretrain {TRAIN} --max_steps 4 --resume_from_checkpoint {{here}}/coded-run",
+        "optimizer, scheduler or generator state that is broken or more than tensors",
     ),
     # text
-    ("a UTF-16 file", f"pretrain {TRAIN} --dataset {{here}}/utf16.txt"),
-    ("a Latin-1 file", f"pretrain {TRAIN} --dataset {{here}}/latin.txt"),
-    ("an empty file", f"pretrain {TRAIN} --dataset {{here}}/empty.txt"),
-    ("white space alone", f"pretrain {TRAIN} {SMALL} --dataset {{here}}/white.txt"),
-    ("control characters alone", f"pretrain {TRAIN} {SMALL} --dataset {{here}}/control.txt"),
-    ("a folder without text", f"pretrain {TRAIN} --dataset {{here}}/nothing"),
-    ("links in a circle", f"pretrain {TRAIN} --dataset {{here}}/circle.txt"),
+    ("a UTF-16 file", f"pretrain {TRAIN} --dataset {{here}}/utf16.txt", "{here}/utf16.txt is not UTF-8"),
+    ("a Latin-1 file", f"pretrain {TRAIN} --dataset {{here}}/latin.txt", "{here}/latin.txt is not UTF-8"),
+    ("an empty file", f"pretrain {TRAIN} --dataset {{here}}/empty.txt", "{here}/empty.txt holds no documents"),
+    ("white space alone", f"pretrain {TRAIN} {SMALL} --dataset {{here}}/white.txt", "no passage with a token in it"),
+    (
+        "control characters alone",
+        f"pretrain {TRAIN} {SMALL} --dataset {{here}}/control.txt",
+        "no passage with a token in it",
+    ),
+    ("a folder without text", f"pretrain {TRAIN} --dataset {{here}}/nothing", "{here}/nothing is neither"),
+    ("links in a circle", f"pretrain {TRAIN} --dataset {{here}}/circle.txt", "{here}/circle.txt does not exist"),
     (
         "a broken line, which is to be an error",
         f"pretrain {TRAIN} --dataset {{here}}/broken.jsonl --on_broken_line error",
+        "{here}/broken.jsonl line 2 is not JSON",
     ),
-    ("broken lines alone", f"pretrain {TRAIN} --dataset {{here}}/all-broken.jsonl"),
-    ("an unknown way with broken lines", f"pretrain {TRAIN} --on_broken_line mend"),
-    ("numbers for text", f"pretrain {TRAIN} --dataset {{here}}/numbers.jsonl"),
-    ("half a parquet file", f"pretrain {TRAIN} --dataset {{here}}/half.parquet"),
-    ("a .csv of ragged rows", f"pretrain {TRAIN} --dataset {{here}}/ragged.csv"),
-    ("a column that is not there", f"pretrain {TRAIN} --text_column body"),
+    (
+        "broken lines alone",
+        f"pretrain {TRAIN} --dataset {{here}}/all-broken.jsonl",
+        "{here}/all-broken.jsonl line 1 is not JSON",
+    ),
+    ("an unknown way with broken lines", f"pretrain {TRAIN} --on_broken_line mend", "on_broken_line='mend' is unknown"),
+    (
+        "numbers for text",
+        f"pretrain {TRAIN} --dataset {{here}}/numbers.jsonl",
+        "{here}/numbers.jsonl line 1 holds no text",
+    ),
+    ("half a parquet file", f"pretrain {TRAIN} --dataset {{here}}/half.parquet", "{here}/half.parquet cannot be read"),
+    ("a .csv of ragged rows", f"pretrain {TRAIN} --dataset {{here}}/ragged.csv", "{here}/ragged.csv cannot be read"),
+    ("a column that is not there", f"pretrain {TRAIN} --text_column body", "no column 'body'"),
     # arguments and recipes
-    ("a recipe that asks for code", "pretrain {here}/code.yaml"),
-    ("a recipe that is no YAML", "pretrain {here}/odd.yaml"),
-    ("a recipe that is a list", "pretrain {here}/list.yaml"),
-    ("a list for a single value", "pretrain {here}/list-value.yaml"),
-    ("a mapping for a single value", "pretrain {here}/mapping-value.yaml"),
-    ("text for a number", "pretrain {here}/text-value.yaml"),
-    ("an unknown argument", "pretrain {here}/unknown.yaml"),
-    ("a NUL byte in a path", "pretrain {here}/nul.yaml"),
-    ("a path that is too long", "pretrain {here}/long.yaml"),
-    ("a share that is no number", f"pretrain {TRAIN} --encoder_mask_ratio nan"),
-    ("a share above 1", f"pretrain {TRAIN} --decoder_mask_ratio 1.5"),
-    ("an unknown flag", f"pretrain {TRAIN} --no_such_flag 1"),
-    ("a negative learning rate", f"pretrain {TRAIN} --learning_rate -1"),
+    (
+        "a recipe that asks for code",
+        "pretrain {here}/code.yaml",
+        "{here}/code.yaml cannot be read: could not determine a constructor",
+    ),
+    ("a recipe that is no YAML", "pretrain {here}/odd.yaml", "{here}/odd.yaml cannot be read: while parsing"),
+    ("a recipe that is a list", "pretrain {here}/list.yaml", "{here}/list.yaml must be a YAML mapping"),
+    ("a list for a single value", "pretrain {here}/list-value.yaml", "learning_rate in the recipe is a list"),
+    ("a mapping for a single value", "pretrain {here}/mapping-value.yaml", "seed in the recipe is a mapping"),
+    ("text for a number", "pretrain {here}/text-value.yaml", "--seed: invalid int value"),
+    ("aliases of aliases", "pretrain {here}/laughs.yaml", "where its aliases are written out"),
+    ("aliases of aliases", "compare {here}/laughs.yaml", "where its aliases are written out"),
+    ("an unknown argument", "pretrain {here}/unknown.yaml", "unknown arguments: no_such_argument"),
+    ("a NUL byte in a path", "pretrain {here}/nul.yaml", "model_name_or_path in the recipe holds a NUL"),
+    ("a path that is too long", "pretrain {here}/long.yaml", "aaa holds no tokenizer that can be loaded"),
+    ("a share that is no number", f"pretrain {TRAIN} --encoder_mask_ratio nan", "encoder_mask_ratio=nan"),
+    ("a share above 1", f"pretrain {TRAIN} --decoder_mask_ratio 1.5", "decoder_mask_ratio=1.5"),
+    ("an unknown flag", f"pretrain {TRAIN} --no_such_flag 1", "unknown arguments: --no_such_flag"),
+    ("a negative learning rate", f"pretrain {TRAIN} --learning_rate -1", "learning_rate=-1.0"),
     # evaluation
-    ("a split that leads out of the folder", f"evaluate --model_name_or_path bm25 {TASK} --split ../../x"),
-    ("a collection that leads out of the cache", "evaluate --model_name_or_path bm25 --dataset beir:../../x"),
-    ("a broken corpus", "evaluate --model_name_or_path bm25 --dataset {here}/task-broken"),
-    ("an id that stands twice", "evaluate --model_name_or_path bm25 --dataset {here}/task-twice"),
-    ("judgments of other documents", "evaluate --model_name_or_path bm25 --dataset {here}/task-foreign"),
-    ("a grade that is no number", "evaluate --model_name_or_path bm25 --dataset {here}/task-grade"),
-    ("a run folder that is a file", f"evaluate --model_name_or_path bm25 {TASK} --run_dir {{here}}/good.txt"),
-    ("a way of searching that is none", f"evaluate --model_name_or_path bm25 {TASK} --search fast"),
-    ("batches of nothing", f"evaluate --model_name_or_path bm25 {TASK} --batch_size 0"),
+    (
+        "a split that leads out of the folder",
+        f"evaluate --model_name_or_path bm25 {TASK} --split ../../x",
+        "split '../../x'",
+    ),
+    (
+        "a collection that leads out of the cache",
+        "evaluate --model_name_or_path bm25 --dataset beir:../../x",
+        "collection of BEIR '../../x'",
+    ),
+    (
+        "a broken corpus",
+        "evaluate --model_name_or_path bm25 --dataset {here}/task-broken",
+        "{here}/task-broken/corpus.jsonl line 4",
+    ),
+    (
+        "an id that stands twice",
+        "evaluate --model_name_or_path bm25 --dataset {here}/task-twice",
+        "has the _id 'd1' a second time",
+    ),
+    (
+        "judgments of other documents",
+        "evaluate --model_name_or_path bm25 --dataset {here}/task-foreign",
+        "the qrels of {here}/task-foreign judge no query",
+    ),
+    (
+        "a grade that is no number",
+        "evaluate --model_name_or_path bm25 --dataset {here}/task-grade",
+        "{here}/task-grade/qrels/test.tsv line 2",
+    ),
+    (
+        "a run folder that is a file",
+        f"evaluate --model_name_or_path bm25 {TASK} --run_dir {{here}}/good.txt",
+        "the folder '{here}/good.txt' cannot be written to",
+    ),
+    ("a way of searching that is none", f"evaluate --model_name_or_path bm25 {TASK} --search fast", "search='fast'"),
+    ("batches of nothing", f"evaluate --model_name_or_path bm25 {TASK} --batch_size 0", "batch_size=0"),
     # fine-tuning
-    ("a single column", f"finetune {TUNE} --dataset {{here}}/good.jsonl"),
-    ("triples of two widths", f"finetune {TUNE} --dataset {{here}}/ragged.tsv"),
-    ("a broken file of negatives", f"{JUDGED} --hard_negatives {{here}}/broken.jsonl"),
-    ("negatives of other documents", f"{JUDGED} --hard_negatives {{here}}/foreign.jsonl"),
+    ("a single column", f"finetune {TUNE} --dataset {{here}}/good.jsonl", "{here}/good.jsonl has the columns text"),
+    ("triples of two widths", f"finetune {TUNE} --dataset {{here}}/ragged.tsv", "{here}/ragged.tsv line 2"),
+    ("a broken file of negatives", f"{JUDGED} --hard_negatives {{here}}/broken.jsonl", "{here}/broken.jsonl line 1"),
+    (
+        "negatives of other documents",
+        f"{JUDGED} --hard_negatives {{here}}/foreign.jsonl",
+        "ids in {here}/foreign.jsonl",
+    ),
     (
         "scores of another length",
         f"{JUDGED} --hard_negatives {{here}}/negatives.jsonl --teacher_scores {{here}}/scores.jsonl --objective kl",
+        "{here}/scores.jsonl line 1",
     ),
-    ("a temperature of 0", f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --temperature 0"),
-    ("a training checkpoint", f"finetune --model_name_or_path {{run}} {PAIRS}"),
+    ("a temperature of 0", f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --temperature 0", "temperature=0.0"),
+    ("a training checkpoint", f"finetune --model_name_or_path {{run}} {PAIRS}", "{here}/run is a training checkpoint"),
     # comparisons and exports
-    ("an objective that leads out of the folder", "compare {here}/compare-name.yaml"),
-    ("objectives that are a list", "compare {here}/compare-list.yaml"),
-    ("a seed that is a path", "compare {here}/compare-seed.yaml"),
-    ("text for a number", "compare {here}/compare-type.yaml"),
-    ("no recipe", "compare"),
-    ("a folder that is not empty", "export --model_name_or_path {run} --output_dir {here}/task"),
-    ("a file for a folder", "export --model_name_or_path {run} --output_dir {here}/good.txt/out"),
-    ("a model that is no checkpoint", "export --model_name_or_path {encoder} --output_dir {here}/out"),
-    ("an unknown pooling", "export --model_name_or_path {run} --output_dir {here}/out --pooling '../x'"),
-    ("a command that is none", "fly"),
+    ("an objective that leads out of the folder", "compare {here}/compare-name.yaml", "objective's name '../../x'"),
+    ("objectives that are a list", "compare {here}/compare-list.yaml", "objectives=['mlm']"),
+    ("a seed that is a path", "compare {here}/compare-seed.yaml", "seeds=['../../x']"),
+    ("text for a number", "compare {here}/compare-type.yaml", "max_length='long'"),
+    ("no recipe", "compare", "name a recipe"),
+    (
+        "a folder that is not empty",
+        "export --model_name_or_path {run} --output_dir {here}/task",
+        "{here}/task exists and is not an empty folder",
+    ),
+    (
+        "a file for a folder",
+        "export --model_name_or_path {run} --output_dir {here}/good.txt/out",
+        "{here}/good.txt/out",
+    ),
+    (
+        "a model that is no checkpoint",
+        "export --model_name_or_path {encoder} --output_dir {here}/out",
+        "{here}/encoder",
+    ),
+    (
+        "an unknown pooling",
+        "export --model_name_or_path {run} --output_dir {here}/out --pooling '../x'",
+        "pooling='../x'",
+    ),
+    (
+        "results of another model",
+        "card {encoder} --results {here}/foreign-results.json",
+        "results of foreign, whose weights",
+    ),
+    ("results that are none", "card {encoder} --results {here}/scores.jsonl", "{here}/scores.jsonl holds no results"),
+    ("a folder without a record", "card {run} --results none", "{here}/run has no training.json"),
+    ("a command that is none", "fly", "no command 'fly'"),
 ]
 
-CONFIGS: list[dict[str, Any]] = [
-    {"decoding": "fancy"},
-    {"decoding": ["enhanced"]},
-    {"num_decoder_layers": "1"},
-    {"num_decoder_layers": True},
-    {"num_decoder_layers": 10**9},
-    {"decoder_mask_ratio": "0.5"},
-    {"decoder_mask_ratio": float("nan")},
-    {"mlm_loss_weight": None},
-    {"bow_loss_weight": -1},
-    {"bow_loss_weight": float("inf")},
-    {"pair_objective": 3},
-    {"encoder_config": 5},
-    {"encoder_config": {}},
-    {"encoder_config": {"model_type": "nope"}},
-    {"encoder_config": {"model_type": "retromae"}},
-    {"encoder_config": {"model_type": "bert", "hidden_size": "x"}},
-    {"encoder_config": {"model_type": "bert", "hidden_size": -5}},
-    {"encoder_config": {"model_type": "bert", "vocab_size": 10**15}},
-    {"encoder_config": {"model_type": "bert", "num_labels": 10**12}},
-    {"vocab_size": 30522, "hidden_size": 768},
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"decoding": "fancy"}, "decoding='fancy'"),
+    ({"decoding": ["enhanced"]}, "decoding=['enhanced']"),
+    ({"num_decoder_layers": "1"}, "num_decoder_layers='1'"),
+    ({"num_decoder_layers": True}, "num_decoder_layers=True"),
+    ({"num_decoder_layers": 10**9}, "num_decoder_layers=1000000000"),
+    ({"decoder_mask_ratio": "0.5"}, "decoder_mask_ratio='0.5'"),
+    ({"decoder_mask_ratio": float("nan")}, "decoder_mask_ratio=nan"),
+    ({"mlm_loss_weight": None}, "mlm_loss_weight=None"),
+    ({"bow_loss_weight": -1}, "bow_loss_weight=-1"),
+    ({"bow_loss_weight": float("inf")}, "bow_loss_weight=inf"),
+    ({"pair_objective": 3}, "pair_objective=3"),
+    ({"encoder_config": 5}, "encoder_config is a int"),
+    ({"encoder_config": {}}, "no model_type"),
+    ({"encoder_config": {"model_type": "nope"}}, "'nope'"),
+    ({"encoder_config": {"model_type": "retromae"}}, "'retromae'"),
+    ({"encoder_config": {"model_type": "bert", "hidden_size": "x"}}, "'hidden_size' expected int"),
+    ({"encoder_config": {"model_type": "bert", "hidden_size": -5}}, "hidden_size=-5"),
+    ({"encoder_config": {"model_type": "bert", "vocab_size": 10**15}}, "vocab_size=1000000000000000"),
+    ({"encoder_config": {"model_type": "bert", "num_labels": 10**12}}, "num_labels=1000000000000"),
+    ({"vocab_size": 30522, "hidden_size": 768}, "the configuration of an encoder"),
 ]
-"""Fields of a config.json, each wrong by itself."""
+"""Fields of a config.json, each wrong by itself, and what the sentence says."""
 
 
-def python_cases(here: Path, run: Path) -> dict[str, Callable[[], Any]]:
-    """What is wrong, and the call that meets it."""
+def python_cases(here: Path, run: Path) -> dict[str, tuple[Callable[[], Any], str]]:
+    """What is wrong, the call that meets it, and what the sentence says."""
     config = RetroMAEConfig.from_pretrained(run).encoder_config
     model, tokenizer = bad_places.tiny_model(), bad_places.tokenizer()
+    pickled, pickle = here / "pickled-run", "pickled-run holds weights that are no safetensors, and a pickle"
     return {
-        "RetroMAEForPreTraining.from_pretrained of a pickle": lambda: RetroMAEForPreTraining.from_pretrained(
-            here / "pickled-run"
+        "RetroMAEForPreTraining.from_pretrained of a pickle": (
+            lambda: RetroMAEForPreTraining.from_pretrained(pickled),
+            pickle,
         ),
-        "RetroMAEModel.from_pretrained of a pickle": lambda: RetroMAEModel.from_pretrained(here / "pickled-run"),
-        "AutoModel.from_pretrained of a pickle": lambda: bad_places.AutoModel.from_pretrained(here / "pickled-run"),
-        "from_encoder of a pickle": lambda: RetroMAEForPreTraining.from_encoder(str(here / "pickled")),
-        "from_encoder of a model with code": lambda: RetroMAEForPreTraining.from_encoder(str(here / "coded")),
-        "load_reference_checkpoint of a pickle": lambda: load_reference_checkpoint(
-            here / "pickled" / "pytorch_model.bin", config
+        "RetroMAEModel.from_pretrained of a pickle": (lambda: RetroMAEModel.from_pretrained(pickled), pickle),
+        "AutoModel.from_pretrained of a pickle": (lambda: bad_places.AutoModel.from_pretrained(pickled), pickle),
+        "from_encoder of a pickle": (
+            lambda: RetroMAEForPreTraining.from_encoder(str(here / "pickled")),
+            "pickled holds weights that are no safetensors, and a pickle",
         ),
-        "load_reference_checkpoint of other weights": lambda: load_reference_checkpoint(run, config),
-        "export_encoder with an unknown pooling": lambda: export_encoder(model, tokenizer, here / "out", pooling="max"),
-        "load_documents of bytes": lambda: load_documents(b"text"),
-        "load_documents of numbers": lambda: load_documents([1, 2]),
-        "load_documents of text and numbers": lambda: load_documents([{"text": "a"}, {"text": 5}]),
-        "load_documents of a path with a NUL byte": lambda: load_documents("a\0b.txt"),
-        "load_documents of a path that is too long": lambda: load_documents("/" + "a" * 5000),
-        **{f"RetroMAEConfig({_written(fields)})": lambda fields=fields: RetroMAEConfig(**fields) for fields in CONFIGS},
+        "from_encoder of a model with code": (
+            lambda: RetroMAEForPreTraining.from_encoder(str(here / "coded")),
+            "coded brings code of its own",
+        ),
+        "load_reference_checkpoint of a pickle": (
+            lambda: load_reference_checkpoint(here / "pickled" / "pytorch_model.bin", config),
+            "pytorch_model.bin is not a safetensors file",
+        ),
+        "load_reference_checkpoint of other weights": (
+            lambda: load_reference_checkpoint(run, config),
+            "is not one of the released RetroMAE code",
+        ),
+        "export_encoder with an unknown pooling": (
+            lambda: export_encoder(model, tokenizer, here / "out", pooling="max"),
+            "pooling='max'",
+        ),
+        "load_documents of bytes": (lambda: load_documents(b"text"), "b'text' is no source of text"),
+        "load_documents of numbers": (lambda: load_documents([1, 2]), "neither a string nor a mapping"),
+        "load_documents of text and numbers": (
+            lambda: load_documents([{"text": "a"}, {"text": 5}]),
+            "rows that are not alike",
+        ),
+        "load_documents of a path with a NUL byte": (lambda: load_documents("a\0b.txt"), r"a\x00b.txt does not exist"),
+        "load_documents of a path that is too long": (lambda: load_documents("/" + "a" * 5000), "File name too long"),
+        **{
+            f"RetroMAEConfig({_written(fields)})": (lambda fields=fields: RetroMAEConfig(**fields), subject)
+            for fields, subject in CONFIGS
+        },
     }
 
 
@@ -212,22 +403,24 @@ def quiet() -> None:
 
 
 def attempt_all() -> list[dict[str, Any]]:
-    """Every input with what came of it: `wrong`, `input`, `sentence`, and `told`, whether that is one sentence.
+    """Every input with what came of it: `wrong`, `input`, `sentence`, and `told`, whether that is one about it.
 
     The last entry is about code: whether any of the models' code ran.
     """
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder).resolve()
         names = bad_places.make(here)
+        cases = [
+            (wrong, f"retromae-hf {line}", functools.partial(_run, line, names), subject)
+            for wrong, line, subject in COMMANDS
+        ]
+        cases += [(wrong, wrong, call, subject) for wrong, (call, subject) in python_cases(here, names["run"]).items()]
         results = []
-        for wrong, line in COMMANDS:
-            results.append(
-                {"wrong": wrong, "input": f"retromae-hf {line}", **_told(functools.partial(_run, line, names))}
-            )
-        for wrong, call in python_cases(here, names["run"]).items():
-            results.append({"wrong": wrong, "input": wrong, **_told(call)})
-        for result in results:
-            result["sentence"] = result["sentence"].replace(str(here), "{here}")
+        for wrong, tried, call, subject in cases:
+            shutil.rmtree(here / "out", ignore_errors=True)  # so that no run stands in the way of the next one
+            told = _told(call, subject.replace("{here}", str(here)))
+            told["sentence"] = told["sentence"].replace(str(here), "{here}")
+            results.append({"wrong": wrong, "input": tried, **told})
         ran = os.path.exists(here / bad_places.CANARY)
     sentence = "code of a model ran" if ran else "none of the code in these models ran"
     return [*results, {"wrong": "code in all of these models", "input": "", "sentence": sentence, "told": not ran}]
@@ -243,12 +436,13 @@ def _run(line: str, names: dict[str, Any]) -> None:
         raise RetroMAEError(said[-1].removeprefix(PREFIX))
 
 
-def _told(call: Callable[[], Any]) -> dict[str, Any]:
+def _told(call: Callable[[], Any], subject: str) -> dict[str, Any]:
+    """What came of a call, and whether it was told: by one sentence, with the subject in it."""
     try:
         call()
     except RetroMAEError as error:
         sentence = str(error)
-        return {"sentence": sentence, "told": bool(sentence) and "\n" not in sentence and "Traceback" not in sentence}
+        return {"sentence": sentence, "told": subject in sentence and "\n" not in sentence}
     except (Exception, SystemExit) as error:
         return {"sentence": f"{type(error).__name__}: {error}", "told": False}
     return {"sentence": "accepted", "told": False}

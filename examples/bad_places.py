@@ -18,6 +18,7 @@ from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining, export_encoder
 from retromae_hf.commands.main import main as command
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.model.backbones import new_encoder_config
+from retromae_hf.training.resuming.saved_checkpoints import MANIFEST
 
 __all__ = ["CANARY", "AutoModel", "make", "tiny_model", "tokenizer"]
 
@@ -85,6 +86,7 @@ def _texts(here: Path) -> None:
         "foreign.jsonl": b'{"query_id": "q9", "negative_ids": ["d9"]}\n',
         "negatives.jsonl": b'{"query_id": "q1", "positive_id": "d1", "negative_ids": ["d2", "d3"]}\n',
         "scores.jsonl": b"[1.0, 0.5]\n",
+        "foreign-results.json": b'{"schema": 1, "model": "/home/me/foreign", "fingerprint": "0", "tasks": {}}',
     }
     for name, content in files.items():
         (here / name).write_bytes(content)
@@ -131,7 +133,8 @@ def _recipes(here: Path) -> None:
         "text-value": base + "seed: many\n",
         "unknown": base + "no_such_argument: 1\n",
         "nul": base + 'model_name_or_path: "a\\0b"\n',
-        "long": base + f"model_name_or_path: /{'a' * 5000}\n",
+        "long": base + f"model_name_or_path: /{'a' * 500}\n",
+        "laughs": "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
         "compare-name": compared + 'seeds: [0]\nreference: "../../x"\nobjectives: {"../../x": {}}\n',
         "compare-list": compared + "seeds: [0]\nobjectives: [mlm]\n",
         "compare-seed": compared + 'seeds: ["../../x"]\nobjectives: {mlm: {decoding: none}}\n',
@@ -164,6 +167,9 @@ def _models(here: Path, encoder: Path, run: Path) -> None:
     _change(coded / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["code.Own", None]})
     _change(coded / "config.json", model_type="of-its-own")
     (coded / "code.py").write_text(code, encoding="utf-8")
+    coded = _copy(run, here / "coded-tokenizer-run")
+    _change(coded / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["code.Own", None]})
+    (coded / "code.py").write_text(code, encoding="utf-8")
 
     coded = _copy(encoder, here / "coded-module")
     modules = json.loads((encoder / "modules.json").read_text(encoding="utf-8"))
@@ -191,6 +197,7 @@ def _models(here: Path, encoder: Path, run: Path) -> None:
     shutil.copytree(next((here / "before").glob("checkpoint-*")), resumed)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         torch.save({"state": _Touch(canary)}, resumed / name)
+    (resumed / MANIFEST).unlink()  # as somebody else hands a checkpoint on; with it, other files would be noticed first
 
 
 def _copy(source: Path, folder: Path) -> Path:

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import math
+import re
 import sys
 import tempfile
 import time
@@ -40,10 +41,12 @@ from retromae_hf import (
 from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.loading import load_config
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
-from retromae_hf.commands.common import parse
+from retromae_hf.commands.common import parse, read_recipe
 from retromae_hf.data.text import cut_long
-from retromae_hf.model.errors import check_file_name
+from retromae_hf.model.errors import check_file_name, in_one_sentence
 from retromae_hf.model.masking import visibility_mask
+from retromae_hf.publishing.model_card import build_card
+from retromae_hf.publishing.record import new_record
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.studies.comparison_recipe import Comparison, distribute
@@ -238,6 +241,50 @@ def recipes(changes: Any) -> None:
 
 
 @given(
+    values=st.lists(
+        st.sampled_from(["[{0}, {0}]", "{{k: {0}, j: {0}}}", "{{<<: {0}}}", "{{<<: [{0}, {0}]}}", "{0}", "[*a0]"])
+        | TEXT,
+        max_size=40,
+    )
+)
+def aliases(values: list[str]) -> None:
+    """Recipes of aliases of aliases: what is accepted is of a size that can be worked with."""
+    file = place() / "aliases.yaml"
+    lines = ["a0: &a0 {x: 1}"]
+    for number, value in enumerate(values, start=1):
+        lines.append(f"a{number}: &a{number} " + value.replace("{0}", f"*a{number - 1}").replace("{{", "{"))
+    file.write_text("\n".join(lines).replace("}}", "}"), encoding="utf-8", errors="replace")
+    assert len(str(read_recipe(str(file)))) < 10_000_000
+
+
+@given(
+    names=st.lists(TEXT, min_size=9, max_size=9),
+    changes=some_of(["stage", "start", "data", "objective", "training", "environment", "power", "logs"]),
+    results=st.none() | some_of(["zoo", "<b>"]) | st.dictionaries(TEXT, st.just({"ndcg@10": 0.5}), max_size=2),
+)
+def cards(names: list[str], changes: dict[str, Any], results: Any) -> None:
+    """Records and results with anything in them: no name becomes HTML or a link in the card."""
+    stage: dict[str, Any] = {
+        "stage": "pretraining",
+        "start": {"name": names[0], "on_hub": True},
+        "data": {"source": names[1], "on_hub": False},
+        "objective": {"decoding": "enhanced", names[2]: names[3]},
+        "training": {"steps": 1, "batch_size": 2},
+        "environment": {"device": names[4], names[5]: names[6]},
+        "logs": [],
+    }
+    model = {"model_type": names[7], "num_hidden_layers": 1, "hidden_size": 3, "vocab_size": 5, "max_length": None}
+    model |= {"pooling": None, "similarity": None, "prompts": {}}
+    record = new_record(names[8], "encoder", model, [stage | changes])
+    sizes = {"num_queries": 1, "num_documents": 2}
+    tasks = {name: sizes | {"measures": measures} for name, measures in (results or {}).items()}
+    with in_one_sentence("the record makes no card"):
+        text = build_card(record, {"model": names[0], "tasks": tasks}).text
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    assert not re.search(r"<\w|://|\]\(", prose), prose
+
+
+@given(
     changes=st.just({})
     | some_of(["seeds"], st.lists(st.integers(0, 9), min_size=1, max_size=3))
     | some_of(["tasks", "seeds", "model", "pretraining", "objectives", "reference", "output_dir"]),
@@ -260,7 +307,11 @@ def comparisons(changes: dict[str, Any], objective: dict[str, Any]) -> None:
         | st.binary(max_size=20)
         | st.builds(lambda parts: "\t".join(parts).encode("utf-8", "replace"), st.lists(TEXT, min_size=3, max_size=3))
         | st.builds(lambda name, text: json.dumps({"_id": name, "text": text}).encode(), TEXT, TEXT)
-        | st.builds(lambda grade: f"q1\td1\t{grade}".encode(), st.integers()),
+        | st.builds(
+            lambda parts, between: between.join(map(str, parts)).encode("utf-8", "replace"),
+            st.lists(st.sampled_from(["q1", "d1", "0", "1", "1.0", "score", "\ufeffq1"]) | NUMBERS, max_size=5),
+            st.sampled_from(["\t", " ", " \t", ","]),
+        ),
         max_size=2,
     ),
 )
@@ -306,6 +357,8 @@ SHARES: dict[Callable[..., None], int] = {
     pieces: 8,
     file_names: 8,
     recipes: 2,
+    aliases: 2,
+    cards: 2,
     comparisons: 2,
     retrieval_tasks: 8,
     json_lines: 1,

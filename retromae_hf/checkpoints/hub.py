@@ -109,7 +109,7 @@ def pushing(trainer: Trainer) -> Iterator[None]:
         # In the middle of a run Trainer pushes a checkpoint's weights, but not the code that goes with them.
         custom_object_save(trainer.model, args.output_dir)
     name = _hub_name(args)
-    command = f"hf upload {name} {args.output_dir} . --exclude 'checkpoint-*'"
+    command = f"hf upload {name} {args.output_dir} . --exclude 'checkpoint-*' --exclude '_*'"
     with hub_errors(f"the model in {args.output_dir} could not be pushed to {name}", f"push it with: {command}"):
         yield
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -67,6 +66,7 @@ class BenchmarkArguments:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table and write the results."""
     (args,) = parse("benchmark", "Measure RetroMAE beside plain masked language modelling.", [BenchmarkArguments], argv)
+    from ..data.whole_files import write_json
     from ..studies.benchmark import Setting
     from ..studies.benchmark_report import conditions, measure, table
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     measured = measure(setting, args.parts, args.lengths, args.against)
     report = {"command": shlex.join(["retromae-hf", "benchmark", *arguments]), **measured}
-    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(output, report)
     print(f"{table(report)}\n\n{conditions(report)} The figures are in {output}.")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..model.errors import in_one_sentence
 from ..publishing.arguments import CardArguments
-from .common import command, parse
+from .common import command, parse, process_rank
 
 
 @dataclass
@@ -16,7 +16,11 @@ class RewriteArguments:
     """Options of `retromae-hf card`."""
 
     results: list[str] | None = field(
-        default=None, metadata={"help": "JSON files that retromae-hf evaluate has written; their tasks are added."}
+        default=None,
+        metadata={
+            "help": "JSON files that retromae-hf evaluate has written of this model; their tasks are added. "
+            "'none' takes the card's results out; files may follow it."
+        },
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace a README.md that somebody else has written or edited."}
@@ -33,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
         argv,
         positionals={"folder": "Folder that retromae-hf pretrain, finetune or export has written."},
     )
+    if process_rank():
+        return  # the first process writes the card
     from ..publishing.model_card import CARD_FILE, read_results, write_card
     from ..publishing.record import require_record
 

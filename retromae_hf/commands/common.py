@@ -60,6 +60,9 @@ RENAMED = {
 
 HELP = ("-h", "--help", "--help-all", "--help_all")
 
+LONGEST_RECIPE = 100_000
+"""Characters and values of a recipe, with what its aliases stand for written out."""
+
 
 def parse(
     command: str,
@@ -202,17 +205,41 @@ def read_recipe(file: str) -> dict[str, Any]:
     """A recipe as it stands.
 
     Raises:
-        RetroMAEError: it cannot be read, or is no mapping.
+        RetroMAEError: it cannot be read, is no mapping, or grows beyond `LONGEST_RECIPE`.
     """
     import yaml
 
     try:
-        recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(file).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        # Aliases of aliases make of 500 bytes more than any memory holds, and an alias of what it stands in never ends.
+        nodes, size = [root], 0
+        while nodes and size <= LONGEST_RECIPE:
+            node = nodes.pop()
+            if isinstance(node, yaml.MappingNode):
+                nodes += [one for pair in node.value for one in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                nodes += node.value
+            size += len(node.value) + 1 if isinstance(node, yaml.ScalarNode) else 1
+        if size > LONGEST_RECIPE:
+            raise RetroMAEError(
+                f"the recipe {file} holds more than {LONGEST_RECIPE:,} characters where its aliases are written out; "
+                "give single values, without aliases"
+            )
+        recipe = None if root is None else loader.construct_document(root)
+        str(recipe)  # an integer of thousands of digits can be read, but not be written
+    except RetroMAEError:
+        raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RetroMAEError(f"the recipe {file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise RetroMAEError(f"the recipe {file} must be a YAML mapping of arguments to values")
     return recipe
+
+
+def process_rank() -> int:
+    """This process's number among those that a launcher has started, 0 without one."""
+    return int(os.environ.get("RANK", 0))
 
 
 def command(function: Callable[..., None]) -> Callable[..., int]:
@@ -224,7 +251,7 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
 
     @functools.wraps(function)
     def main(argv: list[str] | None = None) -> int:
-        rank = int(os.environ.get("RANK", 0))
+        rank = process_rank()
         logging.basicConfig(format="%(message)s")
         logging.getLogger("retromae_hf").setLevel(logging.ERROR if rank else logging.INFO)
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 
 from ..model.errors import RetroMAEError, in_one_sentence
 from .common import HELP, command, parse, read_recipe
+
+DESCRIPTION = "Compare pretraining objectives, as a recipe says, in one process. What was cut off goes on."
 
 
 @dataclass
@@ -30,10 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or not arguments[0].endswith((".yaml", ".yml")):
         if set(HELP) & set(arguments):
-            parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments)
+            parse("compare", DESCRIPTION, [CompareArguments], arguments)
         raise RetroMAEError("name a recipe, such as examples/recipes/compare/compare-cpu.yaml")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RetroMAEError("compare fills its cells in one process; start it without torchrun or accelerate launch")
     recipe = read_recipe(arguments[0])
-    (args,) = parse("compare", "Compare pretraining objectives, as a recipe says.", [CompareArguments], arguments[1:])
+    (args,) = parse("compare", DESCRIPTION, [CompareArguments], arguments[1:])
     recipe |= {name: value for name, value in vars(args).items() if value is not None}
     from ..studies.comparison import compare
     from ..studies.comparison_recipe import Comparison, distribute

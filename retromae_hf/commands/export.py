@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..model.errors import RetroMAEError, in_one_sentence
-from .common import command, parse
+from .common import command, parse, process_rank
 
 
 @dataclass
@@ -53,28 +53,31 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse(
         "export", "Turn a training checkpoint into a folder that loads everywhere.", [ExportArguments], argv
     )
+    if process_rank():
+        return  # the first process writes the folder
     from ..checkpoints.hub import create_repo, push_folder
     from ..checkpoints.loading import load_checkpoint, load_tokenizer
     from ..checkpoints.onnx import export_onnx
+    from ..data.whole_files import folder_written_aside, vacant
     from ..model.modeling_retromae import RetroMAEForPreTraining
     from ..publishing.card_writer import name_repository
     from ..publishing.export import export_encoder, export_sparse_encoder
 
     folder = Path(args.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not vacant(folder):
         raise RetroMAEError(f"{folder} exists and is not an empty folder; name another or remove it")
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path)
     tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     repo_id = None if args.push_to_hub is None else create_repo(args.push_to_hub, args.hub_private_repo)
-    with in_one_sentence(f"the encoder cannot be exported to {folder}"):
+    with in_one_sentence(f"the encoder cannot be exported to {folder}"), folder_written_aside(folder) as aside:
         if args.sparse:
-            export_sparse_encoder(model, tokenizer, folder, args.model_name_or_path)
+            export_sparse_encoder(model, tokenizer, aside, args.model_name_or_path)
         else:
-            export_encoder(model, tokenizer, folder, args.pooling, args.model_name_or_path)
+            export_encoder(model, tokenizer, aside, args.pooling, args.model_name_or_path)
         if args.onnx:
-            export_onnx(folder, args.quantize)
+            export_onnx(aside, args.quantize)
         if repo_id is not None:
-            name_repository(folder, repo_id)
+            name_repository(aside, repo_id)
     loader = "SparseEncoder" if args.sparse else "SentenceTransformer"
     print(f"Exported the encoder to {folder}; {loader}({str(folder)!r}) loads it.")
     if repo_id is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+UNFINISHED = ".unfinished"
 
 
 @contextmanager
@@ -16,6 +19,36 @@ def written_aside(file: Path) -> Iterator[Path]:
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     yield aside
     aside.replace(file)
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """Where to write what a model's folder is to hold; its weights come into it last, and half of it never.
+
+    The place is in the folder itself, which may be one that cannot be replaced: a mount, or where the user stands.
+
+    Args:
+        folder: new or `vacant`.
+
+    Yields:
+        An empty folder, which is called as `folder` is and lies in one that is called as its parent, for what goes by
+        the names.
+    """
+    whole, around = folder.resolve(), folder / UNFINISHED
+    shutil.rmtree(around, ignore_errors=True)
+    aside = around / whole.parent.name / whole.name
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for written in sorted(aside.iterdir(), key=lambda one: one.suffix == ".safetensors"):
+            written.rename(folder / written.name)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+
+
+def vacant(folder: Path) -> bool:
+    """Whether nothing is at a path but an empty folder, or what a `folder_written_aside` has left that was killed."""
+    return not folder.exists() or (folder.is_dir() and all(one.name == UNFINISHED for one in folder.iterdir()))
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -43,7 +43,7 @@ def export_encoder(
     """
     check_choice("pooling", pooling, POOLINGS)
     folder = Path(folder)
-    encoder = _save(model, tokenizer, folder)
+    encoder = _encoder_of(model)
     pooled = {
         "word_embedding_dimension": encoder.config.hidden_size,
         "pooling_mode_cls_token": pooling == "cls",
@@ -53,7 +53,8 @@ def export_encoder(
     }
     _write_modules(folder, "sentence_transformers.models", "Transformer", "Pooling", pooled)
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
-    write_export_card(folder, "encoder", source, encoder, max_text_length(tokenizer, encoder.config), pooling)
+    max_length = _save(encoder, tokenizer, folder)
+    write_export_card(folder, "encoder", source, encoder, max_length, pooling)
     return folder
 
 
@@ -80,28 +81,35 @@ def export_sparse_encoder(
         RetroMAEError: the encoder's family is not known.
     """
     folder = Path(folder)
-    encoder = _save(model, tokenizer, folder)
+    encoder = _encoder_of(model)
     pooled: dict[str, object] = {"pooling_strategy": "max", "activation_function": "relu"}
     _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", "SpladePooling", pooled)
     use = {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
     write_json(folder / "config_sentence_transformers.json", use)
-    write_export_card(folder, "sparse-encoder", source, encoder, max_text_length(tokenizer, encoder.config), None)
+    max_length = _save(encoder, tokenizer, folder)
+    write_export_card(folder, "sparse-encoder", source, encoder, max_length, None)
     return folder
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
-    """Save the encoder as a plain masked LM, and up to which length a text is read."""
-    encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
+def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    return model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
+
+
+def _save(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+    """Save up to which length a text is read, which is returned, and the encoder as a plain masked LM.
+
+    The weights come last: without them nothing loads that another file is missing of.
+    """
     max_length = max_text_length(tokenizer, encoder.config)
-    encoder.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    return encoder
+    tokenizer.save_pretrained(folder)
+    encoder.save_pretrained(folder)
+    return max_length
 
 
 def _write_modules(folder: Path, package: str, transformer: str, pooling: str, config: dict[str, object]) -> None:
     """Write the list of modules in the layout that every sentence-transformers with these modules reads."""
-    (folder / f"1_{pooling}").mkdir(exist_ok=True)
+    (folder / f"1_{pooling}").mkdir(parents=True, exist_ok=True)
     write_json(folder / f"1_{pooling}" / "config.json", config)
     write_json(
         folder / "modules.json",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,14 +18,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.embedders import model_fingerprint
 from ..retrieval.evaluation import BM25, SCHEMA
 from .card_pictures import draw_pictures, has_curve
-from .record import RECORD_FILE
+from .card_text import as_text, code
+from .record import RECORD_FILE, public_name
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "evaluation.json"
+NO_RESULTS = "none"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 MEASURES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall@100", "map@100": "MAP@100"}
@@ -61,20 +63,25 @@ def build_card(
         pictures: files beside the card that show its training.
         comparison: Markdown on how the model compares with others.
     """
+    data, python = card_data(record, results), {"repository": record.get("repository") or record["name"]}
+    prompts, max_length = record["model"]["prompts"], record["model"]["max_length"]
+    python |= {
+        "query": (prompts.get("query") or "") + "a query",
+        "passages": [(prompts.get("document") or "") + text for text in ("a passage", "another passage")],
+    }
+    record, results = as_text(record), as_text(results)
     tasks = {} if results is None else results["tasks"]
     measured = [measure for measure in MEASURES if any(measure in task["measures"] for task in tasks.values())]
-    prompts = record["model"]["prompts"]
-    max_length = record["model"]["max_length"]
     return ModelCard.from_template(
-        card_data(record, results),
+        data,
         template_path=str(TEMPLATE),
         record=record,
         repository=record.get("repository") or record["name"],
+        python={name: json.dumps(value) for name, value in python.items()},
+        code=code,
         summary=_summary(record),
         has_decoder=record["format"] == "checkpoint" and _decodings(record["stages"][-1:]) != {"none"},
-        length_option=f", max_length={max_length}" if max_length else "",
-        query_prompt=prompts.get("query") or "",
-        passage_prompt=prompts.get("document") or "",
+        length_option=f", max_length={max_length:d}" if max_length else "",
         pictures=pictures,
         curves=any(has_curve(stage["logs"]) for stage in record["stages"]),
         results=results,
@@ -86,14 +93,13 @@ def build_card(
         scientific="{:.2e}".format,
         seconds=lambda number: f"{number:,.0f} s" if number >= 10 else f"{number:.2f} s",
         energy=lambda stage: f"{kilowatt_hours(stage):.2g}",
-        python=json.dumps,
         title=lambda stage: f"{STAGES[stage['stage']][0]}: {stage_title(stage)}",
         start=_start,
         data=_data,
         training=_training,
         machine=_machine,
         settings=lambda stage: [
-            (name, _cell(value))
+            (name, code(value if isinstance(value, str) else json.dumps(value)))
             for name, value in (stage["objective"] | stage["training"]).items()
             if value is not None
         ],
@@ -180,7 +186,7 @@ def _summary(record: dict[str, Any]) -> str:
 def _start(stage: dict[str, Any]) -> str:
     if stage["start"] is None:
         return "random weights"
-    return f"`{stage['start']['name']}`{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
+    return f"{code(stage['start']['name'])}{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
 
 
 def _data(stage: dict[str, Any]) -> str:
@@ -188,10 +194,10 @@ def _data(stage: dict[str, Any]) -> str:
     if data["source"] == "pydocs":
         source = "`pydocs`, the docstrings of the Python packages that were installed where it was trained"
     elif data["on_hub"]:
-        parts = [f"{name} `{data[name]}`" for name in ("config", "split") if data.get(name)]
-        source = ", ".join([f"`{data['source']}` on the Hub", *parts])
+        parts = [f"{name} {code(data[name])}" for name in ("config", "split") if data.get(name)]
+        source = ", ".join([f"{code(data['source'])} on the Hub", *parts])
     else:
-        source = f"`{data['source']}`, a local file or folder"
+        source = f"{code(data['source'])}, a local file or folder"
     counts = [f"{data[name]:,} {name}" for name in ("documents", "passages", "rows", "tokens") if name in data]
     if "max_length" in data:
         counts.append(f"at most {data['max_length']:,} tokens each")
@@ -217,18 +223,12 @@ def _machine(stage: dict[str, Any]) -> str:
     return ", ".join([*parts, *(f"{package} {number}" for package, number in environment.items())])
 
 
-def _cell(value: Any) -> str:
-    """A value as a table's cell, whatever a user has put into it."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`"
-
-
 def _rows(name: str, task: dict[str, Any], measured: list[str]) -> Iterator[list[str]]:
     sizes = [f"{task['num_queries']:,}", f"{task['num_documents']:,}"]
     for who, measures in ((name, task["measures"]), (f"{name}, BM25", task.get(BM25, {}).get("measures"))):
         if measures is not None:
             values = [f"{measures[measure]:.3f}" if measure in measures else "-" for measure in measured]
-            yield [who.replace("|", "\\|"), *sizes, *values]
+            yield [who, *sizes, *values]
 
 
 def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
@@ -285,6 +285,7 @@ def write_card(
         Whether the card was written: somebody else's stays, and a warning says so.
     """
     folder = Path(folder)
+    text = str(build_card(record, results, draw_pictures(record["stages"], folder)))
     write_json(folder / RECORD_FILE, record)
     if results is None:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
@@ -298,7 +299,6 @@ def write_card(
             folder,
         )
         return False
-    text = str(build_card(record, results, draw_pictures(record["stages"], folder)))
     (folder / CARD_FILE).write_text(f"{text}\n\n<!-- made by retromae-hf: {_digest(text)} -->\n", encoding="utf-8")
     return True
 
@@ -322,23 +322,30 @@ def _digest(text: str) -> str:
 def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | None:
     """The results that a model's folder holds, with those of files of `retromae-hf evaluate` added; None without any.
 
-    Results of a model in another folder are pointed out: it may be a copy of this one, or a mistake.
+    Args:
+        folder: the model's.
+        files: names of files; "none" first leaves out what the folder holds.
+
+    Returns:
+        The results, which name no path of this machine.
 
     Raises:
-        RetroMAEError: a file cannot be read or holds something else, or results of BM25.
+        RetroMAEError: a file cannot be read, holds something else or results of another model.
     """
     kept = Path(folder) / RESULTS_FILE
+    anew = list(files[:1]) == [NO_RESULTS]
     found = None
-    for file in [*([str(kept)] if kept.is_file() else []), *files]:
+    for file in files[1:] if anew else [*([str(kept)] if kept.is_file() else []), *files]:
         with in_one_sentence(f"the results {file} cannot be read"):
             results = json.loads(Path(file).read_text(encoding="utf-8"))
         known = isinstance(results, dict) and results.get("schema") == SCHEMA and isinstance(results.get("tasks"), dict)
         if not known:
             raise RetroMAEError(f"{file} holds no results; name what retromae-hf evaluate --output has written")
-        if results.get("model") == BM25:
-            raise RetroMAEError(f"{file} holds results of BM25, not of this model")
-        evaluated = str(results.get("model"))
-        if file in files and os.path.isdir(evaluated) and not os.path.samefile(evaluated, folder):
-            logger.warning("%s holds results of %s; the card gives them as those of %s", file, evaluated, folder)
-        found = results | {"tasks": {**(found["tasks"] if found else {}), **results["tasks"]}}
+        name = public_name(str(results.get("model")))
+        if results.get("fingerprint") != model_fingerprint(str(folder)):
+            raise RetroMAEError(
+                f"{file} holds results of {name}, whose weights or modules are not those in {folder}; "
+                f"evaluate {folder} itself, or begin with --results {NO_RESULTS}, which takes out what its card has"
+            )
+        found = results | {"model": name, "tasks": {**(found["tasks"] if found else {}), **results["tasks"]}}
     return found

@@ -171,8 +171,16 @@ def new_record(
 def model_name(folder: str | Path) -> str:
     """What the model in a folder is called."""
     folder = Path(folder).resolve()
-    name = f"{folder.parent.name}-{folder.name}" if folder.name in COMMON_NAMES else folder.name
-    return " ".join(name.split())
+    common = folder.name in COMMON_NAMES and folder.parent != Path.home()  # whose name is the user's
+    return " ".join((f"{folder.parent.name}-{folder.name}" if common else folder.name).split())
+
+
+def public_name(name_or_path: str) -> str:
+    """What a model or a data set may be called in public: a name on the Hub as it is, of a path the last part."""
+    if Path(name_or_path).expanduser().exists():
+        return model_name(Path(name_or_path).expanduser())
+    parts = name_or_path.replace("\\", "/").rstrip("/").split("/")  # it may be of another machine
+    return name_or_path if len(parts) <= 2 and parts[0] not in ("", ".", "..", "~") else parts[-1]
 
 
 def describe_model(
@@ -207,18 +215,16 @@ def describe_source(source: str, config: str | None, split: str, **counts: int |
     known = {name: count for name, count in counts.items() if count is not None}
     if source == "pydocs":
         return {"source": source, "on_hub": False, **known}
-    path = Path(source).expanduser()
-    if path.exists():
-        return {"source": path.resolve().name, "on_hub": False, **known}
-    return {"source": source, "on_hub": True, "config": config, "split": split, **known}
+    if Path(source).expanduser().exists():
+        return {"source": public_name(source), "on_hub": False, **known}
+    return {"source": public_name(source), "on_hub": True, "config": config, "split": split, **known}
 
 
 def describe_start(name_or_path: str | None) -> dict[str, Any] | None:
     """A stage's `start`: the model that it started from, of a folder the name alone."""
     if name_or_path is None:
         return None
-    path = Path(name_or_path)
-    return {"name": model_name(path) if path.is_dir() else name_or_path, "on_hub": not path.is_dir()}
+    return {"name": public_name(name_or_path), "on_hub": not Path(name_or_path).is_dir()}
 
 
 def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from ..checkpoints.loading import load_checkpoint, load_config, load_tokenizer
 from ..checkpoints.onnx import compute_with_onnx, encoder_folder
@@ -24,6 +26,9 @@ from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, check_at_least
 from ..model.modeling_retromae import RetroMAEModel
 from ..model.pretrained_model import RetroMAEPreTrainedModel
+
+MODEL_FILES = ("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*")
+"""Files that make a model's embeddings what they are, and that whoever loads it from the Hub has in the cache."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,20 @@ def model_identity(name_or_path: str) -> str:
         files.append(path)
     stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{path.resolve()} {sorted(stats)}"
+
+
+def model_fingerprint(name_or_path: str) -> str:
+    """What tells a model from every other, wherever it lies: a digest of its weights and of the modules around them.
+
+    Args:
+        name_or_path: of a model that was loaded: a folder, an ONNX file in it, which stands for it, or a Hub name.
+    """
+    path = Path(encoder_folder(name_or_path) if name_or_path.endswith(".onnx") else name_or_path)
+    folder = path if path.is_dir() else Path(str(cached_file(name_or_path, "config.json"))).parent
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ The results, schema 1, are one object for a model:
     {
       "schema": 1,
       "model": "runs/mine/encoder",         as it was named; or "bm25"
+      "fingerprint": "5c1e...",             `model_fingerprint`, by which a card knows its results; null for "bm25"
       "tasks": {
         "scifact": {                        the folder's or the benchmark's name
           "num_queries": 300,               judged ones, which the measures are means over
@@ -42,7 +43,7 @@ from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
-from .embedders import Embedder, load_embedder, model_identity, process_state
+from .embedders import Embedder, load_embedder, model_fingerprint, model_identity, process_state
 from .embedding_shards import embed_to_shards
 from .measures import Run, mean_values, paired_test, score_queries, score_run
 from .nearest import BLOCK_DOCUMENTS, EXACT, FAISS, choose_search, import_faiss
@@ -146,7 +147,8 @@ def evaluate_model(
                     tag = BM25 if kind == BM25 else "_".join(Path(name_or_path).name.split())
                     write_trec_run(run, Path(run_dir) / f"{task.name}-{kind}.trec", tag)
             results[task.name] = describe(task, runs, searches.get(task.name), seconds)
-    return {"schema": SCHEMA, "model": name_or_path, "tasks": results}
+    fingerprint = model_fingerprint(name_or_path) if dense else None
+    return {"schema": SCHEMA, "model": name_or_path, "fingerprint": fingerprint, "tasks": results}
 
 
 def describe(

@@ -2,7 +2,8 @@
 
 Every objective starts from the same weights, sees the same passages in the same order for the same number of steps, is
 evaluated, fine-tuned in the same way and evaluated again, for every seed. What an objective has come to with a seed is
-a cell; its result is a file, so that a comparison that was cut off goes on with the cells that are missing.
+a cell; its result is a file, so that a comparison that was cut off goes on with the cells that are missing, and a
+training that a signal has stopped from the checkpoint that was saved then.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoints.starting_model import load_model_and_tokenizer
 from ..data.whole_files import write_json
 from ..publishing.export import export_encoder
+from ..publishing.record import seconds_of
 from ..retrieval.embedders import load_embedder
 from ..retrieval.evaluation import run_in_memory
 from ..retrieval.measures import score_queries
@@ -31,6 +34,8 @@ from ..retrieval.tasks import RetrievalTask
 from ..training.finetuning import finetune
 from ..training.pretraining import pretrain
 from ..training.pretraining_data import load_text
+from ..training.resuming.run_folder import lock_folder
+from ..training.resuming.saved_checkpoints import checkpoints, last_complete_checkpoint
 from .baselines import train_baseline
 from .comparison_recipe import Comparison, keep_recipe
 from .comparison_report import MEASURES, RESULT, STAGES, UNTRAINED, summarise
@@ -50,9 +55,15 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         The report, which is also in `results.json` of the comparison's folder.
 
     Raises:
-        RetroMAEError: the folder holds cells of another recipe; more objectives, seeds and tasks are welcome.
+        RetroMAEError: the folder holds cells of another recipe; more objectives, seeds and tasks are welcome. Or
+            another process fills it.
     """
     comparison.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(comparison.folder):
+        return _compare(comparison)
+
+
+def _compare(comparison: Comparison) -> dict[str, Any]:
     keep_recipe(comparison)
     data, _, _ = comparison.arguments(next(iter(comparison.objectives)), comparison.seeds[0])
     make_tokenizer(comparison)
@@ -105,7 +116,7 @@ def make_tokenizer(comparison: Comparison) -> None:
 def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
     """Train an encoder, and write down what it took."""
     folder = comparison.cell(objective, seed)
-    shutil.rmtree(folder, ignore_errors=True)  # of a cell that was cut off
+    shutil.rmtree(folder / ENCODERS["zero_shot"], ignore_errors=True)  # of a cell that was cut off
     encoder = folder / ENCODERS["zero_shot"]
     started = time.perf_counter()
     result: dict[str, Any] = {"objective": objective, "seed": seed, "tokens": 0, "logs": []}
@@ -116,6 +127,8 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
         start = comparison.cell(comparison.objectives[objective].get("start", UNTRAINED), seed) / encoder.name
         result |= train_baseline(kind, data, training_args, start, encoder)
     else:
+        if checkpoint := clear_but_for_a_checkpoint(folder / "checkpoint"):
+            started -= seconds_of(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
         trainer = pretrain(*comparison.arguments(objective, seed))
         export_encoder(trainer.model, trainer.processing_class, encoder, source=str(folder / "checkpoint"))
         result |= {"tokens": trainer.state.num_input_tokens_seen, "logs": trainer.state.log_history}
@@ -129,9 +142,20 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
 def finetune_cell(comparison: Comparison, folder: Path, seed: int) -> None:
     """Fine-tune a cell's encoder."""
     aside = folder / "finetuned-new"
+    clear_but_for_a_checkpoint(aside)
     finetune(*comparison.finetuning_arguments(str(folder / ENCODERS["zero_shot"]), str(aside), seed))
+    for checkpoint in checkpoints(aside):
+        shutil.rmtree(checkpoint)
     aside.rename(folder / ENCODERS["finetuned"])
     gc.collect()
+
+
+def clear_but_for_a_checkpoint(folder: Path) -> Path | None:
+    """Make room for a run, unless one that a signal has stopped can go on in the folder, from what is returned."""
+    checkpoint = last_complete_checkpoint(folder)
+    if checkpoint is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return checkpoint
 
 
 def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:

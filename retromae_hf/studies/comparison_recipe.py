@@ -82,7 +82,6 @@ class Comparison:
         values |= {
             "dataset": self.dataset,
             "output_dir": str(self.cell(objective, seed) / "checkpoint"),
-            "overwrite_output_dir": True,
             "seed": seed,
             "save_strategy": "no",
             "report_to": "none",
@@ -110,7 +109,6 @@ class Comparison:
             "model_name_or_path": encoder,
             "dataset": self.finetuning_dataset,
             "output_dir": output,
-            "overwrite_output_dir": True,
             "seed": seed,
             "save_strategy": "no",
             "report_to": "none",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
+from ..publishing.record import describe_environment
 from ..retrieval.evaluation import evaluate_bm25
 from ..retrieval.measures import paired_test
 from ..retrieval.tasks import RetrievalTask
@@ -62,7 +61,7 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
         for objective, results in cells.items()
     }
     return {
-        "environment": environment(),
+        "environment": describe_environment(comparison.arguments(comparison.reference, comparison.seeds[0])[2]),
         "recipe": {one.name: getattr(comparison, one.name) for one in fields(comparison) if one.name != "folder"},
         "tasks": {
             name: {
@@ -74,15 +73,6 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
             for name, task in tasks.items()
         },
         "objectives": rows,
-    }
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on beside the recipe."""
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        **{name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
     }
 
 

@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertTokenizer
 
-from retromae_hf import load_documents, tokenize_passages
+from retromae_hf import RetroMAEError, load_documents, tokenize_passages
 from retromae_hf.checkpoints.arguments import MODEL_OPTIONS
-from retromae_hf.commands.common import command
+from retromae_hf.commands.common import command, read_recipe
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.data.pydocs import load_held_out_pydocs
 
@@ -396,6 +396,32 @@ def test_bad_input_is_one_sentence_and_status_2(bad, line, message, capsys):
 def test_a_recipe_is_held_to_the_types_of_the_flags(bad, capsys):
     assert run(f"pretrain {bad['here']}/half.yaml {bad['train']}".replace(" --max_length 32", "")) == 2
     assert "invalid int value: '16.5'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pretrain", "compare"])
+@pytest.mark.parametrize(
+    ("first", "next_one"),
+    [("[x, x]", "[{0}, {0}, {0}]"), ("{x: 1}", "{{p: {0}, q: {0}}}"), ("{x: 1}", "{{<<: [{0}, {0}]}}")],
+    ids=["lists", "mappings", "merges"],
+)
+def test_aliases_of_aliases_are_refused_before_they_fill_the_memory(first, next_one, name, tmp_path, capsys):
+    recipe = tmp_path / "laughs.yaml"
+    lines = [f"a0: &a0 {first}", *(f"a{n}: &a{n} {next_one.format(f'*a{n - 1}')}" for n in range(1, 40))]
+    recipe.write_text("\n".join(lines))
+    assert run(f"{name} {recipe}") == 2
+    assert "where its aliases are written out" in capsys.readouterr().err
+
+
+def test_a_recipe_may_have_aliases_that_end(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: &base {max_steps: 3}\nother: {<<: *base, seed: 1}\nagain: *base\n")
+    assert read_recipe(str(recipe))["other"] == {"max_steps": 3, "seed": 1}
+    recipe.write_text("seeds: &again [*again]\n")
+    with pytest.raises(RetroMAEError, match="where its aliases are written out"):
+        read_recipe(str(recipe))
+    recipe.write_text(f"seed: 0x{'f' * 9999}\n")
+    with pytest.raises(RetroMAEError, match="cannot be read: Exceeds the limit"):
+        read_recipe(str(recipe))
 
 
 def test_other_columns_of_a_corpus_do_not_matter(texts, tmp_path):

@@ -9,6 +9,8 @@ import bad_inputs
 import publish
 import pytest
 
+from retromae_hf import RetroMAEError
+
 
 @pytest.fixture
 def as_it_was():
@@ -25,8 +27,13 @@ def test_every_bad_input_gets_a_sentence(as_it_was, one_thread):
 
 
 def test_what_is_no_sentence_is_seen():
+    def refuse():
+        raise RetroMAEError("the folder is not empty")
+
     for call in (lambda: None, lambda: 1 / 0, lambda: [][0]):
-        assert not bad_inputs._told(call)["told"]
+        assert not bad_inputs._told(call, "")["told"]
+    assert bad_inputs._told(refuse, "the folder")["told"]
+    assert not bad_inputs._told(refuse, "a pickle")["told"], "refused, but for another reason"
     assert "NOT" not in bad_inputs.conditions([{"told": True}])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from retromae_hf import RetroMAEError, RetroMAEModel, export_encoder, export_sparse_encoder
+from retromae_hf.commands.main import main
+from retromae_hf.publishing.record import read_record
 from retromae_hf.retrieval.embedders import embed
 
 
@@ -90,3 +93,47 @@ def test_it_loads_where_this_package_is_not_installed(folder):
 def test_an_unknown_pooling_is_refused(model, tokenizer, tmp_path):
     with pytest.raises(RetroMAEError, match="pooling='max' is unknown; choose one of cls, mean"):
         export_encoder(model, tokenizer, tmp_path, pooling="max")
+
+
+def test_an_export_that_is_killed_leaves_nothing_that_loads_and_is_repeated(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    line = f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder"
+    kill = (
+        "import os, sys; from retromae_hf.publishing import export; from retromae_hf.commands.main import main\n"
+        "export.write_export_card = lambda *unused: os.kill(os.getpid(), 9)\n"
+        f"main({line.split()!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", kill], capture_output=True, check=False).returncode == -9
+    with pytest.raises((OSError, ValueError)):
+        SentenceTransformer(str(tmp_path / "encoder"))
+    assert main(line.split()) == 0
+    assert SentenceTransformer(str(tmp_path / "encoder"))[1].pooling_mode == "cls"
+    assert read_record(tmp_path / "encoder")["name"] == f"{tmp_path.name}-encoder"
+    assert not (tmp_path / "encoder" / ".unfinished").exists()
+    assert main(line.split()) == 2, "a whole one is not written over"
+
+
+def test_half_of_what_export_encoder_writes_does_not_load(model, tokenizer, tmp_path, monkeypatch):
+    """Not with the mean over the tokens either, which sentence-transformers takes where nothing is said."""
+    monkeypatch.setattr(type(model.encoder), "save_pretrained", lambda encoder, folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_encoder(model, tokenizer, tmp_path / "encoder")
+    assert json.loads((tmp_path / "encoder" / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"]
+    assert (tmp_path / "encoder" / "modules.json").is_file()
+
+
+def test_one_of_several_processes_exports(model, tokenizer, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    export = f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder"
+    for rank, there in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(export.split()) == 0
+        assert (tmp_path / "encoder").exists() == there
+    card = tmp_path / "encoder" / "README.md"
+    card.unlink()
+    for rank, there in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["card", str(tmp_path / "encoder")]) == 0
+        assert card.exists() == there

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from transformers import TrainerState
 
 from retromae_hf.commands.main import main
-from retromae_hf.publishing.model_card import CARD_FILE, TEMPLATE, build_card, kilowatt_hours, read_results
+from retromae_hf.publishing.model_card import CARD_FILE, TEMPLATE, build_card, kilowatt_hours
 from retromae_hf.publishing.record import (
     MAX_LOGS,
     RECORD_FILE,
@@ -28,7 +28,9 @@ from retromae_hf.publishing.record import (
     describe_model,
     describe_source,
     describe_start,
+    model_name,
     new_record,
+    public_name,
     read_record,
     thin,
 )
@@ -221,10 +223,31 @@ def test_what_a_stream_does_not_tell_is_left_out(folders, tmp_path):
 
 def test_no_path_of_the_machine_is_told(folders):
     for folder in folders.values():
-        for file in (RECORD_FILE, CARD_FILE):
-            assert str(folders["checkpoint"].parent) not in (folder / file).read_text(encoding="utf-8").replace(
-                f"Evaluated as `{folders['finetuned']}`", ""
-            )
+        for file in [*folder.glob("[!_]*.json"), *folder.glob("*_*/*.json"), folder / CARD_FILE]:
+            assert str(folders["checkpoint"].parent) not in file.read_text(encoding="utf-8"), file
+    assert "Evaluated as `tuned`." in (folders["finetuned"] / CARD_FILE).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("me/my-encoder", "me/my-encoder"),
+        ("bert-base-uncased", "bert-base-uncased"),
+        ("/home/me/runs/mine/", "mine"),
+        ("../mine", "mine"),
+        ("runs/mine/encoder/onnx/model_int8.onnx", "model_int8.onnx"),
+        ("C:\\Users\\me\\mine", "mine"),
+        ("~/mine", "mine"),
+    ],
+)
+def test_of_a_path_the_last_part_is_told(named, told):
+    assert public_name(named) == told
+
+
+def test_a_model_in_the_home_folder_is_not_called_after_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert model_name(tmp_path / "encoder") == "encoder"
+    assert model_name(tmp_path / "mine" / "encoder") == "mine-encoder"
 
 
 def test_hub_names_become_base_model_and_datasets(encoder_config):
@@ -287,7 +310,11 @@ def test_other_weights_do_not_keep_old_results(folders, tmp_path):
     corpus = folders["checkpoint"].parent / "corpus.txt"
     line = f"pretrain --dataset {corpus} --output_dir {tmp_path} {PRETRAIN} --save_strategy steps --save_steps 6"
     assert run(line) == 0
-    assert run(f"card {tmp_path} --results {corpus.parent}/results.json") == 0
+    evaluated = (
+        f"evaluate --model_name_or_path {tmp_path} --dataset {corpus.parent}/zoo --output {tmp_path}/../own.json"
+    )
+    assert run(evaluated) == 0
+    assert run(f"card {tmp_path} --results {tmp_path}/../own.json") == 0
     evaluated = (tmp_path / CARD_FILE).read_text()
     assert "| zoo |" in evaluated
     assert run(line) == 0, "a run that is at its end"
@@ -301,7 +328,7 @@ def test_wrong_results_and_folders_are_refused(folders, tmp_path, capsys):
     for content, sentence in (
         ("[]", "holds no results"),
         ("{", "cannot be read"),
-        ('{"schema": 1, "model": "bm25", "tasks": {}}', "results of BM25"),
+        ('{"schema": 1, "model": "bm25", "tasks": {}}', "results of bm25, whose weights"),
     ):
         results.write_text(content)
         assert run(f"card {folders['finetuned']} --results {results}") == 2
@@ -319,13 +346,30 @@ def test_only_a_checkpoint_with_a_decoder_is_said_to_have_one(decoding, folders)
         assert (said in text) == (decoding == "enhanced")
 
 
-def test_results_of_another_folder_are_pointed_out(folders, tmp_path, caplog):
-    results = tmp_path / "results.json"
-    for folder, pointed_out in ((folders["finetuned"], False), (folders["encoder"], True)):
-        results.write_text(json.dumps({"schema": 1, "model": str(folder), "tasks": {}}))
-        caplog.clear()
-        read_results(folders["finetuned"], [str(results)])
-        assert (f"holds results of {folder}" in caplog.text) == pointed_out
+def test_results_of_another_model_are_refused_and_those_of_a_copy_are_not(folders, tmp_path, capsys):
+    results = f"{folders['finetuned'].parent}/results.json"
+    for folder in (folders["encoder"], folders["checkpoint"]):
+        before = (folder / CARD_FILE).read_text()
+        assert run(f"card {folder} --results {results}") == 2
+        assert "holds results of tuned, whose weights or modules are not those in" in capsys.readouterr().err
+        assert (folder / CARD_FILE).read_text() == before
+        assert not (folder / "evaluation.json").exists()
+    copy = Path(shutil.copytree(folders["finetuned"], tmp_path / "copy"))
+    assert run(f"card {copy} --results {results}") == 0
+    (pooling,) = copy.glob("*Pooling/config.json")
+    pooling.write_text(pooling.read_text().replace("cls", "mean"))
+    assert run(f"card {copy}") == 2, "the same weights, pooled otherwise"
+
+
+def test_results_can_be_taken_out_again(folders, tmp_path):
+    copy = Path(shutil.copytree(folders["finetuned"], tmp_path / "copy"))
+    assert run(f"card {copy} --results none") == 0
+    data = ModelCard.load(copy / CARD_FILE).data
+    assert data.eval_results is None
+    assert not (copy / "evaluation.json").exists()
+    assert run(f"card {copy} --results none {copy.parent}/none.json") == 2
+    assert run(f"card {copy} --results none {folders['finetuned'].parent}/results.json") == 0
+    assert "| zoo |" in (copy / CARD_FILE).read_text()
 
 
 def test_without_matplotlib_a_card_says_how_to_get_its_pictures(folders, tmp_path, monkeypatch):

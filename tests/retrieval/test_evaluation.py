@@ -68,7 +68,7 @@ def test_a_perfect_embedder_scores_1_and_collapse_is_not_rewarded(tmp_path):
 
 def test_results_have_the_documented_schema(encoder_folder, zoo):
     results = evaluate_model(encoder_folder, [zoo], bm25=True)
-    assert results.keys() == {"schema", "model", "tasks"}
+    assert results.keys() == {"schema", "model", "fingerprint", "tasks"}
     assert (results["schema"], results["model"]) == (1, encoder_folder)
     entry = results["tasks"]["zoo"]
     assert entry["measures"] == pytest.approx(evaluate_embedder(zoo, load_embedder(encoder_folder)))

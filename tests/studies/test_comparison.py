@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 from retromae_hf.commands.main import main
 from retromae_hf.studies import comparison as module
 from retromae_hf.studies.comparison_report import conditions, draw, table
+from retromae_hf.training.resuming.saving import SavingCallback
 
 RECIPE = {
     "seeds": [0, 1],
@@ -130,6 +134,45 @@ def test_cells_of_another_recipe_are_not_mixed_in(recipe, tmp_path, capsys):
     for changed, name in ((more_steps, "pretraining"), (other_ratio, "objective mlm")):
         assert main(["compare", write(changed, tmp_path)]) == 2
         assert f"differs in {name}; name another output_dir" in capsys.readouterr().err
+
+
+def test_a_cell_that_a_signal_stops_goes_on_where_it_stopped(recipe, tmp_path, capsys, caplog, monkeypatch):
+    recipe |= {"objectives": {"mlm": {"decoding": "none"}}, "seeds": [0]}
+    recipe["finetuning"] = recipe["finetuning"] | {"max_steps": 2}
+    asked = SavingCallback._all_stop
+
+    def stop_in_the_first(saving, args, state):
+        saving._asked = None if stopped else signal.SIGTERM
+        stopped.append(state.global_step)
+        return asked(saving, args, state)
+
+    monkeypatch.setattr(SavingCallback, "_all_stop", stop_in_the_first)
+    for stage in ("cells/untrained-0/finetuned-new", "cells/mlm-0/checkpoint"):
+        stopped = []
+        assert main(["compare", write(recipe, tmp_path)]) == 128 + signal.SIGTERM
+        assert f"the same command goes on from checkpoint-1 in {tmp_path}/out/{stage}" in capsys.readouterr().err
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    assert [record.args[1] for record in caplog.records if "goes on from there" in record.msg] == ["checkpoint-1"] * 2
+    result = json.loads((tmp_path / "out" / "cells" / "mlm-0" / "result.json").read_text())
+    assert [entry["step"] for entry in result["logs"] if "loss" in entry] == [1, 2]
+    assert list(tmp_path.glob("out/cells/*/*/checkpoint-*")) == []
+
+
+def test_one_comparison_at_a_time_fills_a_folder_and_in_one_process(recipe, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    lock = f"import fcntl; file = open({str(tmp_path / 'out' / '_lock')!r}, 'a'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{lock}; print('locked', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline()
+        assert main(["compare", write(recipe, tmp_path)]) == 2
+        assert f"another process trains in {tmp_path}/out at this moment" in capsys.readouterr().err
+        other.communicate(b"\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["compare", write(recipe, tmp_path)]) == 2
+    assert "compare fills its cells in one process" in capsys.readouterr().err
 
 
 def test_all_start_from_the_same_weights(recipe):

@@ -139,7 +139,7 @@ def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable
     if args.should_save:
         with in_one_sentence(f"output_dir={args.output_dir!r} cannot be written"):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder, wanted=args.process_index == 0)
+            lock = lock_folder(folder, wanted=args.process_index == 0)
     resume, again = str(args.resume_from_checkpoint or False), "the same command"
     void = bool((read_json(folder / RUN_FILE) or {}).get(OVERWRITTEN))
     if void and resume.lower() != "false" and (resume.lower() == "true" or _lies_in(resume, folder)):
@@ -212,7 +212,7 @@ def _lies_in(checkpoint: str, folder: Path) -> bool:
     return Path(checkpoint).resolve().parent == folder.resolve()
 
 
-def _lock(folder: Path, wanted: bool) -> TextIO:
+def lock_folder(folder: Path, wanted: bool = True) -> TextIO:
     """A file in the folder, which shows that it can be written to; locked where that is wanted.
 
     The lock ends with the process, however that ends; a loader's workers do not have it.

@@ -359,10 +359,15 @@ def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
             f"{config.model_type} takes the id {wanted} for padding, which the tokenizer has at "
             f"{tokenizer.pad_token_id}; use its own, or a new one of tokenizer_type bpe or unigram"
         )
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = vocabulary_size(tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = config.cls_token_id = tokenizer.cls_token_id
     config.eos_token_id = config.sep_token_id = tokenizer.sep_token_id
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows of embeddings that a tokenizer's ids need, among which there may be gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def max_text_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:

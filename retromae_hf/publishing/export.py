@@ -94,6 +94,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
     max_length = max_text_length(tokenizer, encoder.config)
     encoder.save_pretrained(folder)
+    tokenizer.padding_side = "right"  # the embedding is read at position 0, and positions are counted from there
     tokenizer.save_pretrained(folder)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     return encoder

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError
-from ..model.layout import encoder_place, is_modular
+from ..model.layout import encoder_place, find_file, is_modular
 from ..model.pretrained_model import RetroMAEPreTrainedModel, check_complete, without_load_report
 from ..model.trust import code_refused, open_config, read_config
 from .hub import loading
@@ -48,11 +48,11 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         loading(f"{name_or_path} holds no tokenizer that can be loaded"),
         code_refused(name_or_path, "its tokenizer asks for"),
     ):
+        place = encoder_place(name_or_path)
+        if find_file(name_or_path, "config.json", place) is not None:
+            read_config(name_or_path, place)  # a tokenizer alone has none
         tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path,
-            subfolder=encoder_place(name_or_path),
-            padding_side="right",
-            trust_remote_code=trust_remote_code,
+            name_or_path, subfolder=place, padding_side="right", trust_remote_code=trust_remote_code
         )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise RetroMAEError(f"{name_or_path} holds no tokenizer; save one there or name one")

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModel
 from ..model.errors import RetroMAEError, import_extra
 from ..model.layout import encoder_places, is_modular
 from ..model.pretrained_model import check_complete, without_load_report
-from ..model.trust import code_refused, read_config, safetensors_only
+from ..model.trust import check_weights, code_refused, read_config, safetensors_only
 from .hub import loading
 from .loading import is_checkpoint
 
@@ -37,7 +37,8 @@ def load_sentence_transformer(
     """
     import_extra("sentence_transformers", name_or_path, "retrieval")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
     if is_checkpoint(name_or_path, trust_remote_code):
         raise RetroMAEError(
@@ -62,7 +63,13 @@ def load_sentence_transformer(
             encoder = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
             pooling = Pooling(encoder.get_embedding_dimension(), "cls")
             model = SentenceTransformer(modules=[encoder, pooling], device=device)
-    parts = list(model.modules())
+        parts = list(model.modules())
+        for router in (part for part in parts if isinstance(part, Router)):
+            others = set(router.sub_modules) - {"query"}
+            if len(others) == 1 and others != {"document"}:  # whose name was free, "doc" for example
+                router.route_mappings.setdefault(("document", None), *others)
+            for encode in (model.encode_query, model.encode_document):
+                encode("text", show_progress_bar=False)  # that there is no route for it
     if any(isinstance(part, Pooling) and "cls" in part.pooling_mode for part in parts):
         for part in parts:
             if isinstance(part, Transformer):
@@ -71,13 +78,14 @@ def load_sentence_transformer(
 
 
 def _checked(name_or_path: str) -> AbstractContextManager[None]:
-    """Raise `RetroMAEError` where an encoder lacks weights; of one that needs code of its own `transformers` tells it.
+    """Raise `RetroMAEError` where an encoder is pickled or lacks weights; of one that needs code of its own `transformers` tells it.
 
     Returns:
         What to load the model in.
     """
     known = True
     for place in encoder_places(name_or_path):
+        check_weights(name_or_path, place)
         if read_config(name_or_path, place)["model_type"] in CONFIG_MAPPING:
             check_complete(AutoModel, name_or_path, subfolder=place, trust_remote_code=False)
         else:

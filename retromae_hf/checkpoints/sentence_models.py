@@ -78,7 +78,9 @@ def load_sentence_transformer(
 
 
 def _checked(name_or_path: str) -> AbstractContextManager[None]:
-    """Raise `RetroMAEError` where an encoder is pickled or lacks weights; of one that needs code of its own `transformers` tells it.
+    """Raise `RetroMAEError` where an encoder is pickled or lacks weights.
+
+    Of an encoder that needs code of its own `transformers` tells what it lacks.
 
     Returns:
         What to load the model in.

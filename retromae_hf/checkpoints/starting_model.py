@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.tokenizers import train_tokenizer
-from ..model.backbones import BACKBONES, backbone_for, fit_to_tokenizer, new_encoder_config, vocabulary_size
+from ..model.backbones import BACKBONES, backbone_for, fit_to_tokenizer, new_encoder_config
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..model.modeling_retromae import RetroMAEForPreTraining
@@ -43,8 +43,9 @@ def load_model_and_tokenizer(
     if tokenizer.mask_token_id is None:
         raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
     model = _load_model(args, source) if source else _new_model(args, encoder_config, tokenizer, max_length)
-    if args.resize_token_embeddings and vocabulary_size(tokenizer) > model.config.vocab_size:
-        model.resize_token_embeddings(vocabulary_size(tokenizer))
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if args.resize_token_embeddings and tokens > model.config.vocab_size:
+        model.resize_token_embeddings(tokens)
     check_vocabulary(tokenizer, model.config)
     limit = model.backbone.max_positions(model.config.encoder_config)
     if max_length > limit and args.extend_positions is None:
@@ -113,7 +114,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig)
 
     A model may have a few rows more than its tokenizer has tokens: some are padded to round numbers.
     """
-    tokens, rows = vocabulary_size(tokenizer), config.vocab_size
+    tokens, rows = max(tokenizer.get_vocab().values()) + 1, config.vocab_size
     if tokens > rows or tokens < 0.99 * rows:
         room = ", or make room for tokens that you added to it with --resize_token_embeddings true"
         raise RetroMAEError(

@@ -123,7 +123,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the encoder's vocabulary; its configuration, which is part of this one, follows."""
-        return self.encoder.resize_token_embeddings(*args, **kwargs)
+        return self.backbone.resize_vocabulary(self.encoder, *args, **kwargs)
 
 
 def load_encoder(name_or_path: str) -> PreTrainedModel:

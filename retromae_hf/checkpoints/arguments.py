@@ -59,6 +59,9 @@ class ModelArguments:
         default=None,
         metadata={"help": "Where max_length is over the checkpoint's positions, extend them: tile or interpolate."},
     )
+    resize_token_embeddings: bool = field(
+        default=False, metadata={"help": "Make room in the checkpoint for tokens that were added to the tokenizer."}
+    )
     decoding: str | None = field(
         default=None,
         metadata={"help": "enhanced, basic, condenser or none (MLM alone); default: the checkpoint's or enhanced."},

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError
-from ..model.pretrained_model import RetroMAEPreTrainedModel
-from ..model.trust import check_code, code_refused, read_config
+from ..model.layout import encoder_place, find_file, is_modular
+from ..model.pretrained_model import RetroMAEPreTrainedModel, check_complete, without_load_report
+from ..model.trust import code_refused, open_config, read_config
 from .hub import loading
 
 Checkpoint = TypeVar("Checkpoint", bound=RetroMAEPreTrainedModel)
 
 
 def load_config(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of any model.
+    """The configuration of any model; of a sentence-transformers model that of its first encoder.
 
     Raises:
-        RetroMAEError: there is none, or reading it takes code of the model's own and `trust_remote_code` is False.
+        RetroMAEError: there is none, it has sizes that no model has, or reading it takes code of the model's own and
+            `trust_remote_code` is False.
     """
     with loading(f"{name_or_path} holds no model that can be loaded"):
-        check_code(name_or_path, trust_remote_code)
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        return open_config(name_or_path, encoder_place(name_or_path), trust_remote_code)
+
+
+def is_checkpoint(name_or_path: str, trust_remote_code: bool = False) -> bool:
+    """Whether a model is a RetroMAE checkpoint, and not an encoder of another kind.
+
+    Raises:
+        RetroMAEError: it is neither, see `load_config`.
+    """
+    with loading(f"{name_or_path} holds no model that can be loaded"):
+        modular = is_modular(name_or_path)
+    return not modular and isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig)
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of any model.
+    """The tokenizer of any model, which pads behind the text: [CLS] is looked for at position 0.
 
     Raises:
         RetroMAEError: there is none, or it takes code of the model's own and `trust_remote_code` is False.
@@ -37,7 +48,12 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         loading(f"{name_or_path} holds no tokenizer that can be loaded"),
         code_refused(name_or_path, "its tokenizer asks for"),
     ):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        place = encoder_place(name_or_path)
+        if find_file(name_or_path, "config.json", place) is not None:
+            read_config(name_or_path, place)  # a tokenizer alone has none
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, subfolder=place, padding_side="right", trust_remote_code=trust_remote_code
+        )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise RetroMAEError(f"{name_or_path} holds no tokenizer; save one there or name one")
     return tokenizer
@@ -57,10 +73,6 @@ def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpo
             "(an exported encoder has no decoder any more)"
         )
     with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
-        model, info = model_class.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise RetroMAEError(
-            f"{name_or_path} lacks weights of a training checkpoint, {missing[0]} for one (RetroMAEModel saves the "
-            "encoder alone); name the folder that pretraining wrote"
-        )
-    return model
+        check_complete(model_class, name_or_path)
+        with without_load_report():
+            return model_class.from_pretrained(name_or_path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,7 +52,7 @@ def load_reference_checkpoint(
             the default, since the successor's decoder takes its queries so.
 
     Returns:
-        The model, in the dtype of the weights.
+        The model, in the dtype of the weights, or float32 where that is half precision.
 
     Raises:
         RetroMAEError: the file is missing or no safetensors file, or its weights are not those of such a model.
@@ -67,7 +68,7 @@ def load_reference_checkpoint(
     model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **config))
     dtypes = {weight.dtype for weight in renamed.values() if weight.is_floating_point()}
     if len(dtypes) == 1:
-        model.to(dtypes.pop())
+        model.to(torch.promote_types(dtypes.pop(), torch.float32))
     try:
         missing, unexpected = model.load_state_dict(renamed, strict=False)
     except RuntimeError as error:

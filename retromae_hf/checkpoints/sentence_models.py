@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from ..model.configuration_retromae import RetroMAEConfig
-from ..model.errors import RetroMAEError, import_extra, in_one_sentence
-from ..model.trust import code_refused, safetensors_only
-from .loading import load_config
+import torch
+from transformers import CONFIG_MAPPING, AutoModel
+
+from ..model.errors import RetroMAEError, import_extra
+from ..model.layout import encoder_places, is_modular
+from ..model.pretrained_model import check_complete, without_load_report
+from ..model.trust import check_weights, code_refused, read_config, safetensors_only
+from .hub import loading
+from .loading import is_checkpoint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 def load_sentence_transformer(
     name_or_path: str, trust_remote_code: bool = False, device: str | None = None
 ) -> SentenceTransformer:
-    """A sentence-transformers model, or an encoder of `transformers` with [CLS] pooling.
+    """A sentence-transformers model, or an encoder of `transformers` with [CLS] pooling, in float32.
 
     Args:
         name_or_path: a folder or a Hub name.
@@ -27,59 +32,82 @@ def load_sentence_transformer(
         device: where to; sentence-transformers' choice by default.
 
     Raises:
-        RetroMAEError: there is no such model, it is pickled or a training checkpoint, it needs code of its own without
-            `trust_remote_code`, or sentence-transformers is missing.
+        RetroMAEError: there is no such model, it is pickled or a training checkpoint, lacks weights, needs code of its
+            own without `trust_remote_code`, or sentence-transformers is missing.
     """
     import_extra("sentence_transformers", name_or_path, "retrieval")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from sentence_transformers.util import is_sentence_transformer_model
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
-    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
+    if is_checkpoint(name_or_path, trust_remote_code):
         raise RetroMAEError(
             f"{name_or_path} is a training checkpoint; make an encoder of it with retromae-hf export "
             f"--model_name_or_path {name_or_path} --output_dir FOLDER"
         )
-    options, code = {"use_safetensors": True}, {"trust_remote_code": trust_remote_code}
+    code = {"trust_remote_code": trust_remote_code}
+    options = {"use_safetensors": True, "dtype": torch.float32}
     with (
-        in_one_sentence(f"{name_or_path} holds no model that can be loaded"),
+        loading(f"{name_or_path} holds no model that can be loaded"),
         code_refused(name_or_path, "its modules ask for"),
         safetensors_only(name_or_path),
-        _filtering("transformers.modeling_utils", _is_worth_reading),
-        _filtering("sentence_transformers.base.modules.dense", _is_no_refusal),
+        _checked(name_or_path),
+        _no_other_activation(),
     ):
-        if is_sentence_transformer_model(name_or_path):
-            return SentenceTransformer(
+        if is_modular(name_or_path):
+            model = SentenceTransformer(
                 name_or_path, model_kwargs=options, device=device, trust_remote_code=trust_remote_code
             )
-        # Left to itself sentence-transformers takes the mean over the tokens, which none of these models was taught.
-        transformer = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
-        pooling = Pooling(transformer.get_embedding_dimension(), "cls")
-        return SentenceTransformer(modules=[transformer, pooling], device=device)
+        else:
+            # Left to itself sentence-transformers takes the mean over the tokens, which none of these was taught.
+            encoder = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
+            pooling = Pooling(encoder.get_embedding_dimension(), "cls")
+            model = SentenceTransformer(modules=[encoder, pooling], device=device)
+        parts = list(model.modules())
+        for router in (part for part in parts if isinstance(part, Router)):
+            others = set(router.sub_modules) - {"query"}
+            if len(others) == 1 and others != {"document"}:  # whose name was free, "doc" for example
+                router.route_mappings.setdefault(("document", None), *others)
+            for encode in (model.encode_query, model.encode_document):
+                encode("text", show_progress_bar=False)  # that there is no route for it
+    if any(isinstance(part, Pooling) and "cls" in part.pooling_mode for part in parts):
+        for part in parts:
+            if isinstance(part, Transformer):
+                part.tokenizer.padding_side = "right"  # where positions are counted from the first token on
+    return model.float()  # modules other than the encoder keep what they were stored in
+
+
+def _checked(name_or_path: str) -> AbstractContextManager[None]:
+    """Raise `RetroMAEError` where an encoder is pickled or lacks weights.
+
+    Of an encoder that needs code of its own `transformers` tells what it lacks.
+
+    Returns:
+        What to load the model in.
+    """
+    known = True
+    for place in encoder_places(name_or_path):
+        check_weights(name_or_path, place)
+        if read_config(name_or_path, place)["model_type"] in CONFIG_MAPPING:
+            check_complete(AutoModel, name_or_path, subfolder=place, trust_remote_code=False)
+        else:
+            known = False
+    return without_load_report() if known else nullcontext()
 
 
 @contextmanager
-def _filtering(name: str, is_shown: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Have a logger show what `is_shown` lets pass."""
-    logger = logging.getLogger(name)
-    logger.addFilter(is_shown)
+def _no_other_activation() -> Iterator[None]:
+    """Make an error of the warning that a Dense module's activation is not trusted and another one taken."""
+    logger = logging.getLogger("sentence_transformers.base.modules.dense")
+    logger.addFilter(_is_no_refusal)
     try:
         yield
     finally:
-        logger.removeFilter(is_shown)
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    """Whether a record is more than the report of `transformers` on weights that no embedding is made of."""
-    title, _, report = record.getMessage().partition("\n")
-    if "LOAD REPORT" not in title:
-        return True
-    rows = [line.split("|") for line in report.splitlines() if "|" in line][1:]  # behind the head of the table
-    return not all("UNEXPECTED" in status or "pooler." in weight for weight, status, *_ in rows)
+        logger.removeFilter(_is_no_refusal)
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """Raise the warning that an activation is not trusted and another one taken: embeddings would be others."""
+    """Raise the warning: embeddings would be others."""
     if "trust_remote_code=" in record.getMessage():
         raise ValueError(record.getMessage())
     return True

@@ -43,6 +43,9 @@ def load_model_and_tokenizer(
     if tokenizer.mask_token_id is None:
         raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
     model = _load_model(args, source) if source else _new_model(args, encoder_config, tokenizer, max_length)
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if args.resize_token_embeddings and tokens > model.config.vocab_size:
+        model.resize_token_embeddings(tokens)
     check_vocabulary(tokenizer, model.config)
     limit = model.backbone.max_positions(model.config.encoder_config)
     if max_length > limit and args.extend_positions is None:
@@ -111,8 +114,10 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: RetroMAEConfig)
 
     A model may have a few rows more than its tokenizer has tokens: some are padded to round numbers.
     """
-    tokens, rows = len(tokenizer), config.vocab_size
+    tokens, rows = max(tokenizer.get_vocab().values()) + 1, config.vocab_size
     if tokens > rows or tokens < 0.99 * rows:
+        room = ", or make room for tokens that you added to it with --resize_token_embeddings true"
         raise RetroMAEError(
             f"the tokenizer has {tokens} tokens and the model {rows}; use the tokenizer that belongs to the model"
+            f"{room if tokens > rows else ''}"
         )

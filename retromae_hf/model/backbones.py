@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
@@ -112,6 +112,10 @@ class Backbone:
         """Weight `[V, E]` and bias `[V]` of the output projection."""
         projection = encoder.get_output_embeddings()
         return projection.weight, projection.bias
+
+    def resize_vocabulary(self, encoder: PreTrainedModel, *args: Any, **options: Any) -> nn.Module:
+        """As `resize_token_embeddings` of `transformers`: word embeddings and output projection, bias included."""
+        return encoder.resize_token_embeddings(*args, **options)
 
     def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
         """Sizes of a decoder layer beside this encoder."""
@@ -275,6 +279,16 @@ class DebertaV2Backbone(Backbone):
             return super().output_projection(encoder)
         return encoder.get_input_embeddings().weight, encoder.lm_predictions.lm_head.bias
 
+    def resize_vocabulary(self, encoder: PreTrainedModel, *args: Any, **options: Any) -> nn.Module:
+        """See `Backbone`."""
+        if encoder.legacy:
+            return super().resize_vocabulary(encoder, *args, **options)
+        # transformers takes a layer within this head for its output projection.
+        embeddings = encoder.base_model.resize_token_embeddings(*args, **options)
+        rows, head = embeddings.num_embeddings, encoder.lm_predictions.lm_head
+        head.bias = nn.Parameter(pad(head.bias.data, (0, rows - len(head.bias))))
+        return embeddings
+
 
 class ModernBertBackbone(Backbone):
     """ModernBERT (arXiv 2412.13663): rotary positions, attention that alternates between near and far."""
@@ -359,7 +373,7 @@ def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
             f"{config.model_type} takes the id {wanted} for padding, which the tokenizer has at "
             f"{tokenizer.pad_token_id}; use its own, or a new one of tokenizer_type bpe or unigram"
         )
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = max(tokenizer.get_vocab().values()) + 1  # among the ids there may be gaps
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = config.cls_token_id = tokenizer.cls_token_id
     config.eos_token_id = config.sep_token_id = tokenizer.sep_token_id

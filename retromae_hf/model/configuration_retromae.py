@@ -15,8 +15,13 @@ PAIR_OBJECTIVES = ("nsp", "sop")
 DECODER_QUERIES = ("sum", "embedded")
 MAX_DECODER_LAYERS = 64
 """The papers have 1 and 2; a number far above is a broken file, and would be built layer by layer."""
-LARGEST = {"vocab_size": 10**7, "hidden_size": 10**6, "num_hidden_layers": 10**4, "max_position_embeddings": 10**8}
-"""Sizes of an encoder above which its configuration is a broken file."""
+LARGEST = {"labels": 10**5, "layers": 10**3, "group": 10**3, "position": 10**7, "vocab": 10**7, "hidden": 10**6}
+"""Sizes above which a configuration is a broken file, by a part of the field's name.
+
+A name is made for each label, a module for each layer and a number for each position, before any weight is looked at.
+"""
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
+"""What every encoder's configuration must have right."""
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
 
@@ -57,10 +62,28 @@ def check_replacement(mask_replace_prob: float, random_replace_prob: float) -> N
         raise RetroMAEError(f"mask_replace_prob and random_replace_prob add up to {sum(shares.values()):g}, over 1")
 
 
-def check_whole_number(name: str, value: object, largest: int) -> None:
+def check_whole_number(name: str, value: object, largest: float) -> None:
     """Raise `RetroMAEError` unless `value` is a whole number from 1 to `largest`."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
         raise RetroMAEError(f"{name}={value!r} must be a whole number from 1 to {largest:,}")
+
+
+def check_sizes(config: Mapping[str, Any], what: str) -> None:
+    """Raise `RetroMAEError` where a configuration, or one within it, has a size that would take all memory or time.
+
+    Args:
+        config: as it stands in config.json: the class's constructor makes lists as long as some of the sizes say.
+        what: the configuration, for the message.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping) and name.endswith("config"):
+            check_sizes(value, what)
+        elif isinstance(value, int) and value > (largest := _largest(name)):
+            raise RetroMAEError(f"{what}: {name}={value} is over {largest:,}, more than any model has; mend the file")
+
+
+def _largest(name: str) -> float:
+    return next((largest for part, largest in LARGEST.items() if part in name), math.inf)
 
 
 def read_encoder_config(config: Any) -> PreTrainedConfig:
@@ -79,17 +102,16 @@ def read_encoder_config(config: Any) -> PreTrainedConfig:
             raise RetroMAEError(
                 f"encoder_config has the model_type {model_type!r}, which is no encoder's; give 'bert' or another"
             )
-        if "num_labels" in config:  # a name is made for each
-            check_whole_number("encoder_config: num_labels", config["num_labels"], 10**5)
+        check_sizes(config, "encoder_config")
         with in_one_sentence(f"encoder_config is no configuration of a {model_type} model"):
             config = AutoConfig.for_model(**config)
     if not isinstance(config, PreTrainedConfig):
         raise RetroMAEError(
             f"encoder_config is a {type(config).__name__}; give a configuration, or the mapping that one saves"
         )
-    for name, largest in LARGEST.items():
+    for name in SIZES:
         if (size := getattr(config, name, None)) is not None:
-            check_whole_number(f"encoder_config: {name}", size, largest)
+            check_whole_number(f"encoder_config: {name}", size, _largest(name))
     return config
 
 

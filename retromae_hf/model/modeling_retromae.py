@@ -28,7 +28,7 @@ from .decoder import Decoder, PairHead, VisibleRows
 from .errors import RetroMAEError
 from .losses import grouped_cross_entropy
 from .masking import visibility_mask
-from .pretrained_model import RetroMAEPreTrainedModel, load_encoder, load_encoder_config
+from .pretrained_model import RetroMAEPreTrainedModel, load_encoder
 
 LONG_PASSAGE = 1024
 """Tokens up to which a passage's visibility mask is made as a whole."""
@@ -98,19 +98,20 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         """Start from any masked-LM checkpoint, with a new decoder.
 
         Args:
-            name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads, from safetensors.
+            name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads, from safetensors, or a model of
+                sentence-transformers with such an encoder in it.
             **config: fields of `RetroMAEConfig`.
 
         Returns:
             The model, in float32.
 
         Raises:
-            RetroMAEError: the encoder's family is not known, its weights are pickled, or the checkpoint is itself a
-                RetroMAE checkpoint.
+            RetroMAEError: the encoder's family is not known, weights of it are pickled or missing, or the checkpoint is
+                itself a RetroMAE checkpoint.
         """
-        encoder_config = load_encoder_config(name_or_path)
-        model = cls(RetroMAEConfig(encoder_config=encoder_config, **config))
-        model.encoder = load_encoder(name_or_path, encoder_config)
+        encoder = load_encoder(name_or_path)
+        model = cls(RetroMAEConfig(encoder_config=encoder.config, **config))
+        model.encoder = encoder
         return model
 
     def forward(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
 from .backbones import backbone_for
 from .configuration_retromae import RetroMAEConfig
 from .distributed import sharded_by_accelerate
 from .errors import RetroMAEError, in_one_sentence
+from .layout import encoder_place
 from .losses import linear_cross_entropy, token_accuracy
-from .trust import check_code, safetensors_only
+from .trust import open_config, safetensors_only
+
+logger = logging.getLogger(__name__)
 
 
 class RetroMAEPreTrainedModel(PreTrainedModel):
@@ -31,7 +38,8 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = backbone_for(config.encoder_config)
         with in_one_sentence(f"no {config.encoder_config.model_type} encoder can be made of this configuration"):
-            self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config)
+            # Its configuration may say in which precision the weights of another one were stored.
+            self.encoder = AutoModelForMaskedLM.from_config(config.encoder_config, dtype=torch.get_default_dtype())
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
 
     def post_init(self) -> None:
@@ -43,12 +51,16 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, from safetensors alone: a pickle can run code when it is read.
+        """As in `transformers`, from safetensors alone, and in float32 unless another `dtype` is asked for.
+
+        A pickle can run code when it is read, and half precision loses an optimizer's small steps.
 
         Raises:
             RetroMAEError: the weights are pickled.
         """
         kwargs["use_safetensors"] = True
+        if "torch_dtype" not in kwargs:  # the older name
+            kwargs.setdefault("dtype", torch.float32)
         with safetensors_only(pretrained_model_name_or_path or "", kwargs.get("subfolder") or ""):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -111,35 +123,99 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the encoder's vocabulary; its configuration, which is part of this one, follows."""
-        return self.encoder.resize_token_embeddings(*args, **kwargs)
+        return self.backbone.resize_vocabulary(self.encoder, *args, **kwargs)
 
 
-def load_encoder_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a masked LM.
+def load_encoder(name_or_path: str) -> PreTrainedModel:
+    """A masked LM from safetensors, in float32 whatever they hold: half precision loses an optimizer's small steps.
+
+    That of a sentence-transformers model is the first encoder in it. A head that the checkpoint does not have is new.
 
     Raises:
-        RetroMAEError: it is that of a RetroMAE checkpoint, or cannot be told without running code.
+        RetroMAEError: it is a RetroMAE checkpoint, cannot be told without running code, is pickled, or lacks weights.
     """
-    check_code(name_or_path, trust_remote_code=False)
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    place = encoder_place(name_or_path)
+    config = open_config(name_or_path, place)
     if isinstance(config, RetroMAEConfig):
         raise RetroMAEError(
             f"{name_or_path} is a RetroMAE checkpoint; continue it with RetroMAEForPreTraining.from_pretrained"
         )
-    return config
+    backbone_for(config)
+    # The backbones know the classes of transformers alone.
+    options = {"config": config, "subfolder": place, "trust_remote_code": False}
+    with safetensors_only(name_or_path, place):
+        if not check_complete(AutoModelForMaskedLM, name_or_path, **options):
+            logger.warning("the encoder in %s has no masked-LM head; a new one is trained", name_or_path)
+        with without_load_report():
+            return AutoModelForMaskedLM.from_pretrained(
+                name_or_path, dtype=torch.float32, use_safetensors=True, **options
+            )
 
 
-def load_encoder(name_or_path: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """A masked LM from safetensors, in float32 whatever they hold: half precision loses an optimizer's small steps.
+def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
+    """Compare the weights of a checkpoint with those of a model, by names and shapes: nothing else is read or made.
+
+    `transformers` itself makes random weights of what is missing, however large a configuration says that they are.
+
+    Args:
+        model_class: what is to be loaded, with `from_pretrained`.
+        name_or_path: from where.
+        **options: what `from_pretrained` takes.
+
+    Returns:
+        Whether the head of a masked LM is there, where the model has one; a new one can be trained. Nor is a pooler
+        needed, which no embedding is made of.
 
     Raises:
-        RetroMAEError: its weights are pickled.
+        RetroMAEError: weights are missing or have another shape.
     """
-    with safetensors_only(name_or_path):
-        return AutoModelForMaskedLM.from_pretrained(
+    with without_load_report():
+        model, info = model_class.from_pretrained(
             name_or_path,
-            config=config,
-            dtype=torch.float32,
+            device_map="meta",
             use_safetensors=True,
-            trust_remote_code=False,  # the backbones know the classes of transformers alone
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
         )
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise RetroMAEError(
+            f"{name_or_path} holds weights that do not fit its config.json: {name} has the shape {list(stored)} and "
+            f"should have {list(wanted)}"
+        )
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    tied = {name for name, source in model.all_tied_weights_keys.items() if source.startswith(encoder)}
+    head = {name for name in model.state_dict() if not name.startswith(encoder)} - tied
+    missing = set(info["missing_keys"])
+    has_head = not head or not head <= missing
+    needed = {name for name in (missing if has_head else missing - head) if not _is_spare(model, name)}
+    if needed:
+        raise RetroMAEError(
+            f"{name_or_path} lacks {len(needed)} of its model's weights, {min(needed)} for one, which would start at "
+            "random; name a folder that holds the whole model"
+        )
+    return has_head
+
+
+def _is_spare(model: PreTrainedModel, name: str) -> bool:
+    """Whether no embedding is made of a weight: a pooler's, or a decoder's behind an encoder such as T5's."""
+    return "pooler." in name or (model.config.is_encoder_decoder and name.startswith("decoder."))
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Without what `transformers` says of missing weights; `check_complete` says it."""
+    report = logging.getLogger("transformers.modeling_utils")
+    shows_progress = transformers_logging.is_progress_bar_enabled()
+    report.addFilter(_nothing)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        report.removeFilter(_nothing)
+        if shows_progress:
+            transformers_logging.enable_progress_bar()
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False

@@ -2,7 +2,8 @@
 
 A pickle runs what it likes when it is read, and so does code that comes with a model. An encoder's weights are read
 from safetensors alone, those of sentence-transformers' other modules as tensors alone, and code runs only where the
-user says so. `transformers` and, from version 6.2 on, sentence-transformers keep to that where they are told to.
+user says so. `transformers` and, from version 6.2 on, sentence-transformers keep to that where they are told to. A
+configuration is looked at before anything is made of it, which may take all memory.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_retromae import RetroMAEConfig, check_sizes
 from .errors import RetroMAEError, in_one_sentence
 
 TRUST_FLAG = "--trust_remote_code true"
@@ -50,28 +52,32 @@ def safetensors_only(name_or_path: str | Path, where: str = "") -> Iterator[None
         os.environ[TENSORS_ONLY] = before
 
 
-def read_config(name_or_path: str | Path) -> dict[str, Any]:
-    """A model's config.json as it stands; that there is none is an error of `transformers`.
+def read_config(name_or_path: str | Path, place: str = "") -> dict[str, Any]:
+    """The config.json in the folder `place` of a model, as it stands; that there is none is an error of `transformers`.
 
     Raises:
-        RetroMAEError: it is no JSON object.
+        RetroMAEError: it is no JSON object, or has sizes that no model has.
     """
-    config, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    config, _ = PreTrainedConfig.get_config_dict(name_or_path, subfolder=place)
     if not isinstance(config, dict):
         raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: its config.json is no JSON object")
+    if config.get("model_type") != RetroMAEConfig.model_type:  # which looks at its encoder's itself
+        check_sizes(config, f"config.json of {name_or_path}")
     return config
 
 
-def check_code(name_or_path: str, trust_remote_code: bool) -> None:
-    """Raise `RetroMAEError` where a model cannot be told from its configuration without running code that it brings.
+def open_config(name_or_path: str, place: str = "", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration in the folder `place` of a model.
 
     A model that brings code beside a type that `transformers` knows is loaded without that code.
+
+    Raises:
+        RetroMAEError: as `read_config`, or it cannot be told without running code and `trust_remote_code` is False.
     """
-    if trust_remote_code:
-        return
-    config = read_config(name_or_path)
-    if config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
+    config = read_config(name_or_path, place)
+    if not trust_remote_code and config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
         raise has_code(name_or_path, "config.json asks for by auto_map")
+    return AutoConfig.from_pretrained(name_or_path, subfolder=place, trust_remote_code=trust_remote_code)
 
 
 def _pickled(place: str, pickle: str) -> RetroMAEError:

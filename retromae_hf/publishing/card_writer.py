@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,9 +44,9 @@ def describe_sentence_transformer(model: SentenceTransformer) -> dict[str, Any]:
     modules: list[Any] = list(model)
     pooling = getattr(modules[1], "pooling_mode", None) if len(modules) == 2 else None
     return describe_model(
-        modules[0].auto_model.config,
+        getattr(model.transformers_model, "config", None),  # a static model has none, and reads all of a text
         sum(parameter.numel() for parameter in model.parameters()),
-        model.max_seq_length,
+        model.max_seq_length if model.max_seq_length != math.inf else None,
         pooling=pooling if pooling in ("cls", "mean") else None,
         similarity=model.similarity_fn_name,
         prompts={name: model.prompts.get(name) or "" for name in ("query", "document")},

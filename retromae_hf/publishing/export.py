@@ -102,6 +102,7 @@ def _save(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     """
     max_length = max_text_length(tokenizer, encoder.config)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    tokenizer.padding_side = "right"  # the embedding is read at position 0, and positions are counted from there
     tokenizer.save_pretrained(folder)
     encoder.save_pretrained(folder)
     return max_length

@@ -184,12 +184,12 @@ def public_name(name_or_path: str) -> str:
 
 
 def describe_model(
-    config: PreTrainedConfig, num_parameters: int | None, max_length: int | None, **use: Any
+    config: PreTrainedConfig | None, num_parameters: int | None, max_length: int | None, **use: Any
 ) -> dict[str, Any]:
     """A record's `model`.
 
     Args:
-        config: the encoder's.
+        config: the encoder's; None where there is none.
         num_parameters: of what is in the folder; None where nobody has counted.
         max_length: tokens that are read of a text.
         **use: pooling, similarity and prompts.

@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..checkpoints.loading import load_checkpoint, load_config, load_tokenizer
+from ..checkpoints.loading import is_checkpoint, load_checkpoint, load_tokenizer
 from ..checkpoints.onnx import compute_with_onnx, encoder_folder
 from ..checkpoints.sentence_models import load_sentence_transformer
 from ..data.text import head_of
 from ..model.backbones import max_text_length
-from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, check_at_least
+from ..model.layout import MODULES, find_file
 from ..model.modeling_retromae import RetroMAEModel
 from ..model.pretrained_model import RetroMAEPreTrainedModel
 
@@ -69,6 +69,7 @@ def embed(
             truncation=True,
             max_length=max_length or max_text_length(tokenizer, model.config.encoder_config),
             padding=True,
+            padding_side="right",
             return_tensors="pt",
         ).to(model.device)
         states = model.encode(batch["input_ids"], batch["attention_mask"])
@@ -108,7 +109,7 @@ def load_embedder(
     onnx_file = name_or_path if name_or_path.endswith(".onnx") else None
     if onnx_file is not None:
         name_or_path = str(encoder_folder(onnx_file))
-    if isinstance(load_config(name_or_path, trust_remote_code), RetroMAEConfig):
+    if is_checkpoint(name_or_path, trust_remote_code):
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
         return cosine_embedder(model, tokenizer, batch_size=batch_size, progress=progress)
@@ -142,9 +143,11 @@ def model_identity(name_or_path: str) -> str:
     path = Path(name_or_path).absolute()
     folder = encoder_folder(path) if path.suffix == ".onnx" else path
     if not folder.is_dir():
-        return f"{name_or_path} {getattr(load_config(name_or_path), '_commit_hash', None)}"
-    # Beside the weights, sentence-transformers keeps pooling and the like in JSON files of folders of their own.
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*_*/*.json"), *folder.glob("*.txt")]
+        file = find_file(name_or_path, MODULES) or find_file(name_or_path, "config.json")
+        return f"{name_or_path} {None if file is None else file.parent.name}"  # in the cache a revision has a folder
+    # sentence-transformers keeps modules in folders of their own, such as 1_Pooling, and weights in some of them.
+    places = [folder, *(place for place in folder.glob("[!_]*_*/**") if place.is_dir())]
+    files = [file for place in places for kind in ("safetensors", "json", "txt") for file in place.glob(f"*.{kind}")]
     if folder is not path:
         files.append(path)
     stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import TrainingArguments, set_seed
@@ -48,7 +48,8 @@ def finetune(
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
         run.take_data(rows)
     trainer = finetuning_trainer(args, training_args, model, rows)
-    stage = describe_finetuning(args, rows, int(model.max_seq_length or args.passage_length))
+    longest = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
+    stage = describe_finetuning(args, rows, int(longest))
     with describing(trainer, stage, args.model_name_or_path, card_args):
         run_and_save(trainer, run)
     return trainer
@@ -56,10 +57,14 @@ def finetune(
 
 def starting_encoder(args: FinetuneArguments) -> SentenceTransformer:
     """The model to train, which compares, reads and prompts texts as the arguments say."""
+    from sentence_transformers.base.modules import Transformer
+
     model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
     model.similarity_fn_name = args.similarity  # type: ignore[assignment]
     longest = max(args.query_length, args.passage_length)
-    model.max_seq_length = min(longest, model.max_seq_length or args.passage_length)
+    for part in model.modules():
+        if isinstance(part, Transformer):  # of which a router may have two, and a static model none
+            part.max_seq_length = min(longest, part.max_seq_length or args.passage_length)
     prompts = {"query": args.query_prompt, "document": args.passage_prompt}
     model.prompts |= {name: prompt for name, prompt in prompts.items() if prompt is not None}
     return model
@@ -74,6 +79,7 @@ def finetuning_trainer(
         RetroMAEError: the rows fill no batch, or an argument cannot be used.
     """
     from sentence_transformers import SentenceTransformerTrainer
+    from sentence_transformers.base.modules import Router
     from sentence_transformers.training_args import BatchSamplers
 
     if args.objective == "contrastive" and training_args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
@@ -85,6 +91,8 @@ def finetuning_trainer(
         **(dict.fromkeys(passages, args.passage_prompt) if args.passage_prompt else {}),
     } or None
     logger.info("%s rows with %d negatives each", f"{len(rows):,}", len(passages) - 1)
+    if any(isinstance(part, Router) for part in model):
+        training_args.router_mapping = {"query": "query", **dict.fromkeys(passages, "document")}
     batch = training_args.per_device_train_batch_size * training_args.world_size
     if training_args.dataloader_drop_last and len(rows) < batch:
         raise RetroMAEError(f"{len(rows)} rows fill no batch of {batch}; lower per_device_train_batch_size")
@@ -106,17 +114,20 @@ def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_process
         CachedMultipleNegativesRankingLoss,
         DistillKLDivLoss,
         MarginMSELoss,
+        MultipleNegativesRankingLoss,
     )
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from sentence_transformers.util import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
 
     if args.objective == "contrastive":
-        return CachedMultipleNegativesRankingLoss(
-            model,
-            scale=1 / args.temperature,
-            similarity_fct=cos_sim if args.similarity == "cosine" else dot_score,
-            mini_batch_size=args.mini_batch_size,
-            gather_across_devices=several_processes,
-        )
+        options: dict[str, Any] = {
+            "scale": 1 / args.temperature,
+            "similarity_fct": cos_sim if args.similarity == "cosine" else dot_score,
+            "gather_across_devices": several_processes,
+        }
+        if any(isinstance(part, StaticEmbedding) for part in model.modules()):  # its batches cannot be cut
+            return MultipleNegativesRankingLoss(model, **options)
+        return CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size, **options)
     pairwise = pairwise_cos_sim if args.similarity == "cosine" else pairwise_dot_score
     if args.objective == "kl":
         # The loss's own temperature would divide the teacher's scores too.

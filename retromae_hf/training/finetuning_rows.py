@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import Dataset, load_from_disk
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..model.errors import RetroMAEError
 from .arguments import MINERS, FinetuneArguments
@@ -74,6 +74,8 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
         rows = with_margins(rows)
     lengths = {name: args.query_length if name == "query" else args.passage_length for name in texts}
     prompts = {name: (args.query_prompt if name == "query" else args.passage_prompt) or "" for name in texts}
+    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # a static model, which reads all of a text
+        return rows
     return shorten(rows, model.tokenizer, lengths, prompts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import features_of
@@ -18,6 +20,8 @@ from retromae_hf import (
     export_sparse_encoder,
     extend_positions,
 )
+from retromae_hf.checkpoints.arguments import ModelArguments
+from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
 from retromae_hf.model.backbones import BACKBONES, backbone_for
 
 SIZES = {
@@ -47,11 +51,21 @@ def family_tokenizer(tokenizer) -> BertTokenizer:
     return BertTokenizer(vocab=vocabulary, model_max_length=32)
 
 
+def config_of(family, tokenizer, **options):
+    special = {"pad_token_id": 1, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    arguments = {**SIZES, "vocab_size": len(tokenizer), **special, **OTHERWISE.get(family, {}), **options}
+    return AutoConfig.for_model(family, **arguments)
+
+
 @pytest.fixture(params=BACKBONES)
 def encoder_config(request, family_tokenizer):
-    special = {"pad_token_id": 1, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
-    arguments = {**SIZES, "vocab_size": len(family_tokenizer), **special, **OTHERWISE.get(request.param, {})}
-    return AutoConfig.for_model(request.param, **arguments)
+    return config_of(request.param, family_tokenizer)
+
+
+@pytest.fixture(params=[*BACKBONES, "deberta-v2 with its other head"])
+def any_encoder_config(request, family_tokenizer):
+    family, _, other = request.param.partition(" ")
+    return config_of(family, family_tokenizer, **({"legacy": False} if other else {}))
 
 
 @pytest.fixture
@@ -191,6 +205,52 @@ def test_starting_from_a_checkpoint_keeps_its_weights(encoder_config, family_tok
     inputs = batch(model.config)
     kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     assert torch.equal(model.encoder(**kept).logits, encoder(**kept).logits)
+
+
+def test_an_encoder_without_a_head_gets_a_new_one(any_encoder_config, batch, tmp_path, caplog):
+    """One sentence says so; a part of the encoder or of its head that is missing is an error."""
+    encoder_config = any_encoder_config
+    plain = AutoModelForMaskedLM.from_config(encoder_config).eval()
+    plain.base_model.save_pretrained(tmp_path / "bare")
+    model = RetroMAEForPreTraining.from_encoder(str(tmp_path / "bare")).eval()
+    inputs = {name: tensor for name, tensor in batch(model.config).items() if name in ("input_ids", "attention_mask")}
+    assert torch.equal(model.encode(**inputs), plain.base_model(**inputs).last_hidden_state)
+    assert [record.message for record in caplog.records] == [
+        f"the encoder in {tmp_path / 'bare'} has no masked-LM head; a new one is trained"
+    ]
+    weights = plain.state_dict()
+    inside = [name for name in weights if name.startswith(plain.base_model_prefix)]
+    of_encoder = min(name for name in inside if "ayer" in name)
+    of_head = next(name for name in weights if name not in inside and weights[name].dim() == 2)
+    for name in (of_encoder, of_head):
+        plain.save_pretrained(tmp_path / "part", state_dict={one: weights[one] for one in weights if one != name})
+        with pytest.raises(RetroMAEError, match=f"lacks 1 of its model's weights, {name} for one"):
+            RetroMAEForPreTraining.from_encoder(str(tmp_path / "part"))
+
+
+def test_tokens_that_were_added_go_the_whole_way(any_encoder_config, batch, family_tokenizer, tmp_path):
+    encoder_config = any_encoder_config
+    AutoModelForMaskedLM.from_config(encoder_config).save_pretrained(tmp_path / "encoder")
+    tokenizer = copy.deepcopy(family_tokenizer)
+    tokenizer.add_tokens(["zorgblatt", "quux"])
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    started = ModelArguments(str(tmp_path / "encoder"), resize_token_embeddings=True)
+    model, _ = load_model_and_tokenizer(started, [], 32)
+    assert model.config.vocab_size == len(tokenizer) == encoder_config.vocab_size + 2
+    with pytest.raises(RetroMAEError, match="make room for tokens that you added to it with --resize_token_embeddings"):
+        load_model_and_tokenizer(ModelArguments(str(tmp_path / "encoder")), [], 32)
+    inputs = batch(model.config)
+    inputs["input_ids"][0, 1] = inputs["labels"][0, 1] = inputs["decoder_labels"][0, 1] = len(tokenizer) - 1
+    loss = model.eval()(**inputs).loss
+    assert loss.isfinite()
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again, _ = load_model_and_tokenizer(ModelArguments(str(tmp_path / "saved")), [], 32)
+    assert torch.equal(again.eval()(**inputs).loss, loss)
+    export_encoder(model, tokenizer, tmp_path / "exported")
+    kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "exported").eval()
+    assert torch.equal(exported(**kept).logits, model.encoder(**kept).logits)
 
 
 def test_resizing_the_vocabulary_keeps_it_tied(encoder_config, batch):

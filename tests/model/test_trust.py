@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dense, Router
 from transformers import AutoModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from retromae_hf import (
@@ -192,6 +192,33 @@ def test_a_pickled_module_is_read_as_tensors_alone(weights, read, exported, tmp_
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("layout", ["2_Asym/config.json", "2_Router/router_config.json"])
+@pytest.mark.parametrize(("weights", "read"), [("tensors", True), ("code", False)])
+def test_a_pickled_module_of_a_router_is_read_as_tensors_alone(layout, weights, read, exported, tmp_path):
+    """Its types stand in one of two files; a legacy router's routes have names of their own."""
+    mark, folder = tmp_path / "mark", tmp_path / "routed"
+    model = load_sentence_transformer(str(exported), device="cpu")
+    model.append(Router({"query": [Dense(32, 8)], "doc": [Dense(32, 8)]}, allow_empty_key=False))
+    model.save_pretrained(str(folder), create_model_card=False)
+    place = layout.partition("/")[0]
+    (folder / "2_Router").rename(folder / place)
+    (folder / place / "router_config.json").rename(folder / layout)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2] |= {"path": place, "type": "sentence_transformers.models.Asym"}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for route, module in model[2].sub_modules.items():
+        (folder / place / f"{route}_0_Dense" / "model.safetensors").unlink()
+        pickled = module[0].state_dict() if weights == "tensors" else Marking(mark)
+        torch.save(pickled, folder / place / f"{route}_0_Dense" / "pytorch_model.bin")
+    if read:
+        loaded = load_sentence_transformer(str(folder), device="cpu")
+        assert (loaded.encode_document("hello") == model.encode("hello", task="doc")).all()
+    else:
+        with pytest.raises(RetroMAEError, match=r"a pickle such as pytorch_model\.bin is not read"):
+            load_sentence_transformer(str(folder))
+    assert not mark.exists()
+
+
 def test_a_configuration_that_is_code_runs_where_it_is_trusted_alone(exported, code):
     source, mark = code
     (exported / "own.py").write_text(
@@ -288,7 +315,7 @@ def test_an_encoder_that_was_saved_alone_is_no_checkpoint_to_go_on_from(model, t
     """Its decoder would be a random one, after a warning at most."""
     model.save_pretrained(tmp_path / "whole")
     RetroMAEModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "encoder")
-    with pytest.raises(RetroMAEError, match=r"lacks weights of a training checkpoint, decoder\S+ for one"):
+    with pytest.raises(RetroMAEError, match=r"lacks 16 of its model's weights, decoder\S+ for one"):
         load_checkpoint(RetroMAEForPreTraining, str(tmp_path / "encoder"))
     for folder in ("whole", "encoder"):
         assert isinstance(load_checkpoint(RetroMAEModel, str(tmp_path / folder)), RetroMAEModel)

@@ -17,7 +17,8 @@ from typing import Any
 AUTO_CLASSES = "transformers.models.auto.configuration_auto"
 """The first of the Auto classes' modules to be imported, whichever of them is asked for."""
 
-PACKAGE = __name__.partition(".")[0]
+WAITED_FOR = (__name__.partition(".")[0], "transformers")
+"""Packages of which no file may be half imported when the classes are registered: their files need each other."""
 
 
 def register_auto_classes() -> None:
@@ -48,14 +49,14 @@ def register_with_transformers() -> None:
 
 
 class _RegisterInTime(MetaPathFinder):
-    """Registers once the Auto classes are there and none of this package's files, which need them, is half imported."""
+    """Registers once the Auto classes are there and no file of `WAITED_FOR` is half imported."""
 
     def __init__(self) -> None:
         self.under_way = 0
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec of the Auto classes' module, or of one of this package, whose loader counts; None for others."""
-        if fullname != AUTO_CLASSES and not fullname.startswith(f"{PACKAGE}."):
+        """The spec of a file of `WAITED_FOR`, whose loader counts; None for others."""
+        if fullname.partition(".")[0] not in WAITED_FOR:
             return None
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:

@@ -178,8 +178,9 @@ def test_its_results_are_in_the_schema_of_the_command(tmp_path):
 
 
 def test_its_flags_exist(capsys):
-    # of accelerate launch and torchrun, and of examples
+    # of accelerate launch and torchrun, of examples, and of hf upload
     known = {"--num_processes", "--mixed_precision", "--config_file", "--standalone", "--nproc_per_node", "--folder"}
+    known.add("--exclude")
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help-all"])

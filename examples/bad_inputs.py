@@ -100,12 +100,12 @@ COMMANDS = [
     (
         "a model that brings code",
         f"evaluate --model_name_or_path {{here}}/coded {TASK}",
-        "{here}/coded brings code of its own, which config.json asks for",
+        "{here}/coded brings code of its own, which its modules ask for",
     ),
     (
         "a model that brings code",
         f"finetune --model_name_or_path {{here}}/coded {PAIRS}",
-        "{here}/coded brings code of its own, which config.json asks for",
+        "{here}/coded brings code of its own, which its modules ask for",
     ),
     (
         "a model of another kind, which brings code",
@@ -120,7 +120,7 @@ COMMANDS = [
     (
         "a model that brings code",
         "search {here}/coded anything",
-        "{here}/coded brings code of its own, which config.json asks for",
+        "{here}/coded brings code of its own, which its modules ask for",
     ),
     (
         "a tokenizer that brings code",
@@ -160,7 +160,7 @@ COMMANDS = [
     (
         "a configuration that is no JSON",
         f"evaluate --model_name_or_path {{here}}/odd-config {TASK}",
-        "config.json' is not a valid JSON",
+        "{here}/odd-config holds no model that can be loaded",
     ),
     ("no model at all", f"evaluate --model_name_or_path {{here}}/nowhere {TASK}", "{here}/nowhere holds no model"),
     (
@@ -168,8 +168,50 @@ COMMANDS = [
         f"pretrain {TRAIN} --max_steps 4 --resume_from_checkpoint {{here}}/coded-run",
         "optimizer, scheduler or generator state that is broken or more than tensors",
     ),
+    (
+        "a configuration with a milliard labels",
+        f"evaluate --model_name_or_path {{here}}/labels {TASK}",
+        "num_labels=1000000000",
+    ),
+    (
+        "a configuration with a million layers",
+        f"pretrain {TRAIN} --config_name {{here}}/layers",
+        "num_hidden_layers=1000000",
+    ),
+    (
+        "an encoder that lacks weights",
+        f"pretrain {TRAIN} --model_name_or_path {{here}}/incomplete",
+        "attention.self.query",
+    ),
+    (
+        "an encoder that lacks weights",
+        f"evaluate --model_name_or_path {{here}}/incomplete {TASK}",
+        "attention.self.query",
+    ),
+    (
+        "an encoder that lacks weights",
+        f"finetune --model_name_or_path {{here}}/incomplete {PAIRS}",
+        "attention.self.query",
+    ),
+    ("a static model", f"pretrain {TRAIN} --model_name_or_path {{here}}/static", "{here}/static"),
+    (
+        "tokens that were added to a tokenizer",
+        f"pretrain {TRAIN} --model_name_or_path {{here}}/added",
+        "--resize_token_embeddings true",
+    ),
     # text
-    ("a UTF-16 file", f"pretrain {TRAIN} --dataset {{here}}/utf16.txt", "{here}/utf16.txt is not UTF-8"),
+    ("a UTF-16 file", f"pretrain {TRAIN} --dataset {{here}}/utf16.txt", "{here}/utf16.txt is UTF-16"),
+    ("a split that is not there", f"pretrain {TRAIN} --dataset {{here}}/splits --dataset_split dev", "train, test"),
+    (
+        "a split of a single file",
+        f"pretrain {TRAIN} --dataset_split validation",
+        "dataset_split='validation' is unknown",
+    ),
+    ("a configuration of a file", f"pretrain {TRAIN} --dataset_config_name en", "dataset_config_name='en' is unknown"),
+    ("a split of pydocs", f"pretrain {TRAIN} --dataset pydocs --dataset_split test", "dataset_split='test'"),
+    ("half a packed file", f"pretrain {TRAIN} --dataset {{here}}/cut.jsonl.gz", "{here}/cut.jsonl.gz cannot be read"),
+    ("a .csv of its header alone", f"pretrain {TRAIN} --dataset {{here}}/head.csv", "holds no documents"),
+    ("no text in sound lines", f"pretrain {TRAIN} --dataset {{here}}/no-text.jsonl", "has no column 'text'"),
     ("a Latin-1 file", f"pretrain {TRAIN} --dataset {{here}}/latin.txt", "{here}/latin.txt is not UTF-8"),
     ("an empty file", f"pretrain {TRAIN} --dataset {{here}}/empty.txt", "{here}/empty.txt holds no documents"),
     ("white space alone", f"pretrain {TRAIN} {SMALL} --dataset {{here}}/white.txt", "no passage with a token in it"),
@@ -197,7 +239,11 @@ COMMANDS = [
         "{here}/numbers.jsonl line 1 holds no text",
     ),
     ("half a parquet file", f"pretrain {TRAIN} --dataset {{here}}/half.parquet", "{here}/half.parquet cannot be read"),
-    ("a .csv of ragged rows", f"pretrain {TRAIN} --dataset {{here}}/ragged.csv", "{here}/ragged.csv cannot be read"),
+    (
+        "a .csv of ragged rows",
+        f"pretrain {TRAIN} --dataset {{here}}/ragged.csv",
+        "{here}/ragged.csv line 2 has 2 values",
+    ),
     ("a column that is not there", f"pretrain {TRAIN} --text_column body", "no column 'body'"),
     # arguments and recipes
     (
@@ -218,6 +264,19 @@ COMMANDS = [
     ("a share that is no number", f"pretrain {TRAIN} --encoder_mask_ratio nan", "encoder_mask_ratio=nan"),
     ("a share above 1", f"pretrain {TRAIN} --decoder_mask_ratio 1.5", "decoder_mask_ratio=1.5"),
     ("an unknown flag", f"pretrain {TRAIN} --no_such_flag 1", "unknown arguments: --no_such_flag"),
+    (
+        "a schedule without its arguments",
+        f"pretrain {TRAIN} --model_name_or_path {{encoder}} --lr_scheduler_type cosine_with_min_lr",
+        "min_lr",
+    ),
+    (
+        "an optimizer of a package that is absent",
+        f"pretrain {TRAIN} --model_name_or_path {{encoder}} --optim adamw_bnb_8bit",
+        "bitsandbytes",
+    ),
+    ("a flag's old name", f"pretrain {TRAIN} --evaluation_strategy no", "is --eval_strategy"),
+    ("a flag's old name", f"pretrain {TRAIN} --group_by_length true", "is --train_sampling_strategy"),
+    ("a token that would be saved", f"pretrain {TRAIN} --hub_token x", "hub_token"),
     ("a negative learning rate", f"pretrain {TRAIN} --learning_rate -1", "learning_rate=-1.0"),
     # evaluation
     (
@@ -250,6 +309,15 @@ COMMANDS = [
         "evaluate --model_name_or_path bm25 --dataset {here}/task-grade",
         "{here}/task-grade/qrels/test.tsv line 2",
     ),
+    ("half a grade", "evaluate --model_name_or_path bm25 --dataset {here}/task-half", "test.tsv line 1 is not"),
+    (
+        "a grade of a milliard",
+        "evaluate --model_name_or_path bm25 --dataset {here}/task-huge",
+        "test.tsv line 1 is not",
+    ),
+    ("an empty id", "evaluate --model_name_or_path bm25 --dataset {here}/task-nameless", "the document id ''"),
+    ("an id of null", "evaluate --model_name_or_path bm25 --dataset {here}/task-null", "corpus.jsonl line 1 is not"),
+    ("a surrogate in an id", "evaluate --model_name_or_path bm25 --dataset {here}/task-surrogate", "cannot be scored"),
     (
         "a run folder that is a file",
         f"evaluate --model_name_or_path bm25 {TASK} --run_dir {{here}}/good.txt",
@@ -258,9 +326,28 @@ COMMANDS = [
     ("a way of searching that is none", f"evaluate --model_name_or_path bm25 {TASK} --search fast", "search='fast'"),
     ("batches of nothing", f"evaluate --model_name_or_path bm25 {TASK} --batch_size 0", "batch_size=0"),
     # fine-tuning
-    ("a single column", f"finetune {TUNE} --dataset {{here}}/good.jsonl", "{here}/good.jsonl has the columns text"),
+    (
+        "two columns for the query",
+        f"finetune {TUNE} --dataset {{here}}/two-queries.jsonl",
+        "several columns for the query",
+    ),
+    ("names that do not tell", f"finetune {TUNE} --dataset {{here}}/odd-names.jsonl", "do not tell the positive"),
+    ("ids for texts", f"finetune {TUNE} --dataset {{here}}/ids-alone.jsonl", "do not tell the query and the positive"),
+    ("numbers for texts", f"finetune {TUNE} --dataset {{here}}/number-pairs.jsonl", "which is no text"),
+    ("a .tsv of ids", f"finetune {TUNE} --dataset {{here}}/ids.tsv", "is no text but '1'"),
+    ("a .tsv of ids with a header", f"finetune {TUNE} --dataset {{here}}/headed-ids.tsv", "do not tell"),
+    ("graded pairs", f"finetune {TUNE} --dataset {{here}}/graded.jsonl", "does not tell whether a pair matches"),
+    ("pairs that do not match", f"finetune {TUNE} --dataset {{here}}/false-pairs.jsonl", "holds no rows to train on"),
+    (
+        "a teacher for mined negatives",
+        f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --hard_negatives bm25 --objective kl",
+        "mined negatives have not",
+    ),
+    ("endless brackets", f"{JUDGED} --hard_negatives {{here}}/deep.jsonl", "{here}/deep.jsonl line 1 is not JSON"),
+    ("negatives that are a list", f"{JUDGED} --hard_negatives {{here}}/listed.jsonl", "is not a JSON object with"),
+    ("a single column", f"finetune {TUNE} --dataset {{here}}/good.jsonl", "the columns of {here}/good.jsonl, text"),
     ("triples of two widths", f"finetune {TUNE} --dataset {{here}}/ragged.tsv", "{here}/ragged.tsv line 2"),
-    ("a broken file of negatives", f"{JUDGED} --hard_negatives {{here}}/broken.jsonl", "{here}/broken.jsonl line 1"),
+    ("a broken file of negatives", f"{JUDGED} --hard_negatives {{here}}/broken.jsonl", "{here}/broken.jsonl line 2"),
     (
         "negatives of other documents",
         f"{JUDGED} --hard_negatives {{here}}/foreign.jsonl",
@@ -370,7 +457,7 @@ def python_cases(here: Path, run: Path) -> dict[str, tuple[Callable[[], Any], st
         "load_documents of numbers": (lambda: load_documents([1, 2]), "neither a string nor a mapping"),
         "load_documents of text and numbers": (
             lambda: load_documents([{"text": "a"}, {"text": 5}]),
-            "rows that are not alike",
+            "the corpus row 2 holds no text in 'text'",
         ),
         "load_documents of a path with a NUL byte": (lambda: load_documents("a\0b.txt"), r"a\x00b.txt does not exist"),
         "load_documents of a path that is too long": (lambda: load_documents("/" + "a" * 5000), "File name too long"),

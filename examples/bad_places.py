@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
 from transformers import AutoModel, PreTrainedTokenizerBase, set_seed
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining, export_encoder
@@ -80,9 +82,22 @@ def _texts(here: Path) -> None:
         "all-broken.jsonl": b"text\n" * 3,
         "numbers.jsonl": b'{"text": 1}\n{"text": 2}\n',
         "half.parquet": b"PAR1 half a file",
-        "ragged.csv": b"text,other\na,b\nc,d,e,f\n",
+        "ragged.csv": b"text\nHello, world\n",
+        "head.csv": b"text\n",
+        "no-text.jsonl": b'{"body": "a"}\n{"body": \n',
+        "cut.jsonl.gz": gzip.compress(b'{"text": "a b"}\n' * 99)[:30],
         "ragged.tsv": b"query\tpositive\tnegative\nquery\tpositive\n",
         "pairs.jsonl": b'{"query": "fox", "positive": "the fox"}\n' * 4,
+        "two-queries.jsonl": b'{"anchor": "a", "query": "b", "positive": "c"}\n' * 4,
+        "odd-names.jsonl": b'{"anchor": "a", "hit": "b", "miss": "c"}\n' * 4,
+        "ids-alone.jsonl": b'{"query_id": "a", "positive_id": "b"}\n' * 4,
+        "number-pairs.jsonl": b'{"query": 1, "positive": 2}\n' * 4,
+        "graded.jsonl": b'{"sentence1": "a", "sentence2": "b", "score": 3.2}\n' * 4,
+        "false-pairs.jsonl": b'{"query": "a", "positive": "b", "label": 0}\n' * 4,
+        "ids.tsv": b"1\t2\t3\n",
+        "headed-ids.tsv": b"qid\tpid\n1\t2\n",
+        "deep.jsonl": b"[" * 100_000,
+        "listed.jsonl": b'[{"query_id": "q1", "negative_ids": ["d2"]}]\n',
         "foreign.jsonl": b'{"query_id": "q9", "negative_ids": ["d9"]}\n',
         "negatives.jsonl": b'{"query_id": "q1", "positive_id": "d1", "negative_ids": ["d2", "d3"]}\n',
         "scores.jsonl": b"[1.0, 0.5]\n",
@@ -91,6 +106,9 @@ def _texts(here: Path) -> None:
     for name, content in files.items():
         (here / name).write_bytes(content)
     (here / "nothing").mkdir()
+    (here / "splits").mkdir()
+    for split in ("train", "test"):
+        (here / "splits" / f"{split}.txt").write_text(text, encoding="utf-8")
     (here / "circle.txt").symlink_to(here / "circle-2.txt")
     (here / "circle-2.txt").symlink_to(here / "circle.txt")
 
@@ -110,6 +128,11 @@ def _tasks(here: Path) -> None:
         "task-twice": {"corpus.jsonl": good["corpus.jsonl"] * 2},
         "task-foreign": {"qrels/test.tsv": "q1\td8\t1\n"},
         "task-grade": {"qrels/test.tsv": "q1\td1\t1\nq1\td2\tgood\n"},
+        "task-half": {"qrels/test.tsv": "q1\td1\t0.5\n"},
+        "task-huge": {"qrels/test.tsv": "q1\td1\t1000000000\n"},
+        "task-nameless": {"corpus.jsonl": good["corpus.jsonl"] + '{"_id": "", "text": "a"}\n'},
+        "task-null": {"corpus.jsonl": '{"_id": null, "text": "a"}\n'},
+        "task-surrogate": {"corpus.jsonl": good["corpus.jsonl"] + '{"_id": "\\ud800", "text": "a"}\n'},
     }
     for name, changed in changes.items():
         (here / name / "qrels").mkdir(parents=True)
@@ -152,6 +175,16 @@ def _models(here: Path, encoder: Path, run: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Touch(canary)))
     (_copy(run, here / "half") / "model.safetensors").write_bytes(b"\x08 half a file")
     (_copy(encoder, here / "odd-config") / "config.json").write_text("{", encoding="utf-8")
+    incomplete = _copy(encoder, here / "incomplete") / "model.safetensors"
+    kept = {name: weight for name, weight in load_file(incomplete).items() if ".attention.self.query." not in name}
+    save_file(kept, incomplete, {"format": "pt"})
+    _change(_copy(encoder, here / "labels") / "config.json", num_labels=10**9)
+    _change(_copy(encoder, here / "layers") / "config.json", num_hidden_layers=10**6)
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer().backend_tokenizer, embedding_dim=8)])
+    static.save_pretrained(str(here / "static"))
+    added = tokenizer()
+    added.add_tokens(["[QUERY]"])
+    added.save_pretrained(_copy(encoder, here / "added"))
 
     code = f"import os\nos.mkdir({str(canary)!r})\n"
     coded = _copy(encoder, here / "coded")

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForTextEncoding
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from ..model.errors import RetroMAEError, import_extra
 from ..model.layout import encoder_places, is_modular
@@ -88,8 +89,11 @@ def _checked(name_or_path: str) -> AbstractContextManager[None]:
     known = True
     for place in encoder_places(name_or_path):
         check_weights(name_or_path, place)
-        if read_config(name_or_path, place)["model_type"] in CONFIG_MAPPING:
-            check_complete(AutoModel, name_or_path, subfolder=place, trust_remote_code=False)
+        kind = read_config(name_or_path, place)["model_type"]
+        if kind in CONFIG_MAPPING:
+            # Of T5 and its kin sentence-transformers takes the encoder alone.
+            model_class = AutoModelForTextEncoding if kind in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES else AutoModel
+            check_complete(model_class, name_or_path, subfolder=place, trust_remote_code=False)
         else:
             known = False
     return without_load_report() if known else nullcontext()

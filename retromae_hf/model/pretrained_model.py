@@ -145,7 +145,7 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
     options = {"config": config, "subfolder": place, "trust_remote_code": False}
     with safetensors_only(name_or_path, place):
         if not check_complete(AutoModelForMaskedLM, name_or_path, **options):
-            logger.warning("the encoder in %s has no masked-LM head; a new one is trained", name_or_path)
+            logger.warning("the encoder has no MLM head; a new one is trained")
         with without_load_report():
             return AutoModelForMaskedLM.from_pretrained(
                 name_or_path, dtype=torch.float32, use_safetensors=True, **options
@@ -188,18 +188,13 @@ def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
     head = {name for name in model.state_dict() if not name.startswith(encoder)} - tied
     missing = set(info["missing_keys"])
     has_head = not head or not head <= missing
-    needed = {name for name in (missing if has_head else missing - head) if not _is_spare(model, name)}
+    needed = {name for name in (missing if has_head else missing - head) if "pooler." not in name}
     if needed:
         raise RetroMAEError(
             f"{name_or_path} lacks {len(needed)} of its model's weights, {min(needed)} for one, which would start at "
             "random; name a folder that holds the whole model"
         )
     return has_head
-
-
-def _is_spare(model: PreTrainedModel, name: str) -> bool:
-    """Whether no embedding is made of a weight: a pooler's, or a decoder's behind an encoder such as T5's."""
-    return "pooler." in name or (model.config.is_encoder_decoder and name.startswith("decoder."))
 
 
 @contextmanager

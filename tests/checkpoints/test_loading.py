@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Router, StaticEmbedding, Transformer
-from transformers import AutoTokenizer, BertForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM, T5Config, T5EncoderModel
 
 from retromae_hf import RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, RetroMAEModel, export_encoder
 from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_tokenizer
@@ -183,6 +183,14 @@ def test_nothing_is_said_of_weights_that_no_embedding_is_made_of(encoder_folder,
     load_embedder(str(nested))
     assert not caplog.records
     assert "REPORT" not in "".join(capsys.readouterr())
+
+
+def test_of_t5_the_encoder_is_enough(tokenizer, tmp_path):
+    """It is what sentence-transformers takes of it, and saves."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_embedder(str(tmp_path)).queries(["otter"]).shape == (1, 32)
 
 
 def test_texts_are_padded_behind_them(plain, nested, texts, model, tmp_path):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers.utils import logging as transformers_logging
 
 from retromae_hf import RetroMAEError
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
@@ -47,29 +44,6 @@ def test_the_command_trains_from_mined_negatives_and_saves_what_it_was_told(enco
     assert trained[1].pooling_mode == "cls"
     before = load_sentence_transformer(encoder_folder)
     assert not np.allclose(before.encode("the otter"), trained.encode("the otter"))
-
-
-@pytest.mark.parametrize(
-    ("lost", "reported"), [("no.such.weight", False), ("bert.encoder.layer.0.output.dense.weight", True)]
-)
-def test_loading_reports_weights_that_the_embedding_needs(lost, reported, encoder_folder, tmp_path):
-    """The masked-LM head is there and the pooler is not, as in every pretrained encoder: that is no news."""
-    folder = tmp_path / "encoder"
-    shutil.copytree(encoder_folder, folder)
-    weights = load_file(folder / "model.safetensors")
-    weights.pop(lost, None)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    shown: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: shown.append(record.getMessage())
-    library = logging.getLogger("transformers")
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_warning()  # its own default
-    library.addHandler(handler)
-    load_sentence_transformer(str(folder))
-    library.removeHandler(handler)
-    transformers_logging.set_verbosity(before)
-    assert any("MISSING" in report for report in shown) == reported
 
 
 def test_numbers_that_are_not_finite_end_it_without_a_model(encoder_folder, beir, tmp_path, capsys):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
@@ -156,6 +157,7 @@ def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
     """Compare the weights of a checkpoint with those of a model, by names and shapes: nothing else is read or made.
 
     `transformers` itself makes random weights of what is missing, however large a configuration says that they are.
+    Where DeepSpeed's ZeRO-3 makes the model nothing is compared, and its report is shown.
 
     Args:
         model_class: what is to be loaded, with `from_pretrained`.
@@ -169,6 +171,8 @@ def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
     Raises:
         RetroMAEError: weights are missing or have another shape.
     """
+    if is_deepspeed_zero3_enabled():  # which takes no device_map
+        return True
     with without_load_report():
         model, info = model_class.from_pretrained(
             name_or_path,
@@ -202,7 +206,8 @@ def without_load_report() -> Iterator[None]:
     """Without what `transformers` says of missing weights; `check_complete` says it."""
     report = logging.getLogger("transformers.modeling_utils")
     shows_progress = transformers_logging.is_progress_bar_enabled()
-    report.addFilter(_nothing)
+    if not is_deepspeed_zero3_enabled():
+        report.addFilter(_nothing)
     transformers_logging.disable_progress_bar()
     try:
         yield

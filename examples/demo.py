@@ -153,6 +153,7 @@ def plan(held_out: HeldOut) -> tuple[float, bool]:
     model.to("cpu" if ON_CPU else "cuda").train()
     optimizer = torch.optim.AdamW(model.parameters())
     rows = torch.randint(5, len(tokenizer), (PRETRAINING["per_device_train_batch_size"], MAX_LENGTH))
+    rows[:, 0] = tokenizer.cls_token_id
     batch = DataCollatorForRetroMAE.from_config(tokenizer, model.config)([{"input_ids": row} for row in rows])
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
 

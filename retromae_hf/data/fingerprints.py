@@ -16,17 +16,6 @@ from transformers import PreTrainedTokenizerBase
 ROWS_AT_ONCE = 1000
 """Rows that are hashed as one, in however many pieces a dataset holds them."""
 
-BYTES_AT_ONCE = 1 << 24
-
-
-def fingerprint_of_file(file: Path) -> str:
-    """Of a file's bytes, at some 5 GB a second where they have just been written."""
-    digest = xxhash.xxh3_64()
-    with file.open("rb") as content:
-        while block := content.read(BYTES_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
-
 
 def fingerprint_of_files(source: str) -> str:
     """Of the names and sizes of a local source's files, which a stream has not read yet; of the Hub's nothing."""

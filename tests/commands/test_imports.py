@@ -52,6 +52,13 @@ def test_the_auto_classes_know_the_package_imported(order, model, tmp_path):
     run(f"{ORDERS[order]}\n{FIND.format(folder=str(tmp_path))}")
 
 
+def test_sentence_transformers_may_be_the_first_to_import_transformers(model, tmp_path):
+    """As in `finetune`: it begins with transformers' models, which import the Auto classes before they are whole."""
+    model.save_pretrained(tmp_path)
+    first = "import retromae_hf.commands.common, sentence_transformers; from transformers import AutoConfig, AutoModel"
+    run(f"{first}\n{FIND.format(folder=str(tmp_path))}")
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(ImportError, match="cannot import name 'RetroMAX'"):
         from retromae_hf import RetroMAX  # noqa: F401

@@ -21,7 +21,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from retromae_hf import export_encoder
 from retromae_hf.data.pydocs import hold_out, load_held_out_pydocs
-from retromae_hf.training.resuming import saved_checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,14 +107,14 @@ def test_the_demo(small_pydocs, tmp_path, monkeypatch, capsys):
 
 
 STAND_IN = """
-import os, runpy, sys, time
+import os, sys, time
 from pathlib import Path
 import numpy
 from safetensors.numpy import save_file
 
-# Without the package's other modules, which take seconds to import.
-saved = runpy.run_path(SAVED_CHECKPOINTS)
-last_complete_checkpoint, mark_complete = saved["last_complete_checkpoint"], saved["mark_complete"]
+sys.path.insert(0, ROOT)
+from retromae_hf.training.resuming.saved_checkpoints import last_complete_checkpoint, mark_complete
+
 goes_on, output = sys.argv[1] == "goes-on", Path(sys.argv[-1])
 output.mkdir(exist_ok=True)
 last = last_complete_checkpoint(output) if goes_on else None
@@ -136,7 +135,7 @@ save_file({"weight": numpy.array([weight])}, output / "model.safetensors")
 @pytest.mark.parametrize(("behaviour", "status"), [("goes-on", 0), ("begins-anew", 1)])
 def test_the_soak_tells_a_run_that_goes_on_from_one_that_does_not(behaviour, status, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("stand_in.py").write_text(STAND_IN.replace("SAVED_CHECKPOINTS", repr(saved_checkpoints.__file__)))
+    Path("stand_in.py").write_text(STAND_IN.replace("ROOT", repr(str(ROOT))))
     monkeypatch.setattr(soak, "SCENARIOS", {"a stand-in": f"{tmp_path / 'stand_in.py'} {behaviour}"})
     assert soak.main(["--kills", "1"]) == status
     (result,) = json.loads(Path("runs/soak.json").read_text())

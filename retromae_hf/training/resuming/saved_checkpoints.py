@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...data.fingerprints import fingerprint_of_file
-from ...data.whole_files import read_json
+from ...data.whole_files import checksum, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def mark_complete(checkpoint: Path, resumable: bool) -> None:
     manifest = {
         "resumable": resumable,
         "files": {name: file.stat().st_size for name, file in names.items()},
-        "checksums": {name: fingerprint_of_file(file) for name, file in names.items()},
+        "checksums": {name: checksum(file) for name, file in names.items()},
     }
     aside = checkpoint / f"{MANIFEST}.new"
     aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -93,7 +92,7 @@ def is_complete(checkpoint: Path) -> bool:
 def damaged_file(checkpoint: Path) -> str | None:
     """The first file of a whole checkpoint's list that does not hold what was written; None where all do."""
     checksums = (_manifest(checkpoint) or {}).get("checksums", {})
-    differing = (name for name, known in checksums.items() if fingerprint_of_file(checkpoint / name) != known)
+    differing = (name for name, known in checksums.items() if checksum(checkpoint / name) != known)
     return next(differing, None)
 
 

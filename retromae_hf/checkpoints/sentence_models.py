@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 
 from ..model.errors import RetroMAEError, import_extra
 from ..model.layout import encoder_places, is_modular
-from ..model.pretrained_model import check_complete, without_load_report
+from ..model.pretrained_model import check_complete, filtering, without_load_report
 from ..model.trust import check_weights, code_refused, read_config, safetensors_only
 from .hub import loading
 from .loading import is_checkpoint
@@ -53,7 +52,7 @@ def load_sentence_transformer(
         code_refused(name_or_path, "its modules ask for"),
         safetensors_only(name_or_path),
         _checked(name_or_path),
-        _no_other_activation(),
+        filtering("sentence_transformers.base.modules.dense", _is_no_refusal),
     ):
         if is_modular(name_or_path):
             model = SentenceTransformer(
@@ -99,19 +98,11 @@ def _checked(name_or_path: str) -> AbstractContextManager[None]:
     return without_load_report() if known else nullcontext()
 
 
-@contextmanager
-def _no_other_activation() -> Iterator[None]:
-    """Make an error of the warning that a Dense module's activation is not trusted and another one taken."""
-    logger = logging.getLogger("sentence_transformers.base.modules.dense")
-    logger.addFilter(_is_no_refusal)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_no_refusal)
-
-
 def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """Raise the warning: embeddings would be others."""
+    """Raise the warning that a Dense module's activation is not trusted and another one taken.
+
+    Embeddings would be others.
+    """
     if "trust_remote_code=" in record.getMessage():
         raise ValueError(record.getMessage())
     return True

@@ -13,6 +13,8 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from .source_files import is_hidden
+
 ROWS_AT_ONCE = 1000
 """Rows that are hashed as one, in however many pieces a dataset holds them."""
 
@@ -21,7 +23,7 @@ def fingerprint_of_files(source: str) -> str:
     """Of the names and sizes of a local source's files, which a stream has not read yet; of the Hub's nothing."""
     path = Path(source).expanduser()
     files = {one.relative_to(path): one for one in (path, *sorted(path.rglob("*"))) if one.is_file()}
-    named = [name for name in files if not any(part.startswith((".", "__")) for part in name.parts)]
+    named = [name for name in files if not is_hidden(name)]
     return Hasher.hash([(name.as_posix(), files[name].stat().st_size) for name in named])
 
 

@@ -94,6 +94,12 @@ def read_rows(file: str | Path, columns: Collection[str] | None = None, whole: b
         raise
 
 
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines of a file that are not blank."""
+    with _open(file, newline="\n") as lines:
+        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
 def column_names(files: Iterable[Path]) -> list[str]:
     """The columns of the first sound rows of some files; none where all rows are broken."""
     parquet = next((file for file in files if kind_of(file.name) == "parquet"), None)
@@ -213,8 +219,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
         rows = ({"text": row} if isinstance(row, str) else row for row in array)
         yield from ((number, _checked(row)) for number, row in enumerate(rows, start=1))
         return
-    with _open(file, newline="\n") as lines:
-        yield from ((number, _checked(_parsed(line))) for number, line in enumerate(lines, start=1) if line.strip())
+    yield from ((number, _checked(_parsed(line))) for number, line in numbered_lines(file))
 
 
 def _checked(row: Any) -> dict[str, Any] | Broken:

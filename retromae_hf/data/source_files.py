@@ -6,7 +6,7 @@ import logging
 import posixpath
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from datasets.data_files import ALL_DEFAULT_PATTERNS, FILES_TO_IGNORE, SPLIT_PATTERN_SHARDED, sanitize_patterns
 from datasets.utils.metadata import MetadataConfigs
@@ -94,9 +94,13 @@ def find_files(source: str, path: Path, config_name: str | None, split: str) -> 
 
 
 def _is_data(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__")) for part in parts)
-    return kind_of(name) is not None and not hidden and parts[-1] not in FILES_TO_IGNORE
+    path = PurePosixPath(name)
+    return kind_of(name) is not None and not is_hidden(path) and path.name not in FILES_TO_IGNORE
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a file is no data by its name or a folder's, as seen from the source."""
+    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def _splits(source: str, folder: Path, names: list[str], config_name: str | None) -> dict[str, list[str]]:

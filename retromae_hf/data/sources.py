@@ -60,7 +60,7 @@ def load_documents(
     if not isinstance(source, str | Path | Iterable) or isinstance(source, bytes | Mapping):
         raise RetroMAEError(f"{source!r} is no source of text; give a name, a path or an iterable of texts")
     name = str(source) if isinstance(source, str | Path) else "the corpus"
-    nulls = 0
+    num_broken = 0
     if name == "pydocs" or not isinstance(source, str | Path):
         check_whole(name, config_name, split)
         rows = load_pydocs(num_proc) if isinstance(source, str | Path) else source
@@ -69,15 +69,14 @@ def load_documents(
         check_column(name, text_column, column_names(found.files))
         documents = read_cached(found, text_column, num_proc)
         broken = documents.data.column("broken").drop_null()
-        first = broken[0].as_py() if len(broken) else None
-        report_broken(first, len(broken), len(documents), on_broken_line)
-        nulls = -len(broken)
+        num_broken = len(broken)
+        report_broken(broken[0].as_py() if num_broken else None, num_broken, len(documents), on_broken_line)
         documents = documents.remove_columns("broken")
     else:
         rows = load_hub(name, config_name, split, num_proc=num_proc) if found is None else found
         documents = _text_of(rows, name, text_column)
     valid = documents.with_format("arrow")["text"][:].is_valid().to_numpy()
-    report_null(len(valid) - int(valid.sum()) + nulls, name)
+    report_null(len(valid) - int(valid.sum()) - num_broken, name)
     if not valid.any():
         raise RetroMAEError(f"{name} holds no documents; give a source with text")
     return documents if valid.all() else documents.select(np.flatnonzero(valid))

@@ -73,7 +73,13 @@ def read_json(file: Path) -> dict[str, Any] | None:
 def checksum(file: Path) -> str:
     """Of a file's bytes, at some 5 GB a second where they have just been written."""
     digest = xxhash.xxh3_64()
+    for block in blocks(file):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks(file: Path) -> Iterator[bytes]:
+    """A file's bytes, so many at a time that it may be of any size."""
     with file.open("rb") as content:
         while block := content.read(BYTES_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
+            yield block

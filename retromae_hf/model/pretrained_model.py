@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -204,18 +204,23 @@ def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
 @contextmanager
 def without_load_report() -> Iterator[None]:
     """Without what `transformers` says of missing weights; `check_complete` says it."""
-    report = logging.getLogger("transformers.modeling_utils")
     shows_progress = transformers_logging.is_progress_bar_enabled()
-    if not is_deepspeed_zero3_enabled():
-        report.addFilter(_nothing)
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        # ZeRO-3's report is the only word there is, see `check_complete`.
+        with filtering("transformers.modeling_utils", lambda record: is_deepspeed_zero3_enabled()):
+            yield
     finally:
-        report.removeFilter(_nothing)
         if shows_progress:
             transformers_logging.enable_progress_bar()
 
 
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
+@contextmanager
+def filtering(name: str, is_shown: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Have a library's logger show what `is_shown` lets pass; it may raise, where a warning is to be an error."""
+    library = logging.getLogger(name)
+    library.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        library.removeFilter(is_shown)

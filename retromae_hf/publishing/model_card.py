@@ -334,15 +334,17 @@ def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | N
     """
     kept = Path(folder) / RESULTS_FILE
     anew = list(files[:1]) == [NO_RESULTS]
+    named = files[1:] if anew else [*([str(kept)] if kept.is_file() else []), *files]
+    fingerprint = model_fingerprint(str(folder)) if named else None
     found = None
-    for file in files[1:] if anew else [*([str(kept)] if kept.is_file() else []), *files]:
+    for file in named:
         with in_one_sentence(f"the results {file} cannot be read"):
             results = json.loads(Path(file).read_text(encoding="utf-8"))
         known = isinstance(results, dict) and results.get("schema") == SCHEMA and isinstance(results.get("tasks"), dict)
         if not known:
             raise RetroMAEError(f"{file} holds no results; name what retromae-hf evaluate --output has written")
         name = public_name(str(results.get("model")))
-        if results.get("fingerprint") != model_fingerprint(str(folder)):
+        if results.get("fingerprint") != fingerprint:
             raise RetroMAEError(
                 f"{file} holds results of {name}, whose weights or modules are not those in {folder}; "
                 f"evaluate {folder} itself, or begin with --results {NO_RESULTS}, which takes out what its card has"

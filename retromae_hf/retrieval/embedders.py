@@ -21,6 +21,7 @@ from ..checkpoints.loading import is_checkpoint, load_checkpoint, load_tokenizer
 from ..checkpoints.onnx import compute_with_onnx, encoder_folder
 from ..checkpoints.sentence_models import load_sentence_transformer
 from ..data.text import head_of
+from ..data.whole_files import blocks
 from ..model.backbones import max_text_length
 from ..model.errors import RetroMAEError, check_at_least
 from ..model.layout import MODULES, find_file
@@ -165,7 +166,6 @@ def model_fingerprint(name_or_path: str) -> str:
     digest = hashlib.sha256()
     for file in sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()):
         digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
+        for block in blocks(file):
+            digest.update(block)
     return digest.hexdigest()

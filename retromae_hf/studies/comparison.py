@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import set_seed
 
 from ..checkpoints.starting_model import load_model_and_tokenizer
 from ..data.whole_files import write_json
@@ -34,7 +33,7 @@ from ..retrieval.tasks import RetrievalTask
 from ..training.finetuning import finetune
 from ..training.pretraining import pretrain
 from ..training.pretraining_data import load_text
-from ..training.resuming.run_folder import lock_folder
+from ..training.resuming.run_folder import lock_folder, read_state
 from ..training.resuming.saved_checkpoints import checkpoints, last_complete_checkpoint
 from .baselines import train_baseline
 from .comparison_recipe import Comparison, keep_recipe
@@ -128,7 +127,7 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
         result |= train_baseline(kind, data, training_args, start, encoder)
     else:
         if checkpoint := clear_but_for_a_checkpoint(folder / "checkpoint"):
-            started -= seconds_of(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+            started -= seconds_of(read_state(checkpoint))
         trainer = pretrain(*comparison.arguments(objective, seed))
         export_encoder(trainer.model, trainer.processing_class, encoder, source=str(folder / "checkpoint"))
         result |= {"tokens": trainer.state.num_input_tokens_seen, "logs": trainer.state.log_history}

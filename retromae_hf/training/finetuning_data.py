@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.fingerprints import fingerprint_of_mapped
 from ..data.pydocs import load_held_out_pydocs
+from ..data.rows import numbered_lines
 from ..data.source_files import WHOLE, check_whole
 from ..data.sources import load_rows
 from ..data.text import head_of
@@ -217,11 +218,10 @@ def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]])
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
     """Number and content of the lines that are not blank."""
-    with in_one_sentence(f"{file} cannot be read"), file.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
+    with in_one_sentence(f"{file} cannot be read"):
+        for number, line in numbered_lines(file):
             try:
-                if line.strip():
-                    yield number, json.loads(line)
+                yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
 

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from ..data.rows import numbered_lines
 from ..data.text import titled
 from ..model.errors import RetroMAEError, in_one_sentence
 from .columns import Columns, find_columns, role_of
@@ -70,10 +71,7 @@ def _is_header(cells: list[str]) -> bool:
 
 
 def _tsv_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    with file.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line.rstrip("\r\n").split("\t")
+    return ((number, line.rstrip("\r\n").split("\t")) for number, line in numbered_lines(file))
 
 
 def _tsv_rows(file: str, names: tuple[str, ...], skip: bool, state: tuple[int, int]) -> Iterator[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -53,6 +54,15 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log_level_restored():
+    """A command sets the package's for the whole process, and to errors alone in all processes but the first."""
+    package = logging.getLogger("retromae_hf")
+    level = package.level
+    yield
+    package.setLevel(level)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-# make demo: the main job on the embedded corpus.  make test: the tests.  Both set everything up in .venv first.
+# make demo: the main job, with a real encoder.  make test: the tests.  Both set everything up in .venv first.
 
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Nothing is downloaded from the Hub by the demo or the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-.PHONY: setup demo test lint bench bench-growth support soak space space-test clean
+.PHONY: setup demo from-scratch test lint bench bench-growth support soak space space-test clean
 
 setup: .venv/ready
 
@@ -14,11 +14,16 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[retrieval,faiss,chinese,unigram,onnx,plot,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[retrieval,faiss,chinese,unigram,onnx,plot,demo,dev]"
 	touch $@
 
+# With another encoder: DEMO_ENCODER=name-or-folder make demo
 demo: setup
-	$(OFFLINE) $(BIN)/python examples/demo.py
+	$(if $(DEMO_ENCODER),,$(OFFLINE)) $(BIN)/python examples/demo.py
+
+# Small encoders from nothing, with different pretraining.
+from-scratch: setup
+	$(OFFLINE) $(BIN)/python examples/from_scratch.py
 
 # Two files of tests at a time, with one thread each: most of them start processes and wait.
 test: setup

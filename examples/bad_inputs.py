@@ -39,6 +39,7 @@ OUTPUT = Path("runs/bad-inputs.json")
 PREFIX = "retromae-hf: error: "
 TRAIN = "--dataset {here}/good.txt --output_dir {here}/out --max_length 32 --use_cpu --disable_tqdm true"
 TUNE = "--model_name_or_path {encoder} --output_dir {here}/out --use_cpu --disable_tqdm true --max_steps 1"
+ADAPT = "--model_name_or_path {encoder} --output_dir {here}/adapted"
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200 --max_steps 1"
 TASK = "--dataset {here}/task"
 PAIRS = "--dataset {here}/pairs.jsonl --output_dir {here}/out"
@@ -213,6 +214,37 @@ COMMANDS = [
     ("a .csv of its header alone", f"pretrain {TRAIN} --dataset {{here}}/head.csv", "holds no documents"),
     ("no text in sound lines", f"pretrain {TRAIN} --dataset {{here}}/no-text.jsonl", "has no column 'text'"),
     ("a Latin-1 file", f"pretrain {TRAIN} --dataset {{here}}/latin.txt", "{here}/latin.txt is not UTF-8"),
+    (
+        "fewer weights than data sets",
+        f"pretrain {TRAIN} --dataset {{here}}/good.txt {{here}}/pairs.jsonl --dataset_weights 1",
+        "1 dataset_weights for 2 data sets",
+    ),
+    (
+        "a weight of nothing",
+        f"pretrain {TRAIN} --dataset {{here}}/good.txt {{here}}/good.txt --dataset_weights 1 0",
+        "must all be finite numbers above 0",
+    ),
+    (
+        "a share too small for a document",
+        f"pretrain {TRAIN} --dataset {{here}}/good.txt {{here}}/good.txt --dataset_weights 1 1e-9",
+        "the share of {here}/good.txt in",
+    ),
+    (
+        "weights for a stream",
+        f"pretrain {TRAIN} --dataset {{here}}/good.txt --max_documents 5 --streaming true --max_steps 1",
+        "draw from the whole text, which is not at hand in a stream",
+    ),
+    (
+        "a separator that is none",
+        f"pretrain {TRAIN} --document_separator ;",
+        "document_separator=';'",
+    ),
+    (
+        "a separator for JSON",
+        f"pretrain {TRAIN} --dataset {{here}}/pairs.jsonl --text_column query --document_separator line",
+        "document_separator is about .txt files alone",
+    ),
+    ("a title column that is not there", f"pretrain {TRAIN} --title_column head", "has no column 'head'"),
     ("an empty file", f"pretrain {TRAIN} --dataset {{here}}/empty.txt", "{here}/empty.txt holds no documents"),
     ("white space alone", f"pretrain {TRAIN} {SMALL} --dataset {{here}}/white.txt", "no passage with a token in it"),
     (
@@ -260,7 +292,7 @@ COMMANDS = [
     ("aliases of aliases", "compare {here}/laughs.yaml", "where its aliases are written out"),
     ("an unknown argument", "pretrain {here}/unknown.yaml", "unknown arguments: no_such_argument"),
     ("a NUL byte in a path", "pretrain {here}/nul.yaml", "model_name_or_path in the recipe holds a NUL"),
-    ("a path that is too long", "pretrain {here}/long.yaml", "aaa holds no tokenizer that can be loaded"),
+    ("a path that is too long", "pretrain {here}/long.yaml", "aaa holds no model that can be loaded"),
     ("a share that is no number", f"pretrain {TRAIN} --encoder_mask_ratio nan", "encoder_mask_ratio=nan"),
     ("a share above 1", f"pretrain {TRAIN} --decoder_mask_ratio 1.5", "decoder_mask_ratio=1.5"),
     ("an unknown flag", f"pretrain {TRAIN} --no_such_flag 1", "unknown arguments: --no_such_flag"),
@@ -358,6 +390,57 @@ COMMANDS = [
         f"{JUDGED} --hard_negatives {{here}}/negatives.jsonl --teacher_scores {{here}}/scores.jsonl --objective kl",
         "{here}/scores.jsonl line 1",
     ),
+    ("text without queries", f"finetune {TUNE} --dataset {{here}}/good.txt", "--pairs first-sentence"),
+    ("pairs of a kind that there is not", f"finetune {TUNE} --dataset {{here}}/good.txt --pairs sentence", "pairs="),
+    (
+        "titles that are not there",
+        f"finetune {TUNE} --dataset {{here}}/good.txt --pairs title",
+        "needs a column 'title'",
+    ),
+    (
+        "pairs of text for a teacher",
+        f"finetune {TUNE} --dataset {{here}}/good.txt --pairs crop --objective kl",
+        "objective=kl needs a teacher's scores, which pairs of text have not",
+    ),
+    (
+        "pairs of text with a file of ids",
+        f"finetune {TUNE} --dataset {{here}}/good.txt --pairs crop --hard_negatives {{here}}/negatives.jsonl",
+        "names ids of queries, which pairs of text have not",
+    ),
+    (
+        "a column of text without pairs of it",
+        f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --text_column body",
+        "text_column is about text that pairs are made of",
+    ),
+    ("held-out sentences below 0", f"finetune {TUNE} --dataset {{here}}/good.txt --dev_queries -1", "dev_queries=-1"),
+    (
+        "no rows to train on",
+        f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --max_train_samples 0",
+        "max_train_samples=0",
+    ),
+    (
+        "a text too short to hold a task out of",
+        f"adapt {ADAPT} --dataset {{here}}/good.txt",
+        "different documents are too few to hold a task out of them",
+    ),
+    ("no minutes", f"adapt {ADAPT} --dataset {{here}}/good.txt --minutes 0", "minutes=0.0"),
+    ("pairs of a kind that there is not", f"adapt {ADAPT} --dataset {{here}}/good.txt --pairs sentence", "pairs="),
+    (
+        "a folder with something else",
+        "adapt --model_name_or_path {encoder} --dataset {here}/good.txt --output_dir {here}/task",
+        "{here}/task is not empty and holds no adaptation",
+    ),
+    (
+        "a warm-up of the head that leaves no step",
+        f"pretrain {TRAIN} {SMALL} --max_steps 2 --head_warmup_steps 2",
+        "head_warmup_steps",
+    ),
+    ("a pooling that there is not", f"pretrain {TRAIN} {SMALL} --pooling max", "pooling='max'"),
+    (
+        "a sample of no documents",
+        "evaluate --model_name_or_path bm25 --dataset {here}/task --max_documents 0",
+        "max_documents=0",
+    ),
     ("a temperature of 0", f"finetune {TUNE} --dataset {{here}}/pairs.jsonl --temperature 0", "temperature=0.0"),
     ("a training checkpoint", f"finetune --model_name_or_path {{run}} {PAIRS}", "{here}/run is a training checkpoint"),
     # comparisons and exports
@@ -407,6 +490,9 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"mlm_loss_weight": None}, "mlm_loss_weight=None"),
     ({"bow_loss_weight": -1}, "bow_loss_weight=-1"),
     ({"bow_loss_weight": float("inf")}, "bow_loss_weight=inf"),
+    ({"bow_source": "words"}, "bow_source='words'"),
+    ({"bow_source": "sentence"}, "a bag of words is asked for that weighs nothing"),
+    ({"bow_loss_weight": 1, "bow_source": "sentence", "final_bow_loss_weight": -1}, "final_bow_loss_weight=-1"),
     ({"pair_objective": 3}, "pair_objective=3"),
     ({"encoder_config": 5}, "encoder_config is a int"),
     ({"encoder_config": {}}, "no model_type"),

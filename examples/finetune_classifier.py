@@ -1,6 +1,6 @@
 """Fine-tunes an exported encoder as a classifier with the plain `Trainer`: which package a docstring comes from.
 
-python examples/finetune_classifier.py runs/demo/retromae-encoder
+python examples/finetune_classifier.py runs/from-scratch/retromae-encoder
 """
 
 from __future__ import annotations

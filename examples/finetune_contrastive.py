@@ -1,6 +1,6 @@
 """Fine-tunes an exported encoder for retrieval with sentence-transformers' own trainer, without a helper of ours.
 
-python examples/finetune_contrastive.py runs/demo/retromae-encoder
+python examples/finetune_contrastive.py runs/from-scratch/retromae-encoder
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Puts the latest results of `make demo`, `make bench`, `make support`, `make soak` into model_cards/ and the pages.
+"""Puts the latest results of what the Makefile measures into model_cards/ and the pages.
 
 Likewise those of `retromae-hf compare` and examples/onnx_cost.py. Those of examples/full_scale.py become
 model_cards/recipes.md, those of examples/bad_inputs.py a page beside it.
@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 
 import bad_inputs
-import demo_report
+import demo
 import first_result
+import from_scratch_report
 import full_scale
 import fuzz
 import onnx_cost
@@ -38,16 +39,24 @@ RECIPES_PAGE = ROOT / "model_cards/recipes.md"
 BAD_INPUTS = ROOT / "model_cards/bad-inputs.json"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
 COMPARISONS = ("compare-cpu", "compare-cpu-more")
+TUNED = ("compare-minilm", "compare-minilm-shift")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
-    ROOT / "runs/demo/curves.png": ROOT / "model_cards/demo/curves.png",
+    **{
+        ROOT / f"runs/demo/adapted/encoder/{file}": ROOT / f"model_cards/demo/{file}"
+        for file in ("README.md", "adaptation.png", "training-1.png")
+    },
+    **{
+        ROOT / f"runs/from-scratch/{file}": ROOT / f"model_cards/from-scratch/{file}"
+        for file in ("results.json", "curves.png")
+    },
     **{
         ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
         for name in (*BENCHMARKS, "stream-memory")
     },
     **{
         ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
-        for name in COMPARISONS
+        for name in (*COMPARISONS, *TUNED)
         for file in ("results.json", "comparison.png")
     },
     ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
@@ -92,23 +101,29 @@ def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
 
 def blocks() -> dict[str, str]:
     """What is written between the markers, by their names."""
-    demo = json.loads((ROOT / "model_cards/demo/results.json").read_text(encoding="utf-8"))
+    adapted, scratch = (
+        json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8"))
+        for name in ("demo", "from-scratch")
+    )
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
     onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
     benchmarks = [
         json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
     ]
-    comparisons = [
-        json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in COMPARISONS
-    ]
+    comparisons, tuned = (
+        [json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in names]
+        for names in (COMPARISONS, TUNED)
+    )
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
     refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
     streamed = json.loads((ROOT / "model_cards/benchmark/stream-memory.json").read_text(encoding="utf-8"))
     return {
-        "result": first_result.block(comparisons[0]),
-        "demo": f"{demo_report.table(demo)}\n\n{demo_report.conditions(demo)}",
-        "searches": f"```console\n{demo_report.searches(demo)}\n```",
+        "result": first_result.block(tuned[0], comparisons[0]),
+        "tuned": "\n\n".join(comparison(one) for one in tuned),
+        "demo": demo.table(adapted),
+        "answers": f"```console\n{demo.answers(adapted)}\n```",
+        "scratch": f"{from_scratch_report.table(scratch)}\n\n{from_scratch_report.conditions(scratch)}",
         "objectives": objectives(),
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
@@ -124,7 +139,7 @@ def blocks() -> dict[str, str]:
 
 def cards() -> dict[Path, str]:
     """The cards of the models that were trained here, by their files; the results files are beside them."""
-    made = {"demo": published_cards.demo_card}
+    made = {"from-scratch": published_cards.from_scratch_card}
     made |= {name: partial(published_cards.comparison_card, name) for name in published_cards.COMPARED}
     folders = {name: ROOT / "model_cards" / name for name in made}
     return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import demo_report
+import from_scratch_report
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
@@ -20,8 +20,8 @@ COMPARED = {"compare-cpu": "retromae", "compare-cpu-more": "mlm-then-retromae"}
 """Which objective's model the card of a comparison is about; the others stand beside it in its tables."""
 
 
-def demo_card(report: dict[str, Any]) -> ModelCard:
-    """The card of the fine-tuned RetroMAE encoder of `make demo`."""
+def from_scratch_card(report: dict[str, Any]) -> ModelCard:
+    """The card of the fine-tuned RetroMAE encoder of `make from-scratch`."""
     settings, environment = report["settings"], dict(report["environment"])
     documents = environment.pop("docstrings")
     length = settings["max_length"]
@@ -47,13 +47,13 @@ def demo_card(report: dict[str, Any]) -> ModelCard:
             start="retromae-encoder",
         ),
     ]
-    record = _record("demo", settings, length, stages)
-    record |= {"repository": "runs/demo/retromae-finetuned", "command": "make demo"}
+    record = _record("from-scratch", settings, length, stages)
+    record |= {"repository": "runs/from-scratch/retromae-finetuned", "command": "make from-scratch"}
     measured = report["results"]["retromae"]["finetuned"]
     task = report["task"] | {"measures": measured, "bm25": {"measures": report["results"]["bm25"]["zero_shot"]}}
     results = {"model": record["repository"], "tasks": {task.pop("name"): task}}
-    comparison = f"Beside the same encoder with other pretraining:\n\n{demo_report.table(report)}\n\n"
-    return build_card(record, results, ["curves.png"], comparison + demo_report.conditions(report))
+    comparison = f"Beside the same encoder with other pretraining:\n\n{from_scratch_report.table(report)}\n\n"
+    return build_card(record, results, ["curves.png"], comparison + from_scratch_report.conditions(report))
 
 
 def comparison_card(name: str, report: dict[str, Any]) -> ModelCard:

@@ -8,6 +8,7 @@ from .checkpoints.auto_classes import register_with_transformers
 __version__ = "0.1.0"
 
 HOMES = {
+    "Backbone": "model.backbone",
     "DataCollatorForRetroMAE": "data.collator",
     "EmbeddingExplanation": "explanation",
     "RetrievalCallback": "training.callbacks",
@@ -24,6 +25,8 @@ HOMES = {
     "extend_positions": "checkpoints.positions",
     "load_documents": "data.sources",
     "load_reference_checkpoint": "checkpoints.reference",
+    "predict_words": "predicted_words",
+    "register_backbone": "model.backbones",
     "tokenize_passages": "data.passages",
 }
 """What is importable from the package, and the file that each name lives in, which is imported when it is asked for."""

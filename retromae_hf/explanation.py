@@ -138,7 +138,7 @@ def explain_embedding(
     others = [without_surrogates(other) for other in others if other.strip() != text.strip()]
     if not others:
         raise RetroMAEError("there is no other passage to compare the text's embedding with; give some")
-    max_length = max_text_length(tokenizer, model.config.encoder_config)
+    max_length = max_text_length(tokenizer, model.config)
     encoded = tokenizer(
         text,
         truncation=True,
@@ -156,7 +156,7 @@ def explain_embedding(
     was_training = model.training
     model.eval()
     own, *exchanged = (
-        model.encode(torch.as_tensor(row, device=model.device)[None])[:, 0] for row in (tokens, *other_tokens)
+        model.pool(model.encode(torch.as_tensor(row, device=model.device)[None])) for row in (tokens, *other_tokens)
     )
     seen = visibility_mask(VISIBILITY_SEED, len(tokens), 1.0 - visible).to(model.device)
     rebuild = _rebuild_enhanced if decoding == "enhanced" else _rebuild_basic
@@ -170,7 +170,7 @@ def explain_embedding(
     model.train(was_training)
     sides = (
         [
-            Rebuilding(probability, _written(tokenizer, guess), guess == token)
+            Rebuilding(probability, written(tokenizer, guess), guess == token)
             for probability, guess, token in zip(chances.exp().tolist(), best.tolist(), true.tolist(), strict=True)
         ]
         for chances, best in zip(log_probabilities, guesses, strict=True)
@@ -222,7 +222,7 @@ def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, visible: 
     if decoding not in ("enhanced", "basic"):
         raise RetroMAEError(
             f"a model with decoding={decoding!r} has no decoder that rebuilds a passage from its sentence embedding; "
-            "take one that was trained with decoding='enhanced' or 'basic'"
+            "take one that was trained with decoding='enhanced' or 'basic', or with bow_source='sentence' for its words"
         )
     if not tokenizer.is_fast:
         raise RetroMAEError(
@@ -289,7 +289,7 @@ def _predict(model: RetroMAEForPreTraining, states: Tensor, true: Tensor) -> tup
     return torch.cat(chances), torch.cat(best)
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+def written(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """A token for a reader: decoded, without the sign for a space; a token of nothing else by its name."""
     return tokenizer.decode([token_id]).strip() or tokenizer.convert_ids_to_tokens(token_id)
 

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining
 from retromae_hf.data.tokenizers import train_wordpiece
-from retromae_hf.training.finetuning_data import JudgedCorpus
+from retromae_hf.training.rows.finetuning_data import JudgedCorpus
 
 ROOT = Path(__file__).parents[1]
 """The project's folder."""
@@ -126,6 +126,15 @@ def features_of(tokenizer, texts, max_length=32) -> list[dict]:
     """Tokenised passages as a dataset would give them to the collator."""
     rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": row, "passage_id": index} for index, row in enumerate(rows)]
+
+
+def sentences(number: int) -> list[str]:
+    """Documents of two sentences that differ, long enough for pairs of every kind."""
+    rest = " ".join(["There {0} of a {1} swim."] * 4)
+    return [
+        f"The {ANIMALS[one % 8]} sleeps in meadow number {one}. {rest.format(one, ANIMALS[one // 8 % 8])}"
+        for one in range(number)
+    ]
 
 
 def write_beir(folder: Path, qrels: str = "query-id\tcorpus-id\tscore\nq1\td1\t1\n") -> Path:

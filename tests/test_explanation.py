@@ -101,9 +101,11 @@ def test_basic_decoding_masks_more_of_the_passage_the_less_is_visible(build, tok
     assert less_hidden.sum() < more_hidden.sum()
 
 
-@pytest.mark.parametrize("decoder_query", ["sum", "embedded"])
-def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, decoder_query):
-    model = build(decoder_query=decoder_query)
+@pytest.mark.parametrize(
+    "config", [{"decoder_query": "sum"}, {"decoder_query": "embedded"}, {"pooling": "mean"}], ids=lambda one: str(one)
+)
+def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, config):
+    model = build(**config)
     others = ["a wolf slept near the meadow", "silent bells rang in old tower"]
     explanation = explain_embedding(model, tokenizer, TEXT, 0.3, others)
     tokens = tokenizer(TEXT, return_tensors="pt")["input_ids"]
@@ -117,7 +119,7 @@ def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, deco
     )
     torch.testing.assert_close(surprise, loss)
     of_others = [
-        model.token_loss(*model.decode(model.encode(row[None])[:, 0], tokens, labels, decoder_visibility=seen))
+        model.token_loss(*model.decode(model.pool(model.encode(row[None])), tokens, labels, decoder_visibility=seen))
         for row in (tokenizer(other, return_tensors="pt")["input_ids"][0] for other in others)
     ]
     torch.testing.assert_close(exchanged, torch.stack(of_others).mean())

@@ -1,6 +1,6 @@
 """The page: what a sentence embedding remembers of a passage, and a search of a corpus, for a browser.
 
-Three variables of the environment say with what; without them it is the demo's.
+Three variables of the environment say with what; without them they are those of `make from-scratch`.
     CHECKPOINT  training checkpoint, decoder included: a folder or a Hub name
     ENCODER     model to search with; the checkpoint itself where only that is given
     CORPUS      what to search: pydocs, a file, a folder or a Hub dataset
@@ -22,7 +22,7 @@ from retromae_hf.checkpoints.loading import load_checkpoint, load_tokenizer
 from retromae_hf.explanation import other_passages
 from retromae_hf.retrieval.search import PYDOCS, SearchIndex, load_index
 
-DEMO_CHECKPOINT, DEMO_ENCODER = "runs/demo/retromae", "runs/demo/retromae-finetuned"
+DEMO_CHECKPOINT, DEMO_ENCODER = "runs/from-scratch/retromae", "runs/from-scratch/retromae-finetuned"
 MAX_CHARACTERS = 4000
 RESULTS = 5
 
@@ -71,15 +71,17 @@ def serve(page: gr.Blocks, **options: Any) -> str:
 
 
 def load() -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase, SearchIndex]:
-    """What the environment names, or the demo's.
+    """What the environment names, or what `make from-scratch` made.
 
     Raises:
-        RetroMAEError: something cannot be loaded, or the demo has not run.
+        RetroMAEError: something cannot be loaded, or from_scratch.py has not run.
     """
     named = os.environ.get("CHECKPOINT")
     checkpoint = named or DEMO_CHECKPOINT
     if not named and not Path(checkpoint).is_dir():
-        raise RetroMAEError(f"there is no {checkpoint}; run `make demo` first, or name a checkpoint in CHECKPOINT")
+        raise RetroMAEError(
+            f"there is no {checkpoint}; run `make from-scratch` first, or name a checkpoint in CHECKPOINT"
+        )
     encoder = os.environ.get("ENCODER") or (checkpoint if named else DEMO_ENCODER)
     corpus = os.environ.get("CORPUS") or PYDOCS
     print(f"Checkpoint {checkpoint}; searching {corpus} with {encoder}, embedded anew where it has changed", flush=True)

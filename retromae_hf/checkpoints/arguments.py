@@ -9,9 +9,12 @@ from ..model.errors import RetroMAEError, check_at_least, check_choice
 
 MODEL_OPTIONS = (
     "decoding",
+    "pooling",
     "num_decoder_layers",
     "decoder_mask_ratio",
     "bow_loss_weight",
+    "final_bow_loss_weight",
+    "bow_source",
     "decoder_query",
     "pair_objective",
 )
@@ -27,13 +30,17 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Masked-LM checkpoint to start from, or a RetroMAE checkpoint to go on with."},
+        metadata={
+            "help": "Masked-LM checkpoint or sentence-transformers model to start from, or a RetroMAE checkpoint to go "
+            "on with. The learning rate is 1e-4 by default, from a model that was tuned for retrieval 2e-5."
+        },
     )
     config_name: str | None = field(
         default=None,
         metadata={
             "help": "From scratch: a family (bert, roberta, xlm-roberta, albert, distilbert, electra, deberta-v2, "
-            "mpnet, modernbert), or a folder or Hub name with the encoder's configuration; default: bert."
+            "mpnet, modernbert, camembert, ernie, rembert, nomic_bert, gte, jina_embeddings_v3, eurobert), or a folder or Hub "
+            "name with the encoder's configuration; default: bert."
         },
     )
     tokenizer_name: str | None = field(
@@ -66,6 +73,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "enhanced, basic, condenser or none (MLM alone); default: the checkpoint's or enhanced."},
     )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sentence embedding: cls (the papers) or mean; default: that of the checkpoint or of the "
+            "sentence-transformers model, or cls."
+        },
+    )
     num_decoder_layers: int | None = field(
         default=None, metadata={"help": "Layers of the decoder; default: the checkpoint's or 1, as in the paper."}
     )
@@ -75,7 +89,18 @@ class ModelArguments:
     )
     bow_loss_weight: float | None = field(
         default=None,
-        metadata={"help": "Weight of DupMAE's bag-of-words loss, 0.1 there; default: the checkpoint's or 0."},
+        metadata={"help": "Weight of the bag-of-words loss, 0.1 in DupMAE; default: the checkpoint's or 0."},
+    )
+    final_bow_loss_weight: float | None = field(
+        default=None,
+        metadata={"help": "What that weight falls to along a cosine; default: the checkpoint's, or it stays."},
+    )
+    bow_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "What predicts the bag of words: tokens (DupMAE) or sentence, the sentence embedding alone "
+            "(BoW-DPR, with --decoding none); default: the checkpoint's or tokens."
+        },
     )
     decoder_query: str | None = field(
         default=None,

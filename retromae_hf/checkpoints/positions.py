@@ -34,8 +34,8 @@ def extend_positions(model: RetroMAEPreTrainedModel, max_length: int, method: st
     before = backbone.max_positions(config)
     if max_length <= before:
         raise RetroMAEError(f"the encoder has {before} positions, no fewer than max_length={max_length}; leave them")
-    embeddings = model.encoder.base_model.embeddings
     if backbone.has_position_table(config):
+        embeddings = model.encoder.base_model.embeddings
         _extend(embeddings.position_embeddings, max_length, method, backbone.position_offset(config))
         for name in ("position_ids", "token_type_ids"):  # constants, one for each position
             if isinstance(old := getattr(embeddings, name, None), Tensor):

@@ -20,6 +20,8 @@ from .loading import is_checkpoint
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+logger = logging.getLogger(__name__)
+
 
 def load_sentence_transformer(
     name_or_path: str, trust_remote_code: bool = False, device: str | None = None
@@ -61,6 +63,9 @@ def load_sentence_transformer(
         else:
             # Left to itself sentence-transformers takes the mean over the tokens, which none of these was taught.
             encoder = Transformer(name_or_path, model_kwargs=options | code, config_kwargs=code, processor_kwargs=code)
+            logger.info(
+                "%s is a plain encoder, without modules.json: its embedding is the state of [CLS]", name_or_path
+            )
             pooling = Pooling(encoder.get_embedding_dimension(), "cls")
             model = SentenceTransformer(modules=[encoder, pooling], device=device)
         parts = list(model.modules())

@@ -56,6 +56,9 @@ def load_model_and_tokenizer(
     if max_length > limit:
         extend_positions(model, max_length, str(args.extend_positions))
         tokenizer.model_max_length = max_length
+    settings = model.config.sentence_settings
+    if "max_seq_length" in settings:  # what was trained on longer passages reads them too
+        settings["max_seq_length"] = max(settings["max_seq_length"], max_length)
     return model, tokenizer
 
 

@@ -242,6 +242,12 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def one_process(name: str) -> None:
+    """Raise `RetroMAEError` where a launcher has started several processes of a command that works in one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RetroMAEError(f"{name} works in one process; start it without torchrun or accelerate launch")
+
+
 def command(function: Callable[..., None]) -> Callable[..., int]:
     """Make a command's `main`: bad input is one sentence on standard error and exit status 2.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 
 from ..model.errors import RetroMAEError, in_one_sentence
-from .common import HELP, command, parse, read_recipe
+from .common import HELP, command, one_process, parse, read_recipe
 
 DESCRIPTION = "Compare pretraining objectives, as a recipe says, in one process. What was cut off goes on."
 
@@ -22,6 +21,9 @@ class CompareArguments:
     tasks: list[str] | None = field(
         default=None, metadata={"help": "'pydocs' or folders in BEIR's layout to evaluate on; default: the recipe's."}
     )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Encoder that all start from; default: the recipe's, or new ones."}
+    )
     seeds: list[int] | None = field(
         default=None, metadata={"help": "Seeds to compare over; those that are done already are kept."}
     )
@@ -35,11 +37,13 @@ def main(argv: list[str] | None = None) -> None:
         if set(HELP) & set(arguments):
             parse("compare", DESCRIPTION, [CompareArguments], arguments)
         raise RetroMAEError("name a recipe, such as examples/recipes/compare/compare-cpu.yaml")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise RetroMAEError("compare fills its cells in one process; start it without torchrun or accelerate launch")
+    one_process("compare")
     recipe = read_recipe(arguments[0])
     (args,) = parse("compare", DESCRIPTION, [CompareArguments], arguments[1:])
-    recipe |= {name: value for name, value in vars(args).items() if value is not None}
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    if start := given.pop("model_name_or_path", None):
+        recipe["model"] = {**(recipe.get("model") or {}), "model_name_or_path": start}
+    recipe |= given
     from ..studies.comparison import compare
     from ..studies.comparison_recipe import Comparison, distribute
     from ..studies.comparison_report import conditions, draw, table

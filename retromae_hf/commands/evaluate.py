@@ -1,4 +1,4 @@
-"""`retromae-hf evaluate`: retrieval measures of a model on tasks, as JSON."""
+"""`retromae-hf evaluate`: retrieval measures of a model on tasks, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,14 @@ class EvaluateArguments:
             "help": "exact or faiss; default: exact, or on a CPU faiss for thousands of queries in a large corpus."
         },
     )
-    bm25: bool = field(default=False, metadata={"help": "Measure BM25 beside the model and test the difference."})
+    bm25: bool = field(
+        default=False,
+        metadata={"help": "Measure BM25 and both rankings joined beside the model, and test the differences."},
+    )
+    max_documents: int | None = field(
+        default=None,
+        metadata={"help": "Documents of a task, always the same: those that are judged and a sample of the others."},
+    )
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
     trust_remote_code: bool = field(
@@ -51,17 +58,18 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         from ..retrieval.nearest import EXACT, FAISS
 
-        check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc)
+        check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc, max_documents=self.max_documents)
         if self.search not in (None, EXACT, FAISS):
             raise RetroMAEError(f"search={self.search!r} is unknown; choose {EXACT} or {FAISS}")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Measure a model on tasks and write the results."""
+    """Measure a model on tasks, print the table and write the results."""
     (args,) = parse("evaluate", "Measure how well a model retrieves.", [EvaluateArguments], argv)
     from ..retrieval.embedders import process_state
     from ..retrieval.evaluation import evaluate_model
+    from ..retrieval.evaluation_table import format_table
     from ..retrieval.named_tasks import load_tasks
 
     output = None if args.output is None else writable(args.output)
@@ -70,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in ("run_dir", "embeddings_dir")
     }
     with process_state().main_process_first():  # it downloads what others then find
-        tasks = load_tasks(args.dataset, args.num_proc, args.split)
+        tasks = load_tasks(args.dataset, args.num_proc, args.split, args.max_documents)
     results = evaluate_model(
         args.model_name_or_path,
         tasks,
@@ -82,10 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     if results is None:
         return
-    text = json.dumps(results, indent=2)
     if output is not None:
-        output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    told = "--output FILE keeps the results as JSON." if output is None else f"The results as JSON: {output}"
+    print(format_table(results), told, sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -38,10 +38,16 @@ def main(argv: list[str] | None = None) -> None:
     from ..data.sources import load_documents
     from ..explanation import PYTHONS_OWN, as_table, conclusion, explain_embedding, in_colours, other_passages
     from ..model.modeling_retromae import RetroMAEForPreTraining
+    from ..predicted_words import predict_words, words_as_table
     from ..retrieval.embedders import process_state
 
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path).to(process_state().device)
     tokenizer = load_tokenizer(args.model_name_or_path)
+    if model.config.bow_source == "sentence":
+        words = predict_words(model, tokenizer, args.text)
+        figures = [asdict(word) for word in words]
+        print(json.dumps(figures, indent=1, ensure_ascii=False) if args.json else words_as_table(words))
+        return
     others = PYTHONS_OWN if args.dataset is None else other_passages(load_documents(args.dataset))
     explanation = explain_embedding(model, tokenizer, args.text, args.visible, others)
     if args.json:

@@ -16,7 +16,9 @@ class ExportArguments:
 
     model_name_or_path: str = field(metadata={"help": "Training checkpoint: a folder or a Hub name."})
     output_dir: str = field(metadata={"help": "Folder to write; it must be empty or new."})
-    pooling: str = field(default="cls", metadata={"help": "Sentence embedding: cls or mean."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "Sentence embedding: cls or mean; default: the checkpoint's."}
+    )
     sparse: bool = field(
         default=False,
         metadata={"help": "Export the lexical half of a DupMAE encoder, for SparseEncoder, instead of the dense one."},

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "adapt": "adapt an encoder to a text, and measure whether that has paid",
     "pretrain": "pretrain an encoder on a corpus",
     "finetune": "fine-tune an encoder for retrieval",
     "export": "turn a training checkpoint into a folder that loads everywhere",

@@ -7,7 +7,7 @@ import sys
 
 from ..checkpoints.arguments import ModelArguments
 from ..publishing.arguments import CardArguments
-from ..training.arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
+from ..training.arguments import DEFAULT_TRAINING_ARGUMENTS, LEARNING_RATE, DataArguments
 from .common import command, parse
 
 
@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     from ..training.pretraining import pretrain
 
-    trainer = pretrain(args, model_args, training_args, card_args)
+    default_rate = training_args.learning_rate is LEARNING_RATE
+    trainer = pretrain(args, model_args, training_args, card_args, default_rate)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir
         checkpoint = "checkpoint" if trainer.model.config.decoding == "none" else "checkpoint, decoder included,"

@@ -18,6 +18,10 @@ class SearchArguments:
         metadata={"help": "Corpus: pydocs, a text, JSON, CSV or Parquet file, a folder of them, or a Hub dataset."},
     )
     top: int = field(default=5, metadata={"help": "Results to list."})
+    hybrid: bool = field(
+        default=False,
+        metadata={"help": "Join the model's ranking with that of BM25; scores are then sums of reciprocal ranks."},
+    )
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
     trust_remote_code: bool = field(
@@ -43,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from ..retrieval.search import format_results, load_index
 
-    index = load_index(words.model, args.dataset, args.batch_size, args.num_proc, args.trust_remote_code)
+    index = load_index(words.model, args.dataset, args.batch_size, args.num_proc, args.trust_remote_code, args.hybrid)
     (results,) = index.search([words.question], args.top)
     print(format_results(results))
 

@@ -11,18 +11,20 @@ import pyarrow as pa
 from datasets import ArrowBasedBuilder, BuilderConfig, Dataset, DatasetInfo, Features, SplitGenerator, Value
 
 from ..model.errors import RetroMAEError, in_one_sentence
-from .rows import ROWS_A_BATCH, Broken, in_batches, kind_of, read_documents, read_rows
+from .rows import LINE, ROWS_A_BATCH, Broken, in_batches, kind_of, read_documents, read_rows
 from .source_files import SourceFiles
 from .text import without_surrogates
 
-DOCUMENT = Features({"text": Value("large_string"), "name": Value("large_string"), "broken": Value("large_string")})
+DOCUMENT = Features(dict.fromkeys(("text", "title", "name", "broken"), Value("large_string")))
 """A document as `document_of` has it."""
 
 TEACHERS = ("label", "score", "scores")
 """Columns of a .csv file that hold numbers, where they do; all others are text."""
 
 
-def read_cached(files: SourceFiles, text_column: str | None, num_proc: int | None) -> Dataset:
+def read_cached(
+    files: SourceFiles, text_column: str | None, num_proc: int | None, title_column: str | None = None
+) -> Dataset:
     """The documents of some files, or where no column is named all columns, each of the type that fits its values.
 
     Raises:
@@ -30,7 +32,7 @@ def read_cached(files: SourceFiles, text_column: str | None, num_proc: int | Non
     """
     # With what tells one state of a file from the next, for the cache goes by these arguments.
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files.files]
-    builder = _CachedRows(states=states, text_column=text_column, whole=files.whole)
+    builder = _CachedRows(states=states, text_column=text_column, title_column=title_column, separator=files.separator)
     try:
         with in_one_sentence(f"{files.source} cannot be read"):
             builder.download_and_prepare(num_proc=num_proc)
@@ -46,7 +48,8 @@ def read_cached(files: SourceFiles, text_column: str | None, num_proc: int | Non
 class _CachedRowsConfig(BuilderConfig):
     states: list[tuple[str, int, int]] | None = None
     text_column: str | None = None
-    whole: bool = False
+    title_column: str | None = None
+    separator: str = LINE
 
 
 class _CachedRows(ArrowBasedBuilder):
@@ -57,7 +60,8 @@ class _CachedRows(ArrowBasedBuilder):
         return DatasetInfo(features=self.config.text_column and DOCUMENT)
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
-        if not any(True for file, *_ in self.config.states for _ in read_rows(file, whole=self.config.whole)):
+        rows = (row for file, *_ in self.config.states for row in read_rows(file, separator=self.config.separator))
+        if next(rows, None) is None:
             raise RetroMAEError(f"{self.config.states[0][0]} holds no documents; give a source with text")
         if self.config.text_column is None:
             self.info.features = Features.from_arrow_schema(self._schema())
@@ -71,9 +75,9 @@ class _CachedRows(ArrowBasedBuilder):
 
     def _rows(self, file: str) -> Iterator[dict[str, Any]]:
         if self.config.text_column is not None:
-            yield from read_documents(file, self.config.text_column, self.config.whole)
+            yield from read_documents(file, self.config.text_column, self.config.title_column, self.config.separator)
             return
-        for number, row in read_rows(file, whole=self.config.whole):
+        for number, row in read_rows(file, separator=self.config.separator):
             if isinstance(row, Broken):
                 raise RetroMAEError(f"{file} line {number} {row}; mend the file")
             yield row

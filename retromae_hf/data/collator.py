@@ -36,7 +36,7 @@ from ..model.masking import (
 from .segment_pairs import SEGMENT_COLUMNS, PairMaker, Row
 from .words import number_words, word_starts, word_table
 
-SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective")
+SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective", "bow_source")
 """Arguments that the model's configuration has too, and that must be the same there."""
 
 _EPOCH_NOT_TOLD = -1
@@ -69,6 +69,7 @@ class DataCollatorForRetroMAE:
         compact: ship 32-bit integers, which this package's model takes and which are half the bytes; other models want
             their labels in 64.
         pair_objective: None, "nsp" or "sop"; the model's own, likewise.
+        bow_source: "tokens" or "sentence"; the model's own, likewise.
         pair_partners: for "nsp", the passages that false successors are drawn from, the training set as a rule.
 
     Raises:
@@ -87,6 +88,7 @@ class DataCollatorForRetroMAE:
     static_masking: bool = False
     compact: bool = False
     pair_objective: str | None = None
+    bow_source: str = "tokens"
     pair_partners: Dataset | None = field(repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class DataCollatorForRetroMAE:
 
         Args:
             tokenizer: the model's tokenizer.
-            config: the model's configuration, which names `decoding`, `decoder_mask_ratio` and `pair_objective`.
+            config: the model's configuration, which names what is in `SHARED_WITH_MODEL`.
             **kwargs: the other arguments of the class.
 
         Returns:
@@ -159,7 +161,8 @@ class DataCollatorForRetroMAE:
         Returns:
             `input_ids`, `attention_mask`, `labels` and, for basic and enhanced decoding, `decoder_input_ids` and
             `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`, int64 `[B]`, and, where
-            words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`.
+            words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`;
+            where the sentence embedding predicts a bag of words `bow_labels`, int64 `[B, L]`.
             `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
             `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
         """
@@ -208,9 +211,12 @@ class DataCollatorForRetroMAE:
             random_replace_prob=self.random_replace_prob,
         )
         batch["input_ids"], batch["labels"] = corrupt(self.encoder_mask_ratio)
+        passage = input_ids.masked_fill(~candidates, IGNORE_INDEX)
+        if self.bow_source == "sentence":
+            batch["bow_labels"] = passage
         if self.decoding == "enhanced":
             batch["decoder_input_ids"] = input_ids
-            batch["decoder_labels"] = input_ids.masked_fill(~candidates, IGNORE_INDEX)
+            batch["decoder_labels"] = passage
             batch["visibility_seed"] = seeds
             if word_ids is not None:
                 batch["word_ids"] = word_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from .rows import (
     report_null,
 )
 from .source_files import SourceFiles
-from .sources import check_column, check_text, find_source, load_hub
+from .sources import check_columns, check_text, find_source, load_hub
 
 ROWS_AT_ONCE = 64
 """Rows that are read at once; a reader that goes on from a place starts at one of their firsts."""
@@ -63,14 +63,16 @@ class DatasetShards:
         rows: the dataset.
         text_column: column that holds the text.
         source: what to call it in messages.
+        title_column: column of titles to put in front of the texts.
     """
 
-    def __init__(self, rows: IterableDataset, text_column: str, source: str) -> None:
+    def __init__(self, rows: IterableDataset, text_column: str, source: str, title_column: str | None = None) -> None:
         self.num_shards = rows.num_shards
         self.source = source
-        self.text_column = text_column
+        self.text_column, self.title_column = text_column, title_column
         columns = rows.column_names or [text_column]
-        wanted = {text_column, *NAME_COLUMNS} if is_titled(columns, text_column) else {text_column}
+        titled = is_titled(columns, text_column, title_column)
+        wanted = {text_column, title_column, *NAME_COLUMNS} if titled else {text_column}
         self._rows = rows.select_columns([column for column in columns if column in wanted]).with_format("arrow")
         self._parts: dict[tuple[int, int], IterableDataset] = {}
 
@@ -83,7 +85,8 @@ class DatasetShards:
         # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
         for table in self._shard(shard).iter(ROWS_AT_ONCE):
             check_text(self.source, self.text_column, table.schema.field(self.text_column).type)
-            yield from (document_of(row, self.text_column)["text"] for row in table.to_pylist())
+            for row in table.to_pylist():
+                yield document_of(row, self.text_column, self.title_column)["text"]
 
     def _shard(self, shard: int) -> IterableDataset:
         """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
@@ -108,11 +111,13 @@ class FileShards:
         source: the files.
         text_column: column that holds the text.
         on_broken_line: "skip", which makes a row without text of a broken one, or "error".
+        title_column: column of titles to put in front of the texts.
     """
 
     source: SourceFiles
     text_column: str
     on_broken_line: str
+    title_column: str | None = None
 
     def __post_init__(self) -> None:
         self.num_shards = len(self.source.files)
@@ -124,7 +129,8 @@ class FileShards:
             RetroMAEError: the file cannot be read, a row is broken and that is an error, or half of the rows are.
         """
         total, broken, empty, first = 0, 0, 0, None
-        for document in read_documents(self.source.files[shard], self.text_column, self.source.whole):
+        file = self.source.files[shard]
+        for document in read_documents(file, self.text_column, self.title_column, self.source.separator):
             total += 1
             if document["broken"]:
                 broken, first = broken + 1, first or document["broken"]
@@ -133,7 +139,20 @@ class FileShards:
             empty += document["text"] is None and not document["broken"]
             yield document["text"]
         report_broken(first, broken, total, self.on_broken_line)
-        report_null(empty, str(self.source.files[shard]))
+        report_null(empty, str(file))
+
+
+class SeveralSources:
+    """The shards of several sources, one source behind the other."""
+
+    def __init__(self, sources: Sequence[DatasetShards | FileShards]) -> None:
+        self._shards = [(source, shard) for source in sources for shard in range(source.num_shards)]
+        self.num_shards = len(self._shards)
+
+    def texts(self, shard: int) -> Iterator[str | None]:
+        """The texts of a shard."""
+        source, own = self._shards[shard]
+        return source.texts(own)
 
 
 class DocumentStream:
@@ -153,7 +172,7 @@ class DocumentStream:
         first: number of the first document that readers get; those before it are held out.
     """
 
-    def __init__(self, shards: DatasetShards | FileShards, source: str, seed: int) -> None:
+    def __init__(self, shards: DatasetShards | FileShards | SeveralSources, source: str, seed: int) -> None:
         self.num_shards = shards.num_shards
         self.source = source
         self.seed = seed
@@ -164,29 +183,37 @@ class DocumentStream:
     @classmethod
     def open(
         cls,
-        source: str,
+        sources: str | Sequence[str],
         config_name: str | None,
         split: str,
         text_column: str,
         seed: int,
         on_broken_line: str = SKIP,
+        title_column: str | None = None,
+        document_separator: str | None = None,
     ) -> DocumentStream:
-        """A stream of a file, of a folder of files or of a data set on the Hub, see `load_documents`.
+        """A stream of files, of folders of files or of data sets on the Hub, see `load_documents`.
 
         Raises:
             RetroMAEError: there is no such source, or it has no such column.
         """
         check_on_broken_line(on_broken_line)
-        found = find_source(source, config_name, split)
-        if isinstance(found, SourceFiles):
-            check_column(source, text_column, column_names(found.files))
-            return cls(FileShards(found, text_column, on_broken_line), source, seed)
-        if found is None:
-            rows = load_hub(source, config_name, split, streaming=True)
-        else:
-            rows = found.to_iterable_dataset(num_shards=max(len(found.cache_files), 1))
-        check_column(source, text_column, rows.column_names)
-        return cls(DatasetShards(rows, text_column, source), source, seed)
+        opened: list[DatasetShards | FileShards] = []
+        for source in [sources] if isinstance(sources, str) else sources:
+            found = find_source(source, config_name, split, document_separator)
+            if isinstance(found, SourceFiles):
+                check_columns(source, text_column, title_column, column_names(found.files))
+                opened.append(FileShards(found, text_column, on_broken_line, title_column))
+                continue
+            if found is None:
+                rows = load_hub(source, config_name, split, streaming=True)
+            else:
+                rows = found.to_iterable_dataset(num_shards=max(len(found.cache_files), 1))
+            check_columns(source, text_column, title_column, rows.column_names)
+            opened.append(DatasetShards(rows, text_column, source, title_column))
+        if len(opened) == 1:
+            return cls(opened[0], source, seed)
+        return cls(SeveralSources(opened), "the text", seed)
 
     def hold_out_head(self) -> list[str]:
         """Take the source's first documents away from the readers and return them.

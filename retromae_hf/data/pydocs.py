@@ -31,6 +31,9 @@ MIN_CHARACTERS = 80
 MIN_QUERY_WORDS, MIN_BODY_WORDS = 5, 15
 
 # The retrieval task: test queries, queries to watch while training, and the bodies that are searched.
+PYDOCS = "pydocs"
+"""What this text is called as a data set."""
+
 TEST_QUERIES, DEV_QUERIES, SEARCHED_BODIES = 1000, 200, 10_000
 
 
@@ -122,6 +125,12 @@ class HeldOut:
     queries: dict[str, str]
     bodies: dict[str, str]
     paired: Dataset
+
+    @property
+    def untouched(self) -> Dataset:
+        """The documents of `pretraining` that no query was taken from, nor from another of that name."""
+        names = self.pretraining["name"][:]
+        return self.pretraining.select([index for index, name in enumerate(names) if name not in self.queries])
 
     @functools.cached_property
     def pairs(self) -> Dataset:

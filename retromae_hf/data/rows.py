@@ -12,7 +12,7 @@ import json
 import logging
 import lzma
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from os.path import splitext
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias, TypeVar
@@ -32,6 +32,9 @@ _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": N
 
 NAME_COLUMNS = ("name", "title", "_id", "docid", "id")
 """A document is called what the first of these says that its row has."""
+
+LINE, BLANK_LINE, FILE = SEPARATORS = ("line", "blank-line", "file")
+"""What ends a document of a .txt file: the line, a line without text (of which there may be several), or the file."""
 
 SKIP, ERROR = "skip", "error"
 MAX_BROKEN_SHARE = 0.5
@@ -62,13 +65,13 @@ def check_on_broken_line(value: str) -> None:
     check_choice("on_broken_line", value, (SKIP, ERROR))
 
 
-def read_rows(file: str | Path, columns: Collection[str] | None = None, whole: bool = False) -> Iterator[Row]:
+def read_rows(file: str | Path, columns: Collection[str] | None = None, separator: str = LINE) -> Iterator[Row]:
     """The rows of a file.
 
     Args:
         file: of one of the `FILE_KINDS`.
         columns: those that are wanted; of a .parquet file no other is read. None for all.
-        whole: a .txt file is one row, not one a line.
+        separator: one of `SEPARATORS`, what ends a row of a .txt file.
 
     Raises:
         RetroMAEError: the file cannot be read, or its text is not UTF-8.
@@ -85,13 +88,22 @@ def read_rows(file: str | Path, columns: Collection[str] | None = None, whole: b
                 yield from _json_rows(file)
             else:
                 with _open(file, newline=None) as lines:
-                    texts = filter(None, [lines.read()]) if whole else (line.removesuffix("\n") for line in lines)
-                    yield from enumerate(({"text": text} for text in texts), start=1)
+                    yield from enumerate(({"text": text} for text in _texts(lines, separator)), start=1)
     except RetroMAEError as error:
         if isinstance(cause := error.__cause__, UnicodeDecodeError):
             found = "UTF-16" if cause.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
             raise RetroMAEError(f"{file} is {found}; convert it to UTF-8, for example with iconv") from cause
         raise
+
+
+def _texts(lines: Iterable[str], separator: str) -> Iterator[str]:
+    """The documents of a .txt file."""
+    if separator == LINE:
+        return (line.removesuffix("\n") for line in lines)
+    if separator == FILE:
+        return filter(None, ["".join(lines)])
+    paragraphs = groupby(lines, key=lambda line: bool(line.strip()))
+    return ("".join(group).removesuffix("\n") for has_text, group in paragraphs if has_text)
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -110,38 +122,43 @@ def column_names(files: Iterable[Path]) -> list[str]:
     return list(dict.fromkeys(name for row in islice(rows, LOOKED_AT) for name in row))
 
 
-def document_of(row: Mapping[str, Any], text_column: str) -> Document:
-    """`text` and `name` of the document in a row, None where it has none, and what is `broken` about the row.
+def document_of(row: Mapping[str, Any], text_column: str, title_column: str | None = None) -> Document:
+    """`text`, `title` and `name` of the document in a row, None where it has none, and what is `broken` about the row.
 
-    In BEIR's and Tevatron's corpora the title stands in front of the text.
+    The title stands in front of the text where its column was named, and in BEIR's and Tevatron's corpora.
     """
-    text, title = row.get(text_column), row.get("title")
+    text, title = row.get(text_column), row.get(title_column or "title")
+    title = title if isinstance(title, str) else None
     if not isinstance(text, str | None):
         return _broken(f"holds no text in {text_column!r}")
-    if text is not None and is_titled(row, text_column):
-        text = titled(title if isinstance(title, str) else "", text)
+    if text is not None and is_titled(row, text_column, title_column):
+        text = titled(title or "", text)
     names = (row.get(column) for column in NAME_COLUMNS)
     name = next((str(name) for name in names if isinstance(name, str | int) and name != ""), None)
-    return {"text": text and without_surrogates(text), "name": name and without_surrogates(name), "broken": None}
+    known = {"text": text, "title": title or None, "name": name}
+    return {what: found and without_surrogates(found) for what, found in known.items()} | {"broken": None}
 
 
 def _broken(wrong: str) -> Document:
-    return {"text": None, "name": None, "broken": wrong}
+    return {"text": None, "title": None, "name": None, "broken": wrong}
 
 
-def is_titled(columns: Container[str], text_column: str) -> bool:
-    """Whether columns are those of a corpus whose titles belong to its texts: `_id` is BEIR's, `docid` Tevatron's."""
-    return text_column == "text" and ("_id" in columns or "docid" in columns)
+def is_titled(columns: Container[str], text_column: str, title_column: str | None) -> bool:
+    """Whether titles belong to the texts: somebody says so, or a corpus is BEIR's (`_id`) or Tevatron's (`docid`)."""
+    return title_column is not None or (text_column == "text" and ("_id" in columns or "docid" in columns))
 
 
-def read_documents(file: str | Path, text_column: str, whole: bool) -> Iterator[Document]:
+def read_documents(
+    file: str | Path, text_column: str, title_column: str | None = None, separator: str = LINE
+) -> Iterator[Document]:
     """The document in each row of a file, see `document_of`, with the row's place where it is broken.
 
     Raises:
         RetroMAEError: as `read_rows`.
     """
-    for number, row in read_rows(file, {text_column, *NAME_COLUMNS}, whole):
-        document = _broken(row) if isinstance(row, Broken) else document_of(row, text_column)
+    columns = {text_column, *NAME_COLUMNS, *([title_column] if title_column else [])}
+    for number, row in read_rows(file, columns, separator):
+        document = _broken(row) if isinstance(row, Broken) else document_of(row, text_column, title_column)
         yield _broken(f"{file} line {number} {document['broken']}") if document["broken"] else document
 
 

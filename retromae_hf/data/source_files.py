@@ -14,7 +14,7 @@ from fsspec.utils import glob_translate
 from huggingface_hub import DatasetCardData, metadata_load
 
 from ..model.errors import RetroMAEError, check_choice, in_one_sentence
-from .rows import FILE_KINDS, kind_of
+from .rows import FILE, FILE_KINDS, LINE, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ class SourceFiles:
     Attributes:
         source: what to call it in messages.
         files: absolute paths, sorted by name; none is empty.
-        whole: a .txt file is one document, not one a line.
+        separator: what ends a document of a .txt file, see `rows.SEPARATORS`.
     """
 
     source: str
     files: list[Path]
-    whole: bool
+    separator: str
 
 
 def local_path(source: str) -> Path | None:
@@ -60,7 +60,9 @@ def check_whole(source: str, config_name: str | None, split: str) -> None:
     check_choice(f"{source}: dataset_split", split, [WHOLE])
 
 
-def find_files(source: str, path: Path, config_name: str | None, split: str) -> SourceFiles:
+def find_files(
+    source: str, path: Path, config_name: str | None, split: str, separator: str | None = None
+) -> SourceFiles:
     """The files of a file, or of a split of a folder, as `load_dataset(folder, config_name, split=split)` finds them.
 
     Names that begin with "." or "__" are no data. A folder in BEIR's layout is its corpus.
@@ -70,9 +72,11 @@ def find_files(source: str, path: Path, config_name: str | None, split: str) -> 
         path: the file or folder.
         config_name: a configuration of the folder's README.md.
         split: what has no splits is all "train".
+        separator: what ends a document of a .txt file; by default the line, and in a folder the file.
 
     Raises:
-        RetroMAEError: there are none, or several kinds, or no such configuration or split.
+        RetroMAEError: there are none, or several kinds, or no such configuration or split, or a separator is named that
+            they have not.
     """
     if path.is_dir():
         names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*"))}
@@ -90,7 +94,9 @@ def find_files(source: str, path: Path, config_name: str | None, split: str) -> 
     files = [found[name] for name in splits[split] if found[name].stat().st_size]
     if not files:
         raise RetroMAEError(f"{source} holds no documents, only empty files; give a source with text")
-    return SourceFiles(source, files, whole=path.is_dir())
+    if separator is not None and kinds != ["text"]:
+        raise RetroMAEError(f"{source} is no text; document_separator is about .txt files alone, leave it out")
+    return SourceFiles(source, files, separator or (FILE if path.is_dir() else LINE))
 
 
 def _is_data(name: str) -> bool:

@@ -9,6 +9,7 @@ text: `tokenize_passages` writes down what it finds.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -44,6 +45,9 @@ _WITHOUT_SPACES = (
     (0x20000, 0x323AF),
 )
 _HAN = _WITHOUT_SPACES[-4:]
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in _WITHOUT_SPACES)
+_MARKS = "".join(chr(code) for code in range(0x0E00, 0x3100) if unicodedata.category(chr(code))[0] == "M")
+_WORD = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
 _INNER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several bytes in UTF-8, all but the first
 
 
@@ -66,6 +70,14 @@ def _cut_chinese(text: str) -> list[str]:
     import rjieba
 
     return rjieba.cut(text)
+
+
+def spans_of_words(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end.
+
+    A word is what stands between white space; of scripts that are written without any, a character with its marks.
+    """
+    return [word.span() for word in _WORD.finditer(text)]
 
 
 def is_han(character: str) -> bool:

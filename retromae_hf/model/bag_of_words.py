@@ -1,4 +1,7 @@
-"""The bag-of-words loss of DupMAE (arXiv 2211.08769, section 3.2) without ever holding `[tokens, vocabulary]`."""
+"""The bag-of-words loss of DupMAE (arXiv 2211.08769, section 3.2) without ever holding `[tokens, vocabulary]`.
+
+Over a single state a passage it is that of BoW-DPR (arXiv 2401.11248).
+"""
 
 from __future__ import annotations
 

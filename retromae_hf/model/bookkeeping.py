@@ -54,11 +54,14 @@ def with_bookkeeping(forward: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=[*own, *added])
 
 
-def warn_of_missing_labels(config: RetroMAEConfig, decoder_labels: Tensor | None, pair_labels: Tensor | None) -> None:
+def warn_of_missing_labels(
+    config: RetroMAEConfig, decoder_labels: Tensor | None, pair_labels: Tensor | None, bow_labels: Tensor | None
+) -> None:
     """Say which objectives a training batch leaves out, as those of other collators do."""
     wanted = {
         f"decoding={config.decoding!r}": (config.decoding in ("enhanced", "basic"), decoder_labels, "decoder_labels"),
         f"pair_objective={config.pair_objective!r}": (config.pair_objective is not None, pair_labels, "pair_labels"),
+        f"bow_source={config.bow_source!r}": (config.bow_source == "sentence", bow_labels, "bow_labels"),
     }
     for objective, (configured, labels, name) in wanted.items():
         if configured and labels is None:

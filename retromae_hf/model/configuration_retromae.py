@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .errors import RetroMAEError, check_choice, in_one_sentence
+from .layout import SETTINGS
 
 DECODINGS = ("enhanced", "basic", "condenser", "none")
+POOLINGS = ("cls", "mean")
 PAIR_OBJECTIVES = ("nsp", "sop")
 DECODER_QUERIES = ("sum", "embedded")
+BOW_SOURCES = ("tokens", "sentence")
 MAX_DECODER_LAYERS = 64
 """The papers have 1 and 2; a number far above is a broken file, and would be built layer by layer."""
 LARGEST = {"labels": 10**5, "layers": 10**3, "group": 10**3, "position": 10**7, "vocab": 10**7, "hidden": 10**6}
@@ -48,6 +51,7 @@ def check_shared(settings: Any) -> None:
     """Raise `RetroMAEError` where a value is wrong that the model's configuration and the collator both have."""
     check_choice("decoding", settings.decoding, DECODINGS)
     check_ratio("decoder_mask_ratio", settings.decoder_mask_ratio)
+    check_choice("bow_source", settings.bow_source, BOW_SOURCES)
     if settings.pair_objective is not None:
         check_choice("pair_objective", settings.pair_objective, PAIR_OBJECTIVES)
 
@@ -84,6 +88,21 @@ def check_sizes(config: Mapping[str, Any], what: str) -> None:
 
 def _largest(name: str) -> float:
     return next((largest for part, largest in LARGEST.items() if part in name), math.inf)
+
+
+def check_settings(settings: Any) -> dict[str, Any]:
+    """The settings of sentence-transformers; raises `RetroMAEError` for those that it does not take."""
+    if not isinstance(settings, dict):
+        raise RetroMAEError(f"sentence_settings={settings!r} is no mapping; mend the model's config.json")
+    for name, value in settings.items():
+        texts = value.items() if name == "prompts" and isinstance(value, dict) else ()
+        if type(value) is not SETTINGS.get(name) or not all(isinstance(one, str) for pair in texts for one in pair):
+            raise RetroMAEError(
+                f"sentence_settings: {name}={value!r} is nothing that sentence-transformers takes; mend the file"
+            )
+    if "max_seq_length" in settings:
+        check_whole_number("sentence_settings: max_seq_length", settings["max_seq_length"], LARGEST["position"])
+    return dict(settings)
 
 
 def read_encoder_config(config: Any) -> PreTrainedConfig:
@@ -123,11 +142,18 @@ class RetroMAEConfig(PreTrainedConfig):
         decoding: "enhanced" (section 3.3: every token from its own sampled context), "basic" (section 3.2: the
             decoder's masked tokens), "condenser" (arXiv 2104.08253: the encoder's masked tokens, from its [CLS] and
             the token states of its middle layer) or "none" (masked language modelling alone, the baseline).
+        pooling: what the sentence embedding is of the encoder's last states: "cls", that of [CLS] (the papers), or
+            "mean", the mean of those of all real tokens, for encoders that were tuned so.
+        sentence_settings: what else a sentence-transformers model that the encoder came from says of its embeddings,
+            as `layout.SETTINGS` names it; an export says the same.
         num_decoder_layers: transformer layers of the decoder; RetroMAE's paper has 1, Condenser's 2.
         decoder_mask_ratio: share of the tokens that a decoder row does not see, in (0, 1).
         mlm_loss_weight: weight of the encoder's masked-LM loss in the sum; the decoder's is 1.
-        bow_loss_weight: weight of the bag-of-words loss in the sum, 0.1 in DupMAE (arXiv 2211.08769); enhanced decoding
-            only, whose labels are the bag.
+        bow_loss_weight: weight of the bag-of-words loss in the sum: 0.1 in DupMAE, 1 in BoW-DPR (see `bow_source`).
+        final_bow_loss_weight: what that weight falls to along a cosine while it trains, 0.1 in BoW-DPR; None: it stays.
+        bow_source: what predicts the bag of words: "tokens", the ordinary tokens' states (DupMAE, arXiv 2211.08769;
+            with enhanced decoding only), or "sentence", the sentence embedding alone (BoW-DPR, arXiv 2401.11248, which
+            has no decoder; with any decoding).
         decoder_query: "sum" (RetroMAE: h + p_i) or "embedded" (DupMAE: h through the encoder's embedding module).
         pair_objective: None, "nsp" (BERT's next-sentence prediction) or "sop" (ALBERT's sentence order), beside the
             other losses, with weight 1.
@@ -141,10 +167,14 @@ class RetroMAEConfig(PreTrainedConfig):
 
     encoder_config: Any = None
     decoding: str = DEFAULT_DECODING
+    pooling: str = "cls"
+    sentence_settings: dict[str, Any] | None = None
     num_decoder_layers: int = 1
     decoder_mask_ratio: float = DEFAULT_DECODER_MASK_RATIO
     mlm_loss_weight: float = 1.0
     bow_loss_weight: float = 0.0
+    final_bow_loss_weight: float | None = None
+    bow_source: str = "tokens"
     decoder_query: str = "sum"
     pair_objective: str | None = None
 
@@ -157,6 +187,7 @@ class RetroMAEConfig(PreTrainedConfig):
         if "num_labels" in kwargs:
             raise RetroMAEError("num_labels belongs to a classifier's configuration, not to RetroMAE's; leave it out")
         self.encoder_config = read_encoder_config(self.encoder_config)
+        self.sentence_settings = check_settings(self.sentence_settings or {})
         self.check_values()
         # Where Trainer looks for them when it compares model and tokenizer.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -176,15 +207,20 @@ class RetroMAEConfig(PreTrainedConfig):
     def check_values(self) -> None:
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""
         check_shared(self)
+        check_choice("pooling", self.pooling, POOLINGS)
         check_whole_number("num_decoder_layers", self.num_decoder_layers, MAX_DECODER_LAYERS)
-        for name in ("mlm_loss_weight", "bow_loss_weight"):
+        final = [] if self.final_bow_loss_weight is None else ["final_bow_loss_weight"]
+        for name in ("mlm_loss_weight", "bow_loss_weight", *final):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:
                 raise RetroMAEError(f"{name}={getattr(self, name)!r} must be 0 or a finite number above")
         check_choice("decoder_query", self.decoder_query, DECODER_QUERIES)
-        if self.bow_loss_weight > 0 and self.decoding != "enhanced":
+        if self.bow_loss_weight > 0 and self.bow_source == "tokens" and self.decoding != "enhanced":
             raise RetroMAEError(
-                f"bow_loss_weight={self.bow_loss_weight} needs decoding='enhanced', not {self.decoding!r}"
+                f"bow_loss_weight={self.bow_loss_weight} needs decoding='enhanced', not {self.decoding!r}, or "
+                "bow_source='sentence'"
             )
+        if self.bow_loss_weight == 0 and (self.bow_source == "sentence" or final):
+            raise RetroMAEError("a bag of words is asked for that weighs nothing; give bow_loss_weight, 1 in BoW-DPR")
 
     @property
     def hidden_size(self) -> int:

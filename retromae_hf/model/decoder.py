@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
-from .backbones import DecoderShape
+from .backbone import DecoderShape
 from .bookkeeping import labelled_rows
 
 BLOCK_ROWS = 256

@@ -16,7 +16,7 @@ IGNORE_INDEX = -100
 # Rows 0, 1, 2 ... of the hash belong to the visibility mask; each other kind of draw has a negative row of its own.
 CHOOSE, ACTION, REPLACEMENT = -1, -2, -3
 DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT = -4, -5, -6
-PAIR, PARTNER = -7, -8
+PAIR, PARTNER, CROPS = -7, -8, -9
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
@@ -80,9 +80,16 @@ def draw_coins(seeds: Tensor) -> Tensor:
     return _below(random_bits(seeds, PAIR, torch.zeros_like(seeds, dtype=torch.int32)), 0.5)
 
 
-def draw_indices(seeds: Tensor, sizes: Tensor) -> Tensor:
-    """An index below each of `sizes`, both int64 of one shape: the passage that lends another its second segment."""
-    bits = random_bits(seeds, PARTNER, torch.zeros_like(seeds, dtype=torch.int32))
+def draw_indices(seeds: Tensor, sizes: Tensor, draw: int = PARTNER, number: int = 0) -> Tensor:
+    """An index below each of `sizes`, both int64 of one shape.
+
+    Args:
+        seeds: one a passage or document.
+        sizes: at least 1 each.
+        draw: `PARTNER`, the passage that lends another its second segment, or `CROPS`, where those of a document lie.
+        number: of the draw among those of a kind.
+    """
+    bits = random_bits(seeds, draw, torch.full_like(seeds, number, dtype=torch.int32))
     return (bits.to(torch.int64) & 0xFFFFFFFF) % sizes
 
 

@@ -1,6 +1,6 @@
 """RetroMAE (arXiv 2205.12035, section 3): a passage X = x_1 .. x_N is rebuilt from its sentence embedding h.
 
-    h  = encoder(X, 15-30 % masked) at [CLS]              encode: h is the bottleneck                (1)
+    h  = encoder(X, 15-30 % masked) at [CLS]              encode, pool: h is the bottleneck          (1)
     H1 = [h + p_0, ..., h + p_N]                          the decoder's queries hold no token        (4)
     H2 = [h, e(x_1) + p_1, ..., e(x_N) + p_N]             its keys and values do                     (2, 4)
     A  = softmax(Q(H1) K(H2)^T / sqrt(d) + M) V(H2)       one layer; M lets row i see h and a sample
@@ -12,6 +12,7 @@ That is enhanced decoding. Basic decoding has one stream, H2 with 50-70 % masked
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,11 +22,13 @@ from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from .backbones import backbone_for
 from .bag_of_words import bag_of_words_loss
 from .bookkeeping import divisors, labelled_rows, warn_of_missing_labels, with_bookkeeping
-from .configuration_retromae import RetroMAEConfig
+from .configuration_retromae import POOLINGS, RetroMAEConfig
 from .decoder import Decoder, PairHead, VisibleRows
 from .errors import RetroMAEError
+from .layout import sentence_settings
 from .losses import grouped_cross_entropy
 from .masking import visibility_mask
 from .pretrained_model import RetroMAEPreTrainedModel, load_encoder
@@ -45,9 +48,9 @@ class RetroMAEPreTrainingOutput(ModelOutput):
         loss: scalar, the weighted sum of the parts that are there; the one to differentiate.
         mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens; for the logs, without gradient.
         decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens; likewise.
-        bow_loss: scalar, the bag-of-words loss (DupMAE), before its weight.
+        bow_loss: scalar, the bag-of-words loss (DupMAE, BoW-DPR), before its weight.
         pair_loss: scalar, the mean cross-entropy of the pair objective.
-        sentence_embedding: `[B, H]`, the final hidden state of [CLS].
+        sentence_embedding: `[B, H]`, the final hidden state of [CLS], or what else `pooling` says.
     """
 
     loss: Tensor | None = None
@@ -67,10 +70,17 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     Args:
         config: of the encoder and the decoder, whose weights are new; `from_encoder` starts from a trained encoder.
 
+    Attributes:
+        new_parameters: names of those that the encoder's checkpoint did not have, after `from_encoder`.
+        bow_loss_weight: scalar on the model's device, the weight at this step in training, which `RetroMAECallback`
+            tells where it falls; None is the configuration's.
+
     Raises:
         RetroMAEError: the encoder's family is not known, or does not go with the decoder.
     """
 
+    new_parameters: Collection[str] = ()
+    bow_loss_weight: Tensor | None = None
     # The losses are divided by counts of their own labels: Trainer must not rescale them by a count of its own.
     accepts_loss_kwargs = False
 
@@ -99,19 +109,31 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
 
         Args:
             name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads, from safetensors, or a model of
-                sentence-transformers with such an encoder in it.
-            **config: fields of `RetroMAEConfig`.
+                sentence-transformers with such an encoder in it, whose pooling and other settings the model takes. A
+                family without [CLS] is pooled by the mean.
+            **config: fields of `RetroMAEConfig`, which go before what the model says.
 
         Returns:
             The model, in float32.
 
         Raises:
-            RetroMAEError: the encoder's family is not known, weights of it are pickled or missing, or the checkpoint is
-                itself a RetroMAE checkpoint.
+            RetroMAEError: the encoder's family is not known, weights of it are pickled or missing, the checkpoint is
+                itself a RetroMAE checkpoint, or it pools otherwise than by [CLS] or the mean.
         """
-        encoder = load_encoder(name_or_path)
-        model = cls(RetroMAEConfig(encoder_config=encoder.config, **config))
+        settings = sentence_settings(name_or_path)
+        pooling = settings.pop("pooling", None)
+        if "pooling" not in config and pooling not in (None, *POOLINGS):
+            raise RetroMAEError(
+                f"{name_or_path} makes its embeddings by {pooling} pooling, which cannot be pretrained; choose "
+                "--pooling cls or --pooling mean, and the embedding becomes that"
+            )
+        encoder, missing = load_encoder(name_or_path)
+        pooling = pooling or backbone_for(encoder.config).pooling
+        fields = {"encoder_config": encoder.config, "pooling": pooling, "sentence_settings": settings}
+        model = cls(RetroMAEConfig(**(fields | config)))
         model.encoder = encoder
+        loaded = {f"encoder.{name}" for name in encoder.state_dict() if name not in missing}
+        model.new_parameters = {name for name, _ in model.named_parameters() if name not in loaded}
         return model
 
     def forward(
@@ -124,6 +146,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         visibility_seed: Tensor | None = None,
         decoder_visibility: Tensor | None = None,
         pair_labels: Tensor | None = None,
+        bow_labels: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         word_ids: Tensor | None = None,
         **bookkeeping: Any,
@@ -142,6 +165,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             decoder_visibility: bool `[B, L, L]`, True = row i may see column j; overrides the drawn mask. A row that
                 sees nothing is shown column 0.
             pair_labels: int64 `[B]`, of a pair objective: 0 where the second segment follows the first, else 1.
+            bow_labels: int64 `[B, L]`, the ordinary tokens that the sentence embedding has to predict as a bag of
+                words, -100 elsewhere, where `bow_source` is "sentence".
             token_type_ids: int64 `[B, L]`, segment ids of encoder and decoder, for encoders that tell segments apart.
             word_ids: int32 `[B, L]`, the number of each token's word, where the drawn mask hides words as a whole.
             **bookkeeping: see `Bookkeeping`; no loss depends on it but for the counts of an accumulated step.
@@ -153,7 +178,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
         """
         if self.training and labels is not None:
-            warn_of_missing_labels(self.config, decoder_labels, pair_labels)
+            warn_of_missing_labels(self.config, decoder_labels, pair_labels, bow_labels)
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
             words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
@@ -164,7 +189,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
 
         # Encode: everything that the decoder is to know of the passage goes through h.
         states, middle_states = self.encode_for_decoder(input_ids, attention_mask, token_type_ids)
-        h = states[:, 0]
+        h = self.pool(states, attention_mask)
 
         # States [T, H] and labels [T] of what the encoder, and what the decoder has to predict.
         predicted: dict[str, tuple[Tensor, Tensor]] = {}
@@ -187,9 +212,14 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         # The two cross-entropies, and what stands beside them.
         counts = divisors(predicted, h, bookkeeping.get("step_counts"), self.training)
         loss, parts = self._token_losses(predicted, counts)
-        if decoder_labels is not None and self.config.bow_loss_weight > 0:
-            parts["bow_loss"] = self.bow_loss(states, attention_mask, decoder_labels) * len(states) / counts["passages"]
-            loss = loss + self.config.bow_loss_weight * parts["bow_loss"]
+        predicting, mask = h[:, None], None
+        if self.config.bow_loss_weight > 0 and self.config.bow_source == "tokens":
+            predicting, mask, bow_labels = states[:, 1:], attention_mask, decoder_labels
+        if bow_labels is not None:
+            parts["bow_loss"] = self.bow_loss(predicting, bow_labels, mask) * len(states) / counts["passages"]
+            told = self.bow_loss_weight if self.training else None
+            weight = self.config.bow_loss_weight if told is None else told
+            loss = weight * parts["bow_loss"] + (0 if loss is None else loss)
         if pair_labels is not None:
             parts["pair_loss"] = cross_entropy(self.pair_logits(h), pair_labels, reduction="sum") / counts["passages"]
             loss = parts["pair_loss"] + (0 if loss is None else loss)
@@ -309,14 +339,14 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         )
         return total, dict(zip(predicted, means, strict=True))
 
-    def bow_loss(self, states: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
-        """DupMAE's bag-of-words loss of the encoder's states `[B, L, H]` against the ordinary tokens `labels` `[B, L]`.
+    def bow_loss(self, states: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The bag-of-words loss of states `[B, P, H]` against the ordinary tokens `labels` `[B, L]`.
 
-        As in the released code the max-pooling runs over every position but [CLS] and padding.
+        The logits are max-pooled over the P states: in DupMAE, as in the released code, those of every position but
+        [CLS] and padding, in BoW-DPR the sentence embedding by itself. The mask's last P columns say which are real.
         """
-        labels = labels.to(torch.int64)
-        real = torch.ones_like(labels[:, 1:]) if attention_mask is None else attention_mask[:, 1:]
-        return bag_of_words_loss(*self.head(states[:, 1:]), real.bool(), labels)
+        real = torch.ones_like(states[:, :, 0]) if attention_mask is None else attention_mask[:, -states.shape[1] :]
+        return bag_of_words_loss(*self.head(states), real.bool(), labels.to(torch.int64))
 
     def pair_logits(self, sentence_embedding: Tensor) -> Tensor:
         """Logits `[B, 2]` of the pair objective for sentence embeddings `[B, H]`."""
@@ -352,8 +382,7 @@ class RetroMAEModel(RetroMAEPreTrainedModel):
             token_type_ids: int64 `[B, L]`, segment ids, for encoders that tell segments apart.
 
         Returns:
-            Token states `[B, L, H]` as `last_hidden_state`, sentence embeddings `[B, H]`, which are the final states of
-            [CLS], as `pooler_output`.
+            Token states `[B, L, H]` as `last_hidden_state`, sentence embeddings `[B, H]` as `pooler_output`.
         """
         states = self.encode(input_ids, attention_mask, token_type_ids)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.pool(states, attention_mask))

@@ -68,7 +68,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """The encoder's last hidden states `[B, L, H]`; the sentence embedding is position 0.
+        """The encoder's last hidden states `[B, L, H]`, of which `pool` makes the sentence embedding.
 
         `input_ids` may be word embeddings `[B, L, E]` as well.
 
@@ -77,6 +77,15 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         """
         self._check_length(input_ids)
         return self.backbone.token_states(self.encoder, input_ids, attention_mask, token_type_ids)
+
+    def pool(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The sentence embeddings `[B, H]` of last hidden states `[B, L, H]`: [CLS]'s, or the real tokens' mean."""
+        if self.config.pooling == "cls":
+            return states[:, 0]
+        if attention_mask is None:
+            return states.mean(dim=1)
+        real = attention_mask[:, :, None].to(states.dtype)
+        return (states * real).sum(dim=1) / real.sum(dim=1)
 
     def head(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the masked-LM head makes its logits of: features `[..., E]` of `states` `[..., H]`, weight and bias.
@@ -127,10 +136,13 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         return self.backbone.resize_vocabulary(self.encoder, *args, **kwargs)
 
 
-def load_encoder(name_or_path: str) -> PreTrainedModel:
+def load_encoder(name_or_path: str) -> tuple[PreTrainedModel, set[str]]:
     """A masked LM from safetensors, in float32 whatever they hold: half precision loses an optimizer's small steps.
 
     That of a sentence-transformers model is the first encoder in it. A head that the checkpoint does not have is new.
+
+    Returns:
+        The masked LM, and the names of those of its weights that are new.
 
     Raises:
         RetroMAEError: it is a RetroMAE checkpoint, cannot be told without running code, is pickled, or lacks weights.
@@ -148,9 +160,10 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
         if not check_complete(AutoModelForMaskedLM, name_or_path, **options):
             logger.warning("the encoder has no MLM head; a new one is trained")
         with without_load_report():
-            return AutoModelForMaskedLM.from_pretrained(
-                name_or_path, dtype=torch.float32, use_safetensors=True, **options
+            encoder, info = AutoModelForMaskedLM.from_pretrained(
+                name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
+    return encoder, info["missing_keys"]
 
 
 def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:

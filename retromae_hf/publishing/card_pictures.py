@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 PANELS: dict[str, tuple[str, dict[str, str]]] = {
-    "loss": ("Training loss", {"loss": "loss", "mlm_loss": "of the encoder", "decoder_loss": "of the decoder"}),
+    "loss": (
+        "Training loss",
+        {"loss": "loss", "mlm_loss": "of the encoder", "decoder_loss": "of the decoder", "bow_loss": "of the bag"},
+    ),
     "eval_embedding_gap": ("Embedding gap, nats a token", {"eval_embedding_gap": ""}),
+    "eval_bow_gap": ("Gap of the bag of words, nats", {"eval_bow_gap": ""}),
     "eval_mrr@10": ("Retrieval while training", {"eval_mrr@10": "MRR@10", "eval_ndcg@10": "nDCG@10"}),
 }
 """By the value that must be there: a panel's title and its curves' names."""

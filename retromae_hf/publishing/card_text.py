@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_PLAIN = re.compile(r"(?!.*(://|www\.))([^\W_]([\w .,:/+()%='-]|@\d+(?![\w.-]))*)?", re.IGNORECASE)
+_PLAIN = re.compile(
+    r"(?!.*(://|www\.))([^\W_]([^\W_]|(?<=[^\W_])_(?=[^\W_])|[ .,:/+()%='-]|@\d+(?![\w.-]))*)?", re.IGNORECASE
+)
 """What means nothing in Markdown, wherever it stands within a line, and is made no link."""
 
 

@@ -35,20 +35,22 @@ logger = logging.getLogger(__name__)
 
 def describe_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The record's `model` of a `RetroMAEForPreTraining`."""
-    config = model.config.encoder_config
-    return describe_model(config, model.num_parameters(), max_text_length(tokenizer, config))
+    config = model.config
+    longest = max_text_length(tokenizer, config)
+    return describe_model(config.encoder_config, model.num_parameters(), longest, pooling=config.pooling)
 
 
 def describe_sentence_transformer(model: SentenceTransformer) -> dict[str, Any]:
     """The record's `model` of a sentence-transformers model; `pooling` is None where there is more to it than that."""
-    modules: list[Any] = list(model)
-    pooling = getattr(modules[1], "pooling_mode", None) if len(modules) == 2 else None
+    kinds, modules = [type(module).__name__ for module in model], list[Any](model)
+    normalizes = kinds[2:] == ["Normalize"]
+    pooling = getattr(modules[1], "pooling_mode", None) if len(modules) == 2 or normalizes else None
     return describe_model(
         getattr(model.transformers_model, "config", None),  # a static model has none, and reads all of a text
         sum(parameter.numel() for parameter in model.parameters()),
         model.max_seq_length if model.max_seq_length != math.inf else None,
         pooling=pooling if pooling in ("cls", "mean") else None,
-        similarity=model.similarity_fn_name,
+        similarity="cosine" if normalizes else model.similarity_fn_name,  # of what has unit length dot is the cosine
         prompts={name: model.prompts.get(name) or "" for name in ("query", "document")},
     )
 
@@ -102,7 +104,7 @@ def describing(
 
 
 def write_export_card(
-    folder: Path, form: str, source: str | None, encoder: PreTrainedModel, max_length: int, pooling: str | None
+    folder: Path, form: str, source: str | None, encoder: PreTrainedModel, max_length: int, **use: Any
 ) -> None:
     """Write record and card of an exported encoder.
 
@@ -112,14 +114,11 @@ def write_export_card(
         source: the checkpoint that it comes from, whose record it takes over; None where it is not known.
         encoder: what was exported.
         max_length: tokens that it reads of a text.
-        pooling: of a dense encoder.
+        **use: as for `describe_model`.
     """
     with _warning_instead(folder):
         found = read_record(source) if source else None
-        similarity = "dot" if form == "sparse-encoder" else "cosine"
-        model = describe_model(
-            encoder.config, encoder.num_parameters(), max_length, pooling=pooling, similarity=similarity
-        )
+        model = describe_model(encoder.config, encoder.num_parameters(), max_length, **use)
         record = new_record(model_name(folder), form, model, [])
         if source is not None:
             record["source"] = describe_start(source)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.whole_files import write_json
 from ..model.backbones import max_text_length
+from ..model.configuration_retromae import POOLINGS
 from ..model.errors import check_choice
 from ..model.pretrained_model import RetroMAEPreTrainedModel
 from .card_writer import write_export_card
-
-POOLINGS = ("cls", "mean")
 
 
 def export_encoder(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
-    pooling: str = "cls",
+    pooling: str | None = None,
     source: str | None = None,
 ) -> Path:
     """Write one folder that `AutoModel`, `AutoModelForMaskedLM` and `SentenceTransformer` load without this package.
 
     The pooling is written down, since sentence-transformers takes the mean over the tokens in a folder that says
-    nothing, and RetroMAE's embedding is the state of [CLS].
+    nothing, and RetroMAE's embedding is the state of [CLS] as a rule. A model that came from a sentence-transformers
+    folder prompts, cuts, normalises and compares as that does.
 
     Args:
         model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM` (a baseline).
         tokenizer: its tokenizer.
         folder: where to write; made if need be.
-        pooling: "cls" or "mean".
+        pooling: "cls" or "mean"; by default the model's own, which is "cls" of a plain `*ForMaskedLM`.
         source: the checkpoint that the model is, a folder or a Hub name, whose card's tale this one takes over; None
             where it was not saved.
 
@@ -41,20 +42,29 @@ def export_encoder(
     Raises:
         RetroMAEError: `pooling` is unknown or the encoder's family is not.
     """
+    pooling = pooling or getattr(model.config, "pooling", "cls")
     check_choice("pooling", pooling, POOLINGS)
     folder = Path(folder)
-    encoder = _encoder_of(model)
+    settings = _settings_of(model)
     pooled = {
-        "word_embedding_dimension": encoder.config.hidden_size,
+        "word_embedding_dimension": model.config.hidden_size,
         "pooling_mode_cls_token": pooling == "cls",
         "pooling_mode_mean_tokens": pooling == "mean",
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
-    _write_modules(folder, "sentence_transformers.models", "Transformer", "Pooling", pooled)
-    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
-    max_length = _save(encoder, tokenizer, folder)
-    write_export_card(folder, "encoder", source, encoder, max_length, pooling)
+    parts = {"Pooling": pooled} | ({"Normalize": {}} if settings.get("normalize") else {})
+    _write_modules(folder, "sentence_transformers.models", "Transformer", parts)
+    use = {"similarity_fn_name": "cosine", "prompts": {}} | {
+        name: settings[name] for name in ("prompts", "default_prompt_name", "similarity_fn_name") if name in settings
+    }
+    write_json(folder / "config_sentence_transformers.json", use)
+    encoder, max_length = _save(model, tokenizer, folder)
+    prompts = {name: use["prompts"].get(name, "") for name in ("query", "document")}
+    # Of what has unit length the dot product is the cosine.
+    similarity = "cosine" if settings.get("normalize") else use["similarity_fn_name"]
+    described = {"pooling": pooling, "similarity": similarity, "prompts": prompts}
+    write_export_card(folder, "encoder", source, encoder, max_length, **described)
     return folder
 
 
@@ -81,41 +91,49 @@ def export_sparse_encoder(
         RetroMAEError: the encoder's family is not known.
     """
     folder = Path(folder)
-    encoder = _encoder_of(model)
-    pooled: dict[str, object] = {"pooling_strategy": "max", "activation_function": "relu"}
-    _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", "SpladePooling", pooled)
+    pooled = {"pooling_strategy": "max", "activation_function": "relu"}
+    parts = {"SpladePooling": pooled}
+    _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", parts)
     use = {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
     write_json(folder / "config_sentence_transformers.json", use)
-    max_length = _save(encoder, tokenizer, folder)
-    write_export_card(folder, "sparse-encoder", source, encoder, max_length, None)
+    encoder, max_length = _save(model, tokenizer, folder)
+    write_export_card(folder, "sparse-encoder", source, encoder, max_length, similarity="dot")
     return folder
 
 
-def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    return model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
+def _settings_of(model: PreTrainedModel) -> dict[str, Any]:
+    """What the sentence-transformers model said that the encoder came from."""
+    return getattr(model.config, "sentence_settings", {})
 
 
-def _save(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
-    """Save up to which length a text is read, which is returned, and the encoder as a plain masked LM.
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> tuple[PreTrainedModel, int]:
+    """Save how a text is read, up to which length above all, and the encoder as a plain masked LM; both are returned.
 
     The weights come last: without them nothing loads that another file is missing of.
     """
-    max_length = max_text_length(tokenizer, encoder.config)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
+    max_length = max_text_length(tokenizer, model.config)
+    lowers = _settings_of(model).get("do_lower_case", False)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lowers})
     tokenizer.padding_side = "right"  # the embedding is read at position 0, and positions are counted from there
     tokenizer.save_pretrained(folder)
     encoder.save_pretrained(folder)
-    return max_length
+    return encoder, max_length
 
 
-def _write_modules(folder: Path, package: str, transformer: str, pooling: str, config: dict[str, object]) -> None:
-    """Write the list of modules in the layout that every sentence-transformers with these modules reads."""
-    (folder / f"1_{pooling}").mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"1_{pooling}" / "config.json", config)
-    write_json(
-        folder / "modules.json",
-        [
-            {"idx": 0, "name": "0", "path": "", "type": f"{package}.{transformer}"},
-            {"idx": 1, "name": "1", "path": f"1_{pooling}", "type": f"{package}.{pooling}"},
-        ],
-    )
+def _write_modules(folder: Path, package: str, transformer: str, parts: dict[str, dict[str, Any]]) -> None:
+    """Write the list of modules in the layout that every sentence-transformers with these modules reads.
+
+    Args:
+        folder: the model's.
+        package: of the modules' classes.
+        transformer: the encoder's class.
+        parts: the configurations of what comes behind it, by class.
+    """
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{package}.{transformer}"}]
+    for number, (kind, config) in enumerate(parts.items(), start=1):
+        place = folder / f"{number}_{kind}"
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "config.json", config)
+        modules.append({"idx": number, "name": str(number), "path": place.name, "type": f"{package}.{kind}"})
+    write_json(folder / "modules.json", modules)

@@ -19,7 +19,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..data.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.embedders import model_fingerprint
-from ..retrieval.evaluation import BM25, SCHEMA
+from ..retrieval.evaluation import BM25, HYBRID, SCHEMA
+from ..retrieval.measures import MEASURE_NAMES
 from .card_pictures import draw_pictures, has_curve
 from .card_text import as_text, code
 from .record import RECORD_FILE, public_name
@@ -31,13 +32,13 @@ RESULTS_FILE = "evaluation.json"
 NO_RESULTS = "none"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
-MEASURES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall@100", "map@100": "MAP@100"}
 DECODINGS = {
     "enhanced": "RetroMAE with enhanced decoding (arXiv:2205.12035)",
     "basic": "RetroMAE with basic decoding (arXiv:2205.12035)",
     "condenser": "Condenser (arXiv:2104.08253)",
     "none": "masked language modelling",
 }
+BAG_OF_WORDS = "predicting a bag of words from the sentence embedding (BoW-DPR, arXiv:2401.11248)"
 PAIRS = {"nsp": "next-sentence prediction", "sop": "sentence order prediction"}
 FINETUNINGS = {
     "contrastive": "contrastive learning",
@@ -71,7 +72,7 @@ def build_card(
     }
     record, results = as_text(record), as_text(results)
     tasks = {} if results is None else results["tasks"]
-    measured = [measure for measure in MEASURES if any(measure in task["measures"] for task in tasks.values())]
+    measured = [measure for measure in MEASURE_NAMES if any(measure in task["measures"] for task in tasks.values())]
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -85,7 +86,7 @@ def build_card(
         pictures=pictures,
         curves=any(has_curve(stage["logs"]) for stage in record["stages"]),
         results=results,
-        measures=[MEASURES[measure] for measure in measured],
+        measures=[MEASURE_NAMES[measure] for measure in measured],
         rows=[row for name, task in tasks.items() for row in _rows(name, task, measured)],
         comparison=comparison,
         limits=list(_limits(record, tasks)),
@@ -111,7 +112,7 @@ def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCa
     stages, form = record["stages"], record["format"]
     starts = [*(stage["start"] for stage in stages), record["source"]]
     starts_on_hub = [start["name"] for start in starts if start is not None and start["on_hub"]]
-    sources = [stage["data"]["source"] for stage in stages if stage["data"]["on_hub"]]
+    sources = [one["source"] for stage in stages for one in _sources(stage) if one["on_hub"]]
     kinds = _decodings(stages)
     tags = ["retrieval", *(["retromae"] if kinds & {"enhanced", "basic"} else [])]
     if form != "checkpoint":
@@ -143,7 +144,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
             dataset_type=name,
             dataset_name=name,
             metric_type=measure.replace("@", "_at_"),
-            metric_name=MEASURES.get(measure, measure),
+            metric_name=MEASURE_NAMES.get(measure, measure),
             metric_value=value,
         )
         for name, task in results["tasks"].items()
@@ -163,7 +164,14 @@ def stage_title(stage: dict[str, Any]) -> str:
         return FINETUNINGS[objective["objective"]]
     name = DECODINGS[objective["decoding"]]
     if objective.get("bow_loss_weight"):
-        name = "DupMAE (arXiv:2211.08769)"
+        if objective.get("bow_source") != "sentence":
+            name = "DupMAE (arXiv:2211.08769)"
+        elif objective["decoding"] == "none":
+            name = BAG_OF_WORDS
+        else:
+            name += f" and {BAG_OF_WORDS}"
+    if objective.get("pooling") == "mean":
+        name += " through the mean of the tokens' states"
     pair = objective.get("pair_objective")
     return f"{name} and {PAIRS[pair]}" if pair else name
 
@@ -189,15 +197,24 @@ def _start(stage: dict[str, Any]) -> str:
     return f"{code(stage['start']['name'])}{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
 
 
-def _data(stage: dict[str, Any]) -> str:
-    data = stage["data"]
+def _sources(stage: dict[str, Any]) -> list[dict[str, Any]]:
+    return stage["data"].get("sources") or [stage["data"]]
+
+
+def _source(data: dict[str, Any]) -> str:
     if data["source"] == "pydocs":
-        source = "`pydocs`, the docstrings of the Python packages that were installed where it was trained"
-    elif data["on_hub"]:
+        return "`pydocs`, the docstrings of the Python packages that were installed where it was trained"
+    if data["on_hub"]:
         parts = [f"{name} {code(data[name])}" for name in ("config", "split") if data.get(name)]
-        source = ", ".join([f"{code(data['source'])} on the Hub", *parts])
-    else:
-        source = f"{code(data['source'])}, a local file or folder"
+        return ", ".join([f"{code(data['source'])} on the Hub", *parts])
+    return f"{code(data['source'])}, a local file or folder"
+
+
+def _data(stage: dict[str, Any]) -> str:
+    data, sources = stage["data"], [_source(one) for one in _sources(stage)]
+    if weights := data.get("weights"):
+        sources = [f"{weight:.0%} of {source}" for weight, source in zip(weights, sources, strict=True)]
+    source = "; ".join(sources)
     counts = [f"{data[name]:,} {name}" for name in ("documents", "passages", "rows", "tokens") if name in data]
     if "max_length" in data:
         counts.append(f"at most {data['max_length']:,} tokens each")
@@ -225,8 +242,9 @@ def _machine(stage: dict[str, Any]) -> str:
 
 def _rows(name: str, task: dict[str, Any], measured: list[str]) -> Iterator[list[str]]:
     sizes = [f"{task['num_queries']:,}", f"{task['num_documents']:,}"]
-    for who, measures in ((name, task["measures"]), (f"{name}, BM25", task.get(BM25, {}).get("measures"))):
-        if measures is not None:
+    for who, ranking in ((name, task), (f"{name}, BM25", task.get(BM25)), (f"{name}, both joined", task.get(HYBRID))):
+        if ranking is not None:
+            measures = ranking["measures"]
             values = [f"{measures[measure]:.3f}" if measure in measures else "-" for measure in measured]
             yield [who, *sizes, *values]
 
@@ -238,7 +256,7 @@ def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
     lengths = [stage["data"]["max_length"] for stage in stages if "max_length" in stage["data"]]
     if lengths:
         yield f"It was trained on texts of at most {max(lengths):,} tokens; how it does on longer ones is not known."
-    if any(stage["data"]["source"] == "pydocs" for stage in stages):
+    if any(one["source"] == "pydocs" for stage in stages for one in _sources(stage)):
         yield (
             "It has read documentation of Python packages: English for the most part, with code in it. Other subjects "
             "and other languages it has hardly seen."
@@ -257,6 +275,11 @@ def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
     ]
     if behind:
         yield f"BM25, which needs no training, is ahead of it on {', '.join(behind)}."
+    if samples := [name for name, task in tasks.items() if task.get("max_documents") is not None]:
+        yield (
+            f"Of {', '.join(samples)} a sample of the documents was searched; among all of them the right ones are "
+            "harder to find."
+        )
     if tasks:
         yield f"It was judged on {', '.join(tasks)} alone; how it does on other collections is not known."
     else:
@@ -272,6 +295,7 @@ def write_card(
     record: dict[str, Any],
     results: dict[str, Any] | None = None,
     overwrite: bool = False,
+    comparison: str = "",
 ) -> bool:
     """Write a model's record, its results, its pictures and its card into its folder.
 
@@ -280,12 +304,13 @@ def write_card(
         record: what to write as `training.json`.
         results: what to write as `evaluation.json`; None takes an old one away, which is of other weights.
         overwrite: whether a README.md goes that somebody else has written, or edited.
+        comparison: Markdown on how the model compares with others.
 
     Returns:
         Whether the card was written: somebody else's stays, and a warning says so.
     """
     folder = Path(folder)
-    text = str(build_card(record, results, draw_pictures(record["stages"], folder)))
+    text = str(build_card(record, results, draw_pictures(record["stages"], folder), comparison))
     write_json(folder / RECORD_FILE, record)
     if results is None:
         (folder / RESULTS_FILE).unlink(missing_ok=True)

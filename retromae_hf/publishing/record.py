@@ -13,8 +13,9 @@ The record, schema 1:
         "model_type": "bert", "num_hidden_layers": 4, "hidden_size": 256, "vocab_size": 8192,
         "num_parameters": 6000000,         of what is in the folder, a checkpoint's decoder included
         "max_length": 512,                 tokens that it reads of a text
-        "pooling": "cls",                  null for a checkpoint; how the rest compares and reads texts, likewise:
-        "similarity": "cosine", "prompts": {"query": "", "document": ""}
+        "pooling": "cls",                  or "mean"; null where there is more to it, and of sparse encoders
+        "similarity": "cosine",            null for a checkpoint
+        "prompts": {"query": "", "document": ""}
       },
       "stages": [                          in their order; empty where nobody wrote down how it was trained
         {
@@ -23,6 +24,7 @@ The record, schema 1:
           "data": {
             "source": "wikipedia", "on_hub": true, "config": null, "split": "train",    of a path the last part
             "documents": 100, "passages": 300, "tokens": 30000, "max_length": 128       or "rows"; what was counted
+            "sources": [{"source": ...}], "weights": [0.7, 0.3]     of several, whose shares add up to 1; null: all
           },
           "objective": {"decoding": "enhanced", "decoder_mask_ratio": 0.5, ...},
           "training": {"steps": 10, "epochs": 1.1, "batch_size": 32, "learning_rate": 0.0001, ...},
@@ -45,6 +47,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,6 +61,7 @@ from transformers.utils import cached_file
 
 from ..data.whole_files import read_json
 from ..model.errors import RetroMAEError
+from ..model.layout import is_modular
 
 RECORD_FILE = "training.json"
 SCHEMA = 1
@@ -73,6 +77,7 @@ LOGGED = (
     "pair_loss",
     "eval_loss",
     "eval_embedding_gap",
+    "eval_bow_gap",
     "eval_mean_cosine",
     "eval_ndcg@10",
     "eval_mrr@10",
@@ -145,6 +150,20 @@ def read_record(name_or_path: str | Path) -> dict[str, Any] | None:
     record = None if file is None else read_json(Path(file))
     known = record is not None and record.get("schema") == SCHEMA and isinstance(record.get("stages"), list)
     return record if known else None
+
+
+def is_tuned_retriever(name_or_path: str | Path) -> bool:
+    """Whether a model was tuned to retrieve: one of sentence-transformers that its record does not tell otherwise of.
+
+    `export_encoder` writes such a model of an encoder that was only pretrained, and says so in the record.
+
+    Args:
+        name_or_path: a folder or a Hub name.
+    """
+    if not is_modular(name_or_path):
+        return False
+    record = read_record(name_or_path)
+    return record is None or any(stage["stage"] != "pretraining" for stage in record["stages"])
 
 
 def new_record(
@@ -220,6 +239,20 @@ def describe_source(source: str, config: str | None, split: str, **counts: int |
     return {"source": public_name(source), "on_hub": True, "config": config, "split": split, **known}
 
 
+def describe_sources(
+    sources: Sequence[str], weights: Sequence[float] | None, config: str | None, split: str, **counts: int | None
+) -> dict[str, Any]:
+    """A stage's `data` where it may have been several sources, each with its weight; see `describe_source`."""
+    if len(sources) == 1:
+        return describe_source(sources[0], config, split, **counts)
+    described = [describe_source(source, config, split) for source in sources]
+    return describe_source(" + ".join(one["source"] for one in described), None, split, **counts) | {
+        "on_hub": False,
+        "sources": described,
+        "weights": weights and [weight / sum(weights) for weight in weights],
+    }
+
+
 def describe_start(name_or_path: str | None) -> dict[str, Any] | None:
     """A stage's `start`: the model that it started from, of a folder the name alone."""
     if name_or_path is None:
@@ -246,6 +279,8 @@ def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str
             **({"epochs": round(state.epoch or 0, 3)} if isinstance(trainer.train_dataset, Dataset) else {}),
             "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             **{name: settings[name] for name in SETTINGS},
+            # Of pretraining alone, where new parts have learnt first.
+            **({"head_warmup_steps": alone} if (alone := getattr(trainer, "head_warmup_steps", 0)) else {}),
             "precision": precision,
         },
         "tokens_seen": tokens or None,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ MODEL_FILES = ("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*")
 """Files that make a model's embeddings what they are, and that whoever loads it from the Hub has in the cache."""
 
 
+PIECES = re.compile(r"[^\W_]{1,6}|_|[^\w\s]")
+"""What a tokenizer makes a token of, about: some letters and digits, or a sign."""
+
+
 @dataclass(frozen=True)
 class Embedder:
     """Texts to embeddings whose dot product is their similarity: of unit length where that is the cosine.
@@ -45,6 +51,31 @@ class Embedder:
     queries: Callable[[list[str]], Tensor]
 
 
+def in_batches(
+    texts: list[str], encode: Callable[[list[str]], Tensor], batch_size: int, progress: bool = True
+) -> Tensor:
+    """Embeddings of texts, longest first so that a batch holds texts of one length, of which little is padding.
+
+    The length is counted in `PIECES`: characters tell less of the tokens of text with code in it, where a batch so
+    sorted is a quarter padding.
+
+    Args:
+        texts: of which what no model reads is left out, see `head_of`.
+        encode: up to `batch_size` texts to `[n, H]`.
+        batch_size: texts a batch.
+        progress: whether to show it.
+
+    Returns:
+        float32 `[len(texts), H]` on the CPU, in the order of the texts.
+    """
+    texts = [head_of(text) for text in texts]
+    lengths = [sum(1 for _ in PIECES.finditer(text)) for text in texts]
+    order = sorted(range(len(texts)), key=lambda index: -lengths[index])
+    starts = tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=not progress, leave=False)
+    parts = [encode([texts[index] for index in order[start : start + batch_size]]).float().cpu() for start in starts]
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
 @torch.inference_mode()
 def embed(
     model: RetroMAEPreTrainedModel,
@@ -54,44 +85,39 @@ def embed(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Tensor:
-    """Sentence embeddings ([CLS] states) of texts, longest first so that a batch holds texts of one length.
+    """Sentence embeddings of texts, float32 `[len(texts), H]` on the CPU, see `in_batches`."""
+    max_length = max_length or max_text_length(tokenizer, model.config)
 
-    Returns:
-        float32 `[len(texts), H]` on the CPU.
-    """
+    def encode(texts: list[str]) -> Tensor:
+        batch = tokenizer(
+            texts, truncation=True, max_length=max_length, padding=True, padding_side="right", return_tensors="pt"
+        ).to(model.device)
+        return model.pool(model.encode(batch["input_ids"], batch["attention_mask"]), batch["attention_mask"])
+
     was_training = model.training
     model.eval()
-    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for start in tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=not progress, leave=False):
-        indices = order[start : start + batch_size]
-        batch = tokenizer(
-            [head_of(texts[index]) for index in indices],
-            truncation=True,
-            max_length=max_length or max_text_length(tokenizer, model.config.encoder_config),
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        ).to(model.device)
-        states = model.encode(batch["input_ids"], batch["attention_mask"])
-        embeddings[indices] = states[:, 0].float().cpu()
+    embeddings = in_batches(texts, encode, batch_size, progress)
     model.train(was_training)
     return embeddings
 
 
-def cosine_embedder(
+def checkpoint_embedder(
     model: RetroMAEPreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Embedder:
-    """The embedder of a RetroMAE model: `embed` to unit length."""
+    """The embedder of a RetroMAE model: `embed`, which prompts and compares as an export of it does."""
+    settings = model.config.sentence_settings
+    prompts = settings.get("prompts", {})
+    to_unit_length = settings.get("normalize") or settings.get("similarity_fn_name") != "dot"
 
-    def cosine(texts: list[str]) -> Tensor:
-        return normalize(embed(model, tokenizer, texts, max_length, batch_size, progress), dim=1)
+    def embed_prompted(prompt: str, texts: list[str]) -> Tensor:
+        embeddings = embed(model, tokenizer, [prompt + text for text in texts], max_length, batch_size, progress)
+        return normalize(embeddings, dim=1) if to_unit_length else embeddings
 
-    return Embedder(documents=cosine, queries=cosine)
+    return Embedder(*(partial(embed_prompted, prompts.get(name, "")) for name in ("document", "query")))
 
 
 def load_embedder(
@@ -113,7 +139,7 @@ def load_embedder(
     if is_checkpoint(name_or_path, trust_remote_code):
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
-        return cosine_embedder(model, tokenizer, batch_size=batch_size, progress=progress)
+        return checkpoint_embedder(model, tokenizer, batch_size=batch_size, progress=progress)
     device = "cpu" if onnx_file is not None else str(process_state().device)
     encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
     if onnx_file is not None:
@@ -125,13 +151,14 @@ def load_embedder(
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "convert_to_tensor": True,
-        "show_progress_bar": progress,
+        "show_progress_bar": False,
         "normalize_embeddings": encoder.similarity_fn_name == "cosine",
     }
-    return Embedder(
-        documents=lambda texts: encoder.encode_document([head_of(text) for text in texts], **options).float().cpu(),
-        queries=lambda texts: encoder.encode_query([head_of(text) for text in texts], **options).float().cpu(),
-    )
+
+    def embedding(encode: Callable[..., Any]) -> Callable[[list[str]], Tensor]:
+        return lambda texts: in_batches(texts, lambda batch: encode(batch, **options), batch_size, progress)
+
+    return Embedder(documents=embedding(encoder.encode_document), queries=embedding(encoder.encode_query))
 
 
 def process_state() -> PartialState:

@@ -10,6 +10,7 @@ The results, schema 1, are one object for a model:
         "scifact": {                        the folder's or the benchmark's name
           "num_queries": 300,               judged ones, which the measures are means over
           "num_documents": 5183,
+          "max_documents": null,            or of how many `sampled` made the task, as every count here has it
           "num_unjudged_queries": 809,      left out
           "missing_ids": {                  what the qrels name and the collection lacks
             "num_judgments": 0, "queries": [], "documents": []
@@ -23,12 +24,19 @@ The results, schema 1, are one object for a model:
               "ndcg@10": {"difference": -0.05, "p_value": 0.01}, ...
             }
           },
-          "seconds": {"embed": 41.2, "search": 0.3, "bm25": 0.9}
+          "hybrid": {                       then also of both rankings, by `reciprocal_rank_fusion`
+            "measures": {"ndcg@10": 0.7, ...},
+            "paired_test": {                both against the model alone, by measure
+              "ndcg@10": {"difference": 0.09, "p_value": 0.0001}, ...
+            }
+          },
+          "seconds": {"embed": 41.2, "search": 0.3, "bm25": 0.9, "hybrid": 0.1}
         }
       }
     }
 
-Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing.
+Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing. `hybrid` is
+the joining alone. Files of earlier versions have neither "hybrid" nor "max_documents".
 """
 
 from __future__ import annotations
@@ -45,13 +53,14 @@ from accelerate.utils import broadcast_object_list
 
 from .embedders import Embedder, load_embedder, model_fingerprint, model_identity, process_state
 from .embedding_shards import embed_to_shards
+from .fusion import reciprocal_rank_fusion
 from .measures import Run, mean_values, paired_test, score_queries, score_run
 from .nearest import BLOCK_DOCUMENTS, EXACT, FAISS, choose_search, import_faiss
 from .rankings import bm25_run, check_trec_ids, dense_run, import_bm25s, write_trec_run
 from .tasks import RetrievalTask
 
 SCHEMA = 1
-BM25 = "bm25"
+BM25, HYBRID = "bm25", "hybrid"
 
 Result = TypeVar("Result")
 
@@ -92,10 +101,11 @@ def evaluate_model(
         tasks: each with a name of its own.
         batch_size: texts a batch.
         search: "exact" or "faiss"; None chooses by the size of the task, see `choose_search`.
-        bm25: whether to measure BM25 beside the model and to test the difference.
+        bm25: whether to measure BM25 and both rankings joined beside the model, and to test the differences.
         embeddings_dir: where embeddings are kept, so that a killed run goes on and the next one embeds nothing; None
             takes a temporary folder. Processes on several machines need one that they all see.
-        run_dir: an existing folder for runs in TREC's format, `<task>-dense.trec` and `<task>-bm25.trec`.
+        run_dir: an existing folder for runs in TREC's format, `<task>-dense.trec`, `<task>-bm25.trec` and
+            `<task>-hybrid.trec`.
         trust_remote_code: whether code that comes with the model may run.
 
     Returns:
@@ -142,9 +152,12 @@ def evaluate_model(
                 runs["dense"], seconds["search"] = _timed(dense_run, task, embedder, shards, how, state.device)
             if bm25:
                 runs[BM25], seconds[BM25] = _timed(bm25_run, task)
+            if len(runs) == 2:
+                runs[HYBRID], seconds[HYBRID] = _timed(reciprocal_rank_fusion, *runs.values())
             if run_dir is not None:
+                name = "_".join(Path(name_or_path).name.split())
                 for kind, run in runs.items():
-                    tag = BM25 if kind == BM25 else "_".join(Path(name_or_path).name.split())
+                    tag = {BM25: BM25, HYBRID: f"{name}+{BM25}"}.get(kind, name)
                     write_trec_run(run, Path(run_dir) / f"{task.name}-{kind}.trec", tag)
             results[task.name] = describe(task, runs, searches.get(task.name), seconds)
     fingerprint = model_fingerprint(name_or_path) if dense else None
@@ -154,22 +167,23 @@ def evaluate_model(
 def describe(
     task: RetrievalTask, runs: Mapping[str, Run], search: str | None, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A task's entry in the results, from the run "dense", the run "bm25", or both."""
-    values = {kind: score_queries(task.qrels, run) for kind, run in runs.items()}
-    first, *others = values.values()
+    """A task's entry in the results, from the run "dense", the run "bm25", or both and "hybrid"."""
+    (_, first), *others = ((kind, score_queries(task.qrels, run)) for kind, run in runs.items())
     entry: dict[str, Any] = {
         "num_queries": len(task.queries),
         "num_documents": len(task.documents),
+        "max_documents": task.max_documents,
         "num_unjudged_queries": task.num_unjudged_queries,
         "missing_ids": dataclasses.asdict(task.missing_ids),
         "num_queries_in_corpus": len(task.queries_in_corpus),
         "search": search,
         "measures": mean_values(first),
     }
-    for other in others:
-        entry[BM25] = {
+    for kind, other in others:
+        pair = (other, first) if kind == HYBRID else (first, other)
+        entry[kind] = {
             "measures": mean_values(other),
-            "paired_test": {name: paired_test(first[name], other[name]) for name in first},
+            "paired_test": {name: paired_test(*(values[name] for values in pair)) for name in first},
         }
     return {**entry, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
 

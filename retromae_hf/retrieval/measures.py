@@ -21,7 +21,10 @@ from ..model.errors import RetroMAEError
 METRIC = Path(__file__).parent / "metrics" / "retrieval"
 """The folder that `evaluate.load(str(METRIC))` takes; it needs no network."""
 
-DEFAULT_MEASURES = ("ndcg@10", "mrr@10", "recall@100", "map@100")
+MEASURE_NAMES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall@100", "map@100": "MAP@100"}
+"""What is measured unless something else is asked for, as people write it."""
+
+DEFAULT_MEASURES = tuple(MEASURE_NAMES)
 RESAMPLES = 9999
 
 MAX_GRADE = 10_000

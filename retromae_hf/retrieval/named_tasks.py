@@ -12,12 +12,14 @@ from pathlib import Path
 from datasets.config import HF_CACHE_HOME
 
 from ..model.errors import RetroMAEError, check_file_name, import_extra, in_one_sentence
-from .tasks import RetrievalTask, load_beir, load_task, make_task
+from .tasks import RetrievalTask, load_beir, load_task, make_task, sampled
 
 BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 
 
-def load_tasks(sources: Sequence[str], num_proc: int | None = None, split: str = "test") -> list[RetrievalTask]:
+def load_tasks(
+    sources: Sequence[str], num_proc: int | None = None, split: str = "test", max_documents: int | None = None
+) -> list[RetrievalTask]:
     """The tasks of several sources, all read and checked before any is evaluated.
 
     Args:
@@ -25,6 +27,7 @@ def load_tasks(sources: Sequence[str], num_proc: int | None = None, split: str =
             "mteb:NFCorpus".
         num_proc: processes to read pydocs with.
         split: of folders in BEIR's layout.
+        max_documents: of a task, see `sampled`; None takes all.
 
     Raises:
         RetroMAEError: a source cannot be loaded, its package is not installed, or two tasks have the same name.
@@ -40,7 +43,7 @@ def load_tasks(sources: Sequence[str], num_proc: int | None = None, split: str =
     names = [task.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RetroMAEError(f"two datasets are called {twice[0]}, and results go by name; rename one, or leave it out")
-    return tasks
+    return tasks if max_documents is None else [sampled(task, max_documents) for task in tasks]
 
 
 def _nanobeir(name: str) -> list[RetrievalTask]:

@@ -63,13 +63,30 @@ def _with_ids(task: RetrievalTask, scores: Any, indices: Any) -> dict[str, dict[
 
 
 def search_bm25(queries: list[str], documents: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `search_exact`, by BM25 over all words but English stop words (bm25s): scores and indices `[Q, depth]`."""
-    bm25s = import_bm25s()
-    index = bm25s.BM25()
-    with in_one_sentence("BM25 finds no words to index in the documents"):
-        index.index(bm25s.tokenize(documents, stopwords="en"))
-    found = index.retrieve(bm25s.tokenize(queries, stopwords="en"), k=min(depth, len(documents)))
-    return found.scores, found.documents
+    """Like `search_exact`, by BM25, see `BM25Index`."""
+    return BM25Index(documents).search(queries, depth)
+
+
+class BM25Index:
+    """Documents to be searched by all their words but English stop words (bm25s).
+
+    Raises:
+        RetroMAEError: the documents hold no words, or bm25s is missing.
+    """
+
+    def __init__(self, documents: list[str]):
+        self._bm25s = import_bm25s()
+        self._index = self._bm25s.BM25()
+        self._size = len(documents)
+        with in_one_sentence("BM25 finds no words to index in the documents"):
+            self._index.index(self._bm25s.tokenize(documents, stopwords="en"))
+
+    def search(self, queries: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and indices `[Q, depth]`; an index of -1 stands where no more documents share a word with a query."""
+        tokens = self._bm25s.tokenize(queries, stopwords="en")
+        # Left to itself it takes JAX where that is installed, and with it the GPU that the model needs.
+        found = self._index.retrieve(tokens, k=min(depth, self._size), backend_selection="numpy")
+        return found.scores, np.where(found.scores > 0, found.documents, -1)
 
 
 def import_bm25s() -> Any:
@@ -102,3 +119,12 @@ def write_trec_run(run: Run, file: Path, tag: str) -> None:
                 f"{query} Q0 {document} {number} {score:.9g} {tag}\n"
                 for number, (document, score) in enumerate(ranked, start=1)
             )
+
+
+def read_trec_run(file: Path) -> Run:
+    """A run that `write_trec_run` wrote."""
+    run: dict[str, dict[str, float]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        query, _, document, _, score, _ = line.split(" ")
+        run.setdefault(query, {})[document] = float(score)
+    return run

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from datasets.config import HF_CACHE_HOME
 from torch import Tensor
 
+from ..data.pydocs import PYDOCS
 from ..data.sources import load_documents
 from .embedders import Embedder, load_embedder, model_identity
 from .embedding_shards import embed_to_shards
-from .nearest import rank
+from .fusion import best_first, reciprocal_rank_fusion
+from .nearest import RANKING_DEPTH, rank
+from .rankings import BM25Index, import_bm25s
 
-PYDOCS = "pydocs"
 NAME_COLUMNS = ("name", "title", "_id", "id")
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A document's name, the line of it that matches best, and the score of the document for the question."""
+    """A document's name, the line of it that matches best, and the score of the document for the question.
+
+    Attributes:
+        ranks: by the names of the rankings that are joined, those whose reciprocals the score is the sum of, None where
+            a ranking lacks the document; empty where the score is the model's.
+    """
 
     name: str
     line: str
     score: float
+    ranks: dict[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,27 +46,48 @@ class SearchIndex:
         embedder: the model.
         documents: the columns `name` and `text`.
         embeddings: `[N, H]`.
+        words: BM25's index of the same documents, to join its ranking with the model's; None searches by the model.
     """
 
     embedder: Embedder
     documents: Dataset
     embeddings: Tensor
+    words: BM25Index | None = None
 
     def search(self, questions: list[str], top: int = 5) -> list[list[SearchResult]]:
-        """The `top` documents that are nearest to each question."""
+        """The `top` documents that are nearest to each question, or that both rankings together put first."""
         queries = self.embedder.queries(questions)
-        scores, indices = rank(queries, self.embeddings, top)
+        depth = top if self.words is None else max(top, RANKING_DEPTH)
+        runs = {"model": _run(*rank(queries, self.embeddings, depth))}
+        found = runs["model"]
+        if self.words is not None:
+            runs["BM25"] = _run(*self.words.search(questions, depth))
+            found = reciprocal_rank_fusion(*runs.values(), depth=top)
         return [
             [
                 SearchResult(
-                    self.documents[index]["name"],
-                    best_line(self.embedder, query, self.documents[index]["text"]),
+                    self.documents[int(index)]["name"],
+                    best_line(self.embedder, query, self.documents[int(index)]["text"]),
                     score,
+                    {} if self.words is None else {name: _rank_in(run[number], index) for name, run in runs.items()},
                 )
-                for index, score in zip(row_indices, row_scores, strict=True)
+                for index, score in found[number].items()
             ]
-            for query, row_indices, row_scores in zip(queries, indices.tolist(), scores.tolist(), strict=True)
+            for number, query in zip(found, queries, strict=True)
         ]
+
+
+def _run(scores: Any, indices: Any) -> dict[str, dict[str, float]]:
+    """Scores and indices `[Q, depth]` as a run, by the numbers of question and document; an index of -1 is none."""
+    return {
+        str(number): {str(index): score for index, score in zip(row, row_scores, strict=True) if index >= 0}
+        for number, (row, row_scores) in enumerate(zip(indices.tolist(), scores.tolist(), strict=True))
+    }
+
+
+def _rank_in(hits: Mapping[str, float], document: str) -> int | None:
+    """A document's rank among a question's hits, from 1; None where it is not among them."""
+    return best_first(hits).index(document) + 1 if document in hits else None
 
 
 def load_index(
@@ -65,6 +96,7 @@ def load_index(
     batch_size: int = 64,
     num_proc: int | None = None,
     trust_remote_code: bool = False,
+    hybrid: bool = False,
 ) -> SearchIndex:
     """The documents of a corpus with their embeddings by a model.
 
@@ -78,21 +110,36 @@ def load_index(
         batch_size: texts a batch.
         num_proc: processes to read the corpus with.
         trust_remote_code: whether code that comes with the model may run.
+        hybrid: whether to join the model's ranking with that of BM25, see `reciprocal_rank_fusion`.
 
     Raises:
-        RetroMAEError: model or corpus cannot be read.
+        RetroMAEError: model or corpus cannot be read, or bm25s is wanted and missing.
     """
+    if hybrid:
+        import_bm25s()
     embedder = load_embedder(name_or_path, batch_size, progress=False, trust_remote_code=trust_remote_code)
     documents = load_documents(dataset, num_proc=num_proc)
     documents = public_documents(documents) if dataset == PYDOCS else named_documents(documents)
+    texts = documents["text"][:]
+    words = BM25Index(texts) if hybrid else None
     folder = Path(HF_CACHE_HOME) / "retromae_hf" / "embeddings"
-    shards = embed_to_shards(documents["text"][:], embedder.documents, model_identity(name_or_path), folder)
-    return SearchIndex(embedder, documents, torch.cat(list(shards)))
+    shards = embed_to_shards(texts, embedder.documents, model_identity(name_or_path), folder)
+    return SearchIndex(embedder, documents, torch.cat(list(shards)), words)
 
 
 def format_results(results: list[SearchResult]) -> str:
-    """Results for the terminal, two lines each: score and name, and the line that matches."""
-    return "\n".join(f"{result.score:.3f}  {result.name}\n       {result.line}" for result in results)
+    """Results for the terminal, two lines each: score and name, and the line that matches.
+
+    Behind the name stand the ranks whose reciprocals the score is the sum of, where it is.
+    """
+    return "\n".join(
+        f"{result.score:.3f}  {result.name}{_told(result.ranks)}\n       {result.line}" for result in results
+    )
+
+
+def _told(ranks: Mapping[str, int | None]) -> str:
+    told = ", ".join(f"{name} {'-' if rank is None else rank}" for name, rank in ranks.items())
+    return f"  (ranks: {told})" if told else ""
 
 
 def public_documents(documents: Dataset) -> Dataset:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
 from ..data.text import titled, without_surrogates
-from ..model.errors import RetroMAEError, check_file_name
+from ..model.errors import RetroMAEError, check_at_least, check_file_name
 from .measures import MAX_GRADE, check_ids, whole_grade
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class RetrievalTask:
     qrels: dict[str, dict[str, int]]
     num_unjudged_queries: int = 0
     missing_ids: MissingIds = field(default_factory=MissingIds)
+    max_documents: int | None = None  # of which `sampled` made it
 
     @property
     def queries_in_corpus(self) -> set[str]:
@@ -73,6 +75,46 @@ def dev_task(held_out: HeldOut, queries: int, documents: int = 2000) -> Retrieva
     return _first_sentence_task("dev", list(held_out.queries)[-queries:], held_out, documents)
 
 
+def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
+    """A task of fewer documents, the same for every model and on every machine: the choice follows from the ids alone.
+
+    All documents that the queries are judged for stay, and as many of the others as fit, by a digest of their ids.
+    Where the judged ones alone are too many, so many queries stay as theirs fit, by a digest of the queries' ids; one
+    stays whatever it needs.
+
+    Args:
+        max_documents: at most; a task that has no more is returned as it is.
+
+    Raises:
+        RetroMAEError: `max_documents` is less than 1.
+    """
+    check_at_least(1, max_documents=max_documents)
+    if len(task.documents) <= max_documents:
+        return task
+    qrels: dict[str, dict[str, int]] = {}
+    chosen: set[str] = set()
+    for query in sorted(task.qrels, key=_chance):
+        judged = task.qrels[query].keys() & task.documents.keys()
+        if qrels and len(chosen | judged) > max_documents:
+            break  # those behind it that need less would make another kind of task
+        qrels[query] = task.qrels[query]
+        chosen |= judged
+    others = sorted(task.documents.keys() - chosen, key=_chance)
+    chosen.update(others[: max(max_documents - len(chosen), 0)])
+    return replace(
+        task,
+        queries={query: text for query, text in task.queries.items() if query in qrels},
+        documents={document: text for document, text in task.documents.items() if document in chosen},
+        qrels={query: qrels[query] for query in task.qrels if query in qrels},
+        max_documents=max_documents,
+    )
+
+
+def _chance(name: str) -> bytes:
+    """A place in an order that is random and always the same."""
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
 def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:
     others = (other for other in reversed(held_out.bodies) if other not in set(query_names))
     searched = query_names + [other for other, _ in zip(others, range(documents - len(query_names)), strict=False)]
@@ -104,6 +146,17 @@ def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
     documents = _texts(folder / "corpus.jsonl", titles=True)
     qrels = _qrels(folder / "qrels" / f"{split}.tsv", queries, documents)
     return make_task(folder.resolve().name, queries, documents, qrels, source=str(folder))
+
+
+def save_beir(task: RetrievalTask, folder: str | Path, split: str = "test") -> None:
+    """Write a task in BEIR's layout, as `load_beir` reads it."""
+    folder = Path(folder)
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for file, texts in (("corpus.jsonl", task.documents), ("queries.jsonl", task.queries)):
+        lines = (json.dumps({"_id": name, "text": text}, ensure_ascii=False) for name, text in texts.items())
+        (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    rows = (f"{query}\t{document}\t{grade}\n" for query in task.qrels for document, grade in task.qrels[query].items())
+    (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
 
 
 def make_task(

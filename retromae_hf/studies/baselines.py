@@ -1,13 +1,17 @@
-"""Objectives of sentence-transformers to compare with: TSDAE (arXiv 2104.06979) and SimCSE (arXiv 2104.08821)."""
+"""What a comparison sets beside our pretraining: TSDAE (arXiv 2104.06979), SimCSE (arXiv 2104.08821), and averages."""
 
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..checkpoints.loading import load_config, load_tokenizer
 from ..data.passages import tokenize_passages
@@ -18,7 +22,10 @@ from ..training.pretraining_data import load_text
 if TYPE_CHECKING:
     from torch import nn
 
-BASELINES = ("tsdae", "simcse")
+BASELINES = ("tsdae", "simcse", "none", "longer", "average")
+"""What stands in a comparison beside our pretraining: the objectives of sentence-transformers; no pretraining; none but
+a longer fine-tuning, for as many seconds as the slowest objective takes in all; the mean of the weights of what is
+started from and of what all start from."""
 DELETED = 0.6
 """Share of the words that TSDAE deletes, its paper's choice."""
 DROPOUT = 0.1
@@ -42,7 +49,7 @@ def train_baseline(
         output: folder of the trained one.
 
     Returns:
-        `tokens` that were trained on, padding excluded, and Trainer's `logs`.
+        `tokens` that were trained on, padding excluded, `seconds`, and Trainer's `logs`.
     """
     from sentence_transformers import (
         SentenceTransformer,
@@ -53,7 +60,7 @@ def train_baseline(
 
     set_seed(training_args.seed)
     tokenizer = load_tokenizer(str(encoder))
-    documents, _ = load_text(data)
+    documents, _ = load_text(data, training_args.seed)
     passages = tokenize_passages(documents, tokenizer, data.max_length)
     texts = tokenizer.batch_decode(passages["input_ids"][:], skip_special_tokens=True)
     own_config = load_config(str(encoder))
@@ -95,8 +102,17 @@ def train_baseline(
     mean_length = sum(passages["length"][:]) / len(passages)
     return {
         "tokens": round(trainer.state.global_step * training_args.train_batch_size * mean_length),
+        "seconds": trainer.state.log_history[-1]["train_runtime"],
         "logs": trainer.state.log_history,
     }
+
+
+def average(encoder: Path, other: Path, output: Path) -> None:
+    """Write the mean of two exported encoders' weights (arXiv 2109.01903), as a copy of the first."""
+    shutil.copytree(encoder, output)
+    weights, others = (load_file(folder / SAFE_WEIGHTS_NAME) for folder in (encoder, other))
+    mean = {name: torch.lerp(weight, others.get(name, weight), 0.5) for name, weight in weights.items()}
+    save_file(mean, output / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def delete_words(texts: list[str], seed: int) -> list[str]:

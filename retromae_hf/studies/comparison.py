@@ -12,8 +12,7 @@ import gc
 import json
 import logging
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,14 @@ from ..retrieval.tasks import RetrievalTask
 from ..training.finetuning import finetune
 from ..training.pretraining import pretrain
 from ..training.pretraining_data import load_text
-from ..training.resuming.run_folder import lock_folder, read_state
+from ..training.resuming.run_folder import lock_folder
 from ..training.resuming.saved_checkpoints import checkpoints, last_complete_checkpoint
-from .baselines import train_baseline
-from .comparison_recipe import Comparison, keep_recipe
-from .comparison_report import MEASURES, RESULT, STAGES, UNTRAINED, summarise
+from .baselines import average, train_baseline
+from .comparison_recipe import ENCODERS, UNTRAINED, Comparison, keep_recipe
+from .comparison_report import MEASURES, RESULT, STAGES, summarise
 
 logger = logging.getLogger(__name__)
 
-ENCODERS = dict(zip(STAGES, ("encoder", "finetuned"), strict=True))
-"""The folder of the model of each stage of a cell."""
 SHORT = 128
 """Tokens of a passage up to which plain attention is the faster one to train with on a CPU."""
 
@@ -64,18 +61,20 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 def _compare(comparison: Comparison) -> dict[str, Any]:
     keep_recipe(comparison)
-    data, _, _ = comparison.arguments(next(iter(comparison.objectives)), comparison.seeds[0])
+    data, _, _ = comparison.arguments(UNTRAINED, comparison.seeds[0])
     make_tokenizer(comparison)
-    tasks = {task.name: task for task in load_tasks(comparison.tasks)}
+    tasks = {task.name: task for task in load_tasks(comparison.tasks, max_documents=comparison.max_documents)}
     cells = list(all_cells(comparison))
     with suited_attention(data.max_length):
         for number, (objective, seed) in enumerate(cells, start=1):
             folder = comparison.cell(objective, seed)
+            if is_measured(folder, tasks):
+                continue
+            logger.info("Cell %d of %d: %s, seed %d", number, len(cells), objective, seed)
             if not (folder / RESULT).is_file():
-                logger.info("Cell %d of %d: %s, seed %d", number, len(cells), objective, seed)
                 train_cell(comparison, objective, seed)
             if not (folder / ENCODERS["finetuned"]).is_dir():
-                finetune_cell(comparison, folder, seed)
+                finetune_cell(comparison, objective, seed)
             evaluate_cell(folder, tasks)
     report = summarise(comparison, tasks)
     write_json(comparison.folder / "results.json", report)
@@ -101,12 +100,12 @@ def all_cells(comparison: Comparison) -> Iterator[tuple[str, int]]:
 
 
 def make_tokenizer(comparison: Comparison) -> None:
-    """Train the tokenizer that all share, where it is not there yet."""
+    """Train the tokenizer that all share, where they start from scratch and it is not there yet."""
     folder = comparison.folder / "tokenizer"
-    if not folder.is_dir():
-        data, model, _ = comparison.arguments(next(iter(comparison.objectives)), comparison.seeds[0])
+    if not comparison.starts_trained and not folder.is_dir():
+        data, model, run = comparison.arguments(UNTRAINED, comparison.seeds[0])
         model.tokenizer_name = None
-        _, tokenizer = load_model_and_tokenizer(model, load_text(data)[0]["text"], data.max_length)
+        _, tokenizer = load_model_and_tokenizer(model, load_text(data, run.seed)[0]["text"], data.max_length)
         aside = folder.with_name("tokenizer-new")
         tokenizer.save_pretrained(aside)
         aside.rename(folder)
@@ -115,51 +114,84 @@ def make_tokenizer(comparison: Comparison) -> None:
 def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
     """Train an encoder, and write down what it took."""
     folder = comparison.cell(objective, seed)
-    shutil.rmtree(folder / ENCODERS["zero_shot"], ignore_errors=True)  # of a cell that was cut off
+    for model in ENCODERS.values():
+        shutil.rmtree(folder / model, ignore_errors=True)  # of a cell that was cut off
     encoder = folder / ENCODERS["zero_shot"]
-    started = time.perf_counter()
-    result: dict[str, Any] = {"objective": objective, "seed": seed, "tokens": 0, "logs": []}
+    result: dict[str, Any] = {"objective": objective, "seed": seed, "seconds": 0.0, "tokens": 0, "logs": []}
+    changes = comparison.objectives.get(objective, {})
+    baseline, start = changes.get("baseline"), comparison.cell(changes.get("start", UNTRAINED), seed) / encoder.name
     if objective == UNTRAINED:
         export_untrained(comparison, seed, encoder)
-    elif (kind := comparison.objectives[objective].get("baseline")) is not None:
+    elif baseline in ("none", "longer"):
+        shutil.copytree(start, encoder)
+    elif baseline == "average":
+        average(start, comparison.cell(UNTRAINED, seed) / encoder.name, encoder)
+    elif baseline is not None:
         data, _, training_args = comparison.arguments(objective, seed)
-        start = comparison.cell(comparison.objectives[objective].get("start", UNTRAINED), seed) / encoder.name
-        result |= train_baseline(kind, data, training_args, start, encoder)
+        result |= train_baseline(baseline, data, training_args, start, encoder)
     else:
-        if checkpoint := clear_but_for_a_checkpoint(folder / "checkpoint"):
-            started -= seconds_of(read_state(checkpoint))
+        clear_but_for_a_checkpoint(folder / "checkpoint")
         trainer = pretrain(*comparison.arguments(objective, seed))
         export_encoder(trainer.model, trainer.processing_class, encoder, source=str(folder / "checkpoint"))
-        result |= {"tokens": trainer.state.num_input_tokens_seen, "logs": trainer.state.log_history}
+        result |= {
+            "seconds": seconds_of(trainer.state),
+            "tokens": trainer.state.num_input_tokens_seen,
+            "logs": trainer.state.log_history,
+        }
         del trainer
         shutil.rmtree(folder / "checkpoint")
     gc.collect()  # models and optimizers hang in cycles, on a GPU with their memory
-    result["seconds"] = time.perf_counter() - started
     write_json(folder / RESULT, result | {stage: {} for stage in STAGES})
 
 
-def finetune_cell(comparison: Comparison, folder: Path, seed: int) -> None:
-    """Fine-tune a cell's encoder."""
+def finetune_cell(comparison: Comparison, objective: str, seed: int) -> None:
+    """Fine-tune a cell's encoder, and write down what it took."""
+    folder = comparison.cell(objective, seed)
     aside = folder / "finetuned-new"
     clear_but_for_a_checkpoint(aside)
-    finetune(*comparison.finetuning_arguments(str(folder / ENCODERS["zero_shot"]), str(aside), seed))
+    changes = {}
+    if comparison.objectives.get(objective, {}).get("baseline") == "longer":
+        changes["max_steps"] = steps_of_the_slowest(comparison, objective, seed)
+    state = finetune(*comparison.finetuning_arguments(objective, seed, **changes)).state
+    result = read_result(folder)
+    write_json(folder / RESULT, result | {"finetuning_seconds": seconds_of(state), "finetuning_steps": state.max_steps})
     for checkpoint in checkpoints(aside):
         shutil.rmtree(checkpoint)
     aside.rename(folder / ENCODERS["finetuned"])
     gc.collect()
 
 
-def clear_but_for_a_checkpoint(folder: Path) -> Path | None:
-    """Make room for a run, unless one that a signal has stopped can go on in the folder, from what is returned."""
-    checkpoint = last_complete_checkpoint(folder)
-    if checkpoint is None:
+def steps_of_the_slowest(comparison: Comparison, objective: str, seed: int) -> int:
+    """Steps of fine-tuning alone that take as many seconds as the slowest objective before took in all."""
+    names = list(comparison.objectives)
+    others = [read_result(comparison.cell(name, seed)) for name in names[: names.index(objective)]]
+    alone = read_result(comparison.cell(UNTRAINED, seed))
+    longest = max(one["seconds"] + one["finetuning_seconds"] for one in [*others, alone])
+    return round(alone["finetuning_steps"] * longest / alone["finetuning_seconds"])
+
+
+def clear_but_for_a_checkpoint(folder: Path) -> None:
+    """Make room for a run, unless one that a signal has stopped can go on in the folder."""
+    if last_complete_checkpoint(folder) is None:
         shutil.rmtree(folder, ignore_errors=True)
-    return checkpoint
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a cell has come to."""
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+
+
+def is_measured(folder: Path, tasks: Iterable[str]) -> bool:
+    """Whether a cell's models are needed no more."""
+    if not (folder / RESULT).is_file():
+        return False
+    result = read_result(folder)
+    return all(task in result[stage] for stage in STAGES for task in tasks)
 
 
 def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
     """Add the values of the tasks that are missing, by task, measure and query."""
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    result = read_result(folder)
     for stage, model in ENCODERS.items():
         if missing := [task for name, task in tasks.items() if name not in result[stage]]:
             embedder = load_embedder(str(folder / model))
@@ -170,8 +202,7 @@ def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
 
 def export_untrained(comparison: Comparison, seed: int, folder: Path) -> None:
     """The weights that every objective starts from."""
-    first = next(iter(comparison.objectives))
-    data, model_args, _ = comparison.arguments(first, seed)
+    data, model_args, _ = comparison.arguments(UNTRAINED, seed)
     set_seed(seed)
     model, tokenizer = load_model_and_tokenizer(model_args, [], data.max_length)
-    export_encoder(model, tokenizer, folder)
+    export_encoder(model, tokenizer, folder, source=model_args.model_name_or_path)

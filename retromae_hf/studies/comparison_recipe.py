@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from ..checkpoints.arguments import ModelArguments
 from ..data.whole_files import write_json
-from ..model.errors import RetroMAEError, check_at_least, check_file_name
+from ..model.errors import RetroMAEError, check_at_least, check_choice, check_file_name
 from ..training.arguments import (
     DEFAULT_FINETUNING_ARGUMENTS,
     DEFAULT_TRAINING_ARGUMENTS,
@@ -21,8 +21,14 @@ from ..training.arguments import (
 from .baselines import BASELINES
 from .field_types import check_types
 
-SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning")
+SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning", "max_documents")
 """What all cells of a folder have in common, beside what their objectives change."""
+OWN = ("start", "baseline", "finetuning")
+"""What an objective says that is no argument of `retromae-hf pretrain`."""
+UNTRAINED = "untrained"
+"""The row of what all start from, zero-shot, and fine-tuned alone."""
+ENCODERS = {"zero_shot": "encoder", "finetuned": "finetuned"}
+"""The stages of a cell, and the folder of each stage's model."""
 
 
 @dataclass
@@ -34,13 +40,15 @@ class Comparison:
         finetuning_dataset: what to fine-tune on, as `retromae-hf finetune` takes it.
         tasks: retrieval tasks to evaluate on, as `retromae-hf evaluate` takes them.
         seeds: of the weights, the order and the masks.
-        model: arguments of the model, those of `retromae-hf pretrain`.
+        model: arguments of the model, those of `retromae-hf pretrain`; with a `model_name_or_path` all start from that
+            encoder, a masked LM or a sentence-transformers model, and from its tokenizer.
         pretraining: arguments of data and training, likewise.
         finetuning: arguments of `retromae-hf finetune`.
-        objectives: by name, what each changes in `model` and `pretraining`. `baseline: tsdae` or `simcse` is
-            sentence-transformers' objective of that name instead; `start: NAME` goes on with another objective's
-            encoder of the same seed.
-        reference: the objective that the others are tested against.
+        objectives: by name, what each changes in `model` and `pretraining`. `start: NAME` goes on with another
+            objective's encoder of the same seed; `finetuning: {...}` changes arguments of its fine-tuning; `baseline:`
+            names one of `BASELINES` instead of our pretraining.
+        reference: the objective that the others are tested against, or `untrained`.
+        max_documents: of each task, see `retrieval.tasks.sampled`; None for all.
     """
 
     dataset: str
@@ -52,6 +60,7 @@ class Comparison:
     finetuning: dict[str, Any]
     objectives: dict[str, dict[str, Any]]
     reference: str = "mlm"
+    max_documents: int | None = None
     output_dir: str = "runs/compare"
     folder: Path = field(init=False)
 
@@ -59,9 +68,9 @@ class Comparison:
         for name in self.objectives:
             check_file_name("the objective's name", name)
         self.folder = Path(self.output_dir)
+        check_at_least(1, max_documents=self.max_documents)
         check_at_least(1, seeds=len(self.seeds), tasks=len(self.tasks), objectives=len(self.objectives))
-        if self.reference not in self.objectives:
-            raise RetroMAEError(f"reference={self.reference!r} is none of the objectives {', '.join(self.objectives)}")
+        check_choice("reference", self.reference, (UNTRAINED, *self.objectives))
         known: list[str] = []
         for name, changes in self.objectives.items():
             start, baseline = changes.get("start"), changes.get("baseline")
@@ -72,15 +81,17 @@ class Comparison:
                     f"objective {name}: baseline={baseline!r} is unknown; choose {', '.join(BASELINES)}"
                 )
             known.append(name)
-            self.arguments(name, self.seeds[0])  # so that a wrong one shows before anything is trained
-        self.finetuning_arguments("encoder", "out", self.seeds[0])
+            # So that a wrong one shows before anything is trained.
+            self.arguments(name, self.seeds[0])
+            self.finetuning_arguments(name, self.seeds[0])
 
     def arguments(self, objective: str, seed: int) -> tuple[DataArguments, ModelArguments, TrainingArguments]:
         """The arguments that `pretrain` takes for a cell."""
-        changes = {k: v for k, v in self.objectives[objective].items() if k not in ("start", "baseline")}
+        told = self.objectives.get(objective, {})
+        changes = {name: value for name, value in told.items() if name not in OWN}
         values = {**DEFAULT_TRAINING_ARGUMENTS, **self.model, **self.pretraining, **changes}
         values |= {
-            "dataset": self.dataset,
+            "dataset": [self.dataset],
             "output_dir": str(self.cell(objective, seed) / "checkpoint"),
             "seed": seed,
             "save_strategy": "no",
@@ -90,30 +101,39 @@ class Comparison:
             "eval_strategy": "steps",
             "eval_steps": values.get("max_steps"),
         }
-        start = self.objectives[objective].get("start")
-        if start is None:
+        start = told.get("start")
+        if start is not None:
+            sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "config_name")
+            values = {name: value for name, value in values.items() if name not in sizes}
+            values["model_name_or_path"] = str(self.cell(start, seed) / ENCODERS["zero_shot"])
+        elif not self.starts_trained:
             values["tokenizer_name"] = str(self.folder / "tokenizer")
-        else:
-            own = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "config_name")
-            values = {name: value for name, value in values.items() if name not in own}
-            values["model_name_or_path"] = str(self.cell(start, seed) / "encoder")
         return tuple(distribute(values, [DataArguments, ModelArguments, TrainingArguments], f"objective {objective}"))
 
-    def finetuning_arguments(self, encoder: str, output: str, seed: int) -> Any:
+    def finetuning_arguments(self, objective: str, seed: int, **changes: Any) -> Any:
         """The arguments that `finetune` takes for a cell."""
         from sentence_transformers import SentenceTransformerTrainingArguments
 
+        folder = self.cell(objective, seed)
         values = {
             **DEFAULT_FINETUNING_ARGUMENTS,
             **self.finetuning,
-            "model_name_or_path": encoder,
+            **self.objectives.get(objective, {}).get("finetuning", {}),
+            **changes,
+            "model_name_or_path": str(folder / ENCODERS["zero_shot"]),
             "dataset": self.finetuning_dataset,
-            "output_dir": output,
+            "output_dir": str(folder / "finetuned-new"),
             "seed": seed,
             "save_strategy": "no",
             "report_to": "none",
         }
-        return distribute(values, [FinetuneArguments, SentenceTransformerTrainingArguments], "finetuning")
+        classes = [FinetuneArguments, SentenceTransformerTrainingArguments]
+        return distribute(values, classes, f"finetuning of {objective}")
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether all start from an encoder that is there, and none from scratch."""
+        return self.model.get("model_name_or_path") is not None
 
     def cell(self, objective: str, seed: int) -> Path:
         """The folder of a cell."""
@@ -147,7 +167,7 @@ def keep_recipe(comparison: Comparison) -> None:
     recipe = {name: getattr(comparison, name) for name in SETTINGS} | {"objectives": comparison.objectives}
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in SETTINGS if before[name] != recipe[name]]
+        changed = [name for name in SETTINGS if before.get(name) != recipe[name]]
         changed += [
             f"objective {name}"
             for name, changes in comparison.objectives.items()

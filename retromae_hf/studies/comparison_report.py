@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..publishing.record import describe_environment
+from ..publishing.record import describe_environment, public_name
 from ..retrieval.evaluation import evaluate_bm25
 from ..retrieval.measures import paired_test
 from ..retrieval.tasks import RetrievalTask
 from ..training.arguments import DEFAULT_FINETUNING_ARGUMENTS, DEFAULT_TRAINING_ARGUMENTS, DataArguments
-from .comparison_recipe import Comparison
+from .comparison_recipe import UNTRAINED, Comparison
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 TITLES = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
@@ -23,7 +23,6 @@ TITLES = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
 STAGES = tuple(TITLES)
 RESULT = "result.json"
 """In a cell's folder."""
-UNTRAINED = "untrained"
 SIGNIFICANT = 0.05
 
 
@@ -49,6 +48,7 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
     rows = {
         objective: {
             "seconds": statistics.fmean(result["seconds"] for result in results),
+            "finetuning_seconds": statistics.fmean(result["finetuning_seconds"] for result in results),
             "tokens": statistics.fmean(result["tokens"] for result in results),
             "logs": results[0]["logs"],
             **{
@@ -87,8 +87,13 @@ def mean_by_query(values: list[dict[str, float]]) -> dict[str, float]:
     return {query: statistics.fmean(one[query] for one in values) for query in values[0]}
 
 
+def title_of(objective: str, recipe: dict[str, Any]) -> str:
+    """What an objective's row is called."""
+    return "as it is" if objective == UNTRAINED and "model_name_or_path" in recipe["model"] else objective
+
+
 def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
-    """A row an objective: the measure zero-shot and fine-tuned, time and tokens.
+    """A row an objective: the measure zero-shot and fine-tuned, the seconds of both trainings, and tokens.
 
     Where an objective differs from the reference by more than chance in the paired test, a star says so.
     """
@@ -100,7 +105,10 @@ def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
     ]
     for objective, row in report["objectives"].items():
         cells = [cell(row[stage][task][measure]) for stage in STAGES]
-        lines.append(f"| {objective} | {' | '.join(cells)} | {row['seconds']:,.0f} | {row['tokens'] / 1e6:.1f} |")
+        # Those of fine-tuning were not always measured.
+        seconds = " + ".join(f"{row[name]:,.0f}" for name in ("seconds", "finetuning_seconds") if name in row)
+        title = title_of(objective, report["recipe"])
+        lines.append(f"| {title} | {' | '.join(cells)} | {seconds} | {row['tokens'] / 1e6:.1f} |")
     lines.append(f"| BM25 | {report['tasks'][task]['bm25'][measure]:.3f} | | | |")
     return "\n".join(lines)
 
@@ -127,11 +135,14 @@ def conditions(report: dict[str, Any], task: str) -> str:
         for name, changes in recipe["objectives"].items()
         if "start" in changes
     )
+    start = recipe["model"].get("model_name_or_path")
     return (
         f"{measured['num_queries']:,} queries against {measured['num_documents']:,} documents of {task}; "
         f"{'mean ± standard deviation over ' + str(seeds) + ' seeds' if seeds > 1 else 'one seed'}; * differs from "
-        f"{recipe['reference']} with p < {SIGNIFICANT} (paired randomisation test over the queries, two-sided). Every "
-        f"objective: {_extent(training)} of {training['per_device_train_batch_size']} passages of at most "
+        f"{title_of(recipe['reference'], recipe)} with p < {SIGNIFICANT} (paired randomisation test over the queries, "
+        "two-sided). "
+        f"{'' if start is None else f'All start from {public_name(start)}. '}Every objective: "
+        f"{_extent(training)} of {training['per_device_train_batch_size']} passages of at most "
         f"{training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; fine-tuned: "
         f"{_extent(tuning)} of {tuning['per_device_train_batch_size']} pairs, learning rate "
         f"{float(tuning['learning_rate']):g}. {machine['device']}, {threads}, torch {machine['torch']}."
@@ -171,7 +182,8 @@ def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10")
         )
     bm25 = report["tasks"][task]["bm25"][measure]
     bars.axhline(bm25, color="#444444", linestyle=":", label=f"BM25 {bm25:.3f}")
-    bars.set_xticks(range(len(objectives)), objectives, rotation=25, ha="right")
+    titles = [title_of(objective, report["recipe"]) for objective in objectives]
+    bars.set_xticks(range(len(objectives)), titles, rotation=25, ha="right")
     seeds = len(report["recipe"]["seeds"])
     bars.set(title=f"{measure} on {task}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}")
     bars.legend(frameon=False)

@@ -6,9 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice
+from .rows import PAIRS
+
+LEARNING_RATE = 1e-4
+"""The default of `retromae-hf pretrain`: where its arguments hold this very object, no flag and no recipe gave one."""
+TUNED_LEARNING_RATE = 2e-5
+"""The default for an encoder that was tuned for retrieval, of which a higher one undoes more than it adds."""
 
 DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
-    "learning_rate": 1e-4,
+    "learning_rate": LEARNING_RATE,
     "warmup_steps": 0.1,  # below 1 it is a share of the steps
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 32,
@@ -30,6 +36,9 @@ DEFAULT_FINETUNING_ARGUMENTS: dict[str, Any] = {
 }
 """What `retromae-hf finetune` sets otherwise than sentence-transformers; flags and recipes go before it."""
 
+HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS = 0.1, 200
+"""Of a run's steps, those in which a new MLM head and decoder learn alone, and how many at most."""
+
 OBJECTIVES = ("contrastive", "kl", "margin_mse")
 MINERS = ("bm25", "model")
 SIMILARITIES = ("cosine", "dot")
@@ -39,11 +48,21 @@ SIMILARITIES = ("cosine", "dot")
 class DataArguments:
     """Which text to train on, and how it is masked."""
 
-    dataset: str = field(
+    dataset: list[str] = field(
         metadata={
             "help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file (packed too, as .jsonl.gz), a folder of them or "
-            "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus."
+            "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus. Several are one text."
         }
+    )
+    dataset_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Of several data sets each one's share of the documents, as 0.7 0.3: the one that has too few for "
+            "its share is taken whole, of the others a sample; default: all of all."
+        },
+    )
+    max_documents: int | None = field(
+        default=None, metadata={"help": "Documents at most, drawn by the seed; default: all."}
     )
     dataset_config_name: str | None = field(
         default=None,
@@ -53,6 +72,17 @@ class DataArguments:
         default="train", metadata={"help": "Split of a Hub dataset or of a folder, as load_dataset finds it there."}
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    title_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of titles to put in front of the texts; default: in BEIR's layout title."},
+    )
+    document_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "What ends a document of a .txt file: line, blank-line or file; default: line, and file for the "
+            "files of a folder."
+        },
+    )
     on_broken_line: str = field(
         default="skip",
         metadata={"help": "Lines of a JSON or .csv file that are broken: skip (count and report them) or error."},
@@ -91,6 +121,17 @@ class DataArguments:
     max_skipped_batches: int = field(
         default=0, metadata={"help": "Steps left out for a loss or gradient that is not finite, before the run stops."}
     )
+    head_warmup_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "First steps, in which what the checkpoint does not have (decoder, MLM head) learns alone while "
+            f"the encoder stands still; default: where the MLM head is new a tenth of the steps, "
+            f"{MAX_HEAD_WARMUP_STEPS} at most, else 0."
+        },
+    )
+    head_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the new parts in these steps, constant."}
+    )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
     overwrite_output_dir: bool = field(
         default=False,
@@ -98,17 +139,39 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        from ..data.rows import check_on_broken_line
+        from ..data.rows import SEPARATORS, check_on_broken_line
         from ..model.configuration_retromae import check_ratio, check_replacement
 
+        if isinstance(self.dataset, str):  # as a recipe of `compare` and a caller from Python have it
+            self.dataset = [self.dataset]
         check_at_least(
             1,
+            max_documents=self.max_documents,
             preprocessing_num_workers=self.preprocessing_num_workers,
             pad_to_multiple_of=self.pad_to_multiple_of,
             shuffle_buffer_size=self.shuffle_buffer_size,
         )
-        check_at_least(0, dev_queries=self.dev_queries, max_skipped_batches=self.max_skipped_batches)
+        check_at_least(
+            0,
+            dev_queries=self.dev_queries,
+            max_skipped_batches=self.max_skipped_batches,
+            head_warmup_steps=self.head_warmup_steps,
+        )
+        if not self.head_learning_rate > 0:
+            raise RetroMAEError(f"head_learning_rate={self.head_learning_rate} must be above 0")
         check_on_broken_line(self.on_broken_line)
+        if self.document_separator is not None:
+            check_choice("document_separator", self.document_separator, SEPARATORS)
+        weights = self.dataset_weights
+        if weights is not None and len(weights) != len(self.dataset):
+            raise RetroMAEError(f"{len(weights)} dataset_weights for {len(self.dataset)} data sets; give one for each")
+        if weights is not None and not all(0 < weight < float("inf") for weight in weights):
+            raise RetroMAEError(f"dataset_weights={weights} must all be finite numbers above 0")
+        if self.streaming and (weights is not None or self.max_documents is not None):
+            raise RetroMAEError(
+                "dataset_weights and max_documents draw from the whole text, which is not at hand in a stream; leave "
+                "streaming out, or end the stream by max_steps"
+            )
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
         if self.segment_chinese and not self.whole_word_mask:
@@ -138,7 +201,7 @@ class FinetuneArguments:
         metadata={
             "help": "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, or another "
             "file, a folder or a Hub dataset with columns named query, positive and negative, or as FlagEmbedding or "
-            "Tevatron name them."
+            "Tevatron name them; with pairs any text that pretrain takes."
         }
     )
     dataset_config_name: str | None = field(
@@ -147,6 +210,18 @@ class FinetuneArguments:
     )
     dataset_split: str = field(
         default="train", metadata={"help": "Split of a Hub dataset or of a folder; in BEIR's layout qrels/SPLIT.tsv."}
+    )
+    pairs: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to make of text without queries: first-sentence (-> the rest), title (-> text) or crop (-> "
+            "another random crop of the document)."
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text that pairs are made of."})
+    dev_queries: int = field(
+        default=200,
+        metadata={"help": "First sentences held out of such text, those that pretrain holds out; 0 for none."},
     )
     hard_negatives: str | None = field(
         default=None,
@@ -165,6 +240,9 @@ class FinetuneArguments:
     )
     similarity: str = field(default="cosine", metadata={"help": "cosine or dot."})
     temperature: float = field(default=0.05, metadata={"help": "What similarities are divided by; 1 goes with dot."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Rows to train on, drawn by the seed, where there are more; default: all."}
+    )
     query_length: int = field(default=32, metadata={"help": "Tokens of a query, special tokens included."})
     passage_length: int = field(default=140, metadata={"help": "Tokens of a passage, special tokens included."})
     query_prompt: str | None = field(default=None, metadata={"help": "Text in front of every query."})
@@ -186,16 +264,27 @@ class FinetuneArguments:
             num_negatives=self.num_negatives,
             negative_depth=self.negative_depth,
             mini_batch_size=self.mini_batch_size,
+            max_train_samples=self.max_train_samples,
         )
         check_at_least(8, query_length=self.query_length, passage_length=self.passage_length)
+        check_at_least(0, dev_queries=self.dev_queries)
+        if self.pairs is not None:
+            check_choice("pairs", self.pairs, PAIRS)
+            if self.hard_negatives not in (None, *MINERS):
+                raise RetroMAEError(
+                    "a file of hard_negatives names ids of queries, which pairs of text have not; give bm25 or model"
+                )
+        elif self.text_column != "text":
+            raise RetroMAEError("text_column is about text that pairs are made of; give --pairs too, or leave it out")
         if self.temperature <= 0:
             raise RetroMAEError(f"temperature={self.temperature} must be above 0")
         if self.negative_depth < self.num_negatives:
             raise RetroMAEError(
                 f"negative_depth={self.negative_depth} leaves less than num_negatives={self.num_negatives} to draw from"
             )
-        if self.objective != "contrastive" and self.hard_negatives in MINERS:
-            raise RetroMAEError(f"objective={self.objective} needs a teacher's scores, which mined negatives have not")
+        if self.objective != "contrastive" and (self.hard_negatives in MINERS or self.pairs is not None):
+            rows = "mined negatives" if self.hard_negatives in MINERS else "pairs of text"
+            raise RetroMAEError(f"objective={self.objective} needs a teacher's scores, which {rows} have not")
         if self.teacher_scores is not None and self.hard_negatives in (None, *MINERS):
             raise RetroMAEError("teacher_scores belong to a file of hard_negatives; name that too")
         if self.objective == "margin_mse" and self.similarity == "cosine":
@@ -205,3 +294,53 @@ class FinetuneArguments:
             )
         if self.teacher_scores is not None and self.objective == "contrastive":
             raise RetroMAEError("teacher_scores are for the objectives kl and margin_mse; choose one")
+
+
+@dataclass
+class AdaptArguments:
+    """Which encoder to adapt to which text, and for how long."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Masked-LM checkpoint, which is pretrained first, or any sentence-transformers model."}
+    )
+    dataset: str = field(
+        metadata={
+            "help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset; of a folder "
+            "in BEIR's layout its corpus."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder of all results; what was cut off there goes on."})
+    minutes: float = field(
+        default=30.0,
+        metadata={"help": "Time for all of it but reading the text: measuring twice, training, and the search index."},
+    )
+    pretrain: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to pretrain with RetroMAE before fine-tuning; default: where the encoder was not tuned "
+            "for retrieval."
+        },
+    )
+    pairs: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to make of the text to train and to measure on: first-sentence, title or crop, see finetune; "
+            "default: the first one that half of the documents yield."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset, or one that a folder's README.md names."}
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset or of a folder."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    seed: int = field(default=42, metadata={"help": "Of crops, order, masks and new weights."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(0, seed=self.seed)
+        if not self.minutes > 0:
+            raise RetroMAEError(f"minutes={self.minutes} must be above 0")
+        if self.pairs is not None:
+            check_choice("pairs", self.pairs, PAIRS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..model.bookkeeping import labelled_rows
 from ..model.distributed import average_over_processes, count_processes, gathered
 from ..model.masking import passage_seeds
 from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
-from ..retrieval.embedders import cosine_embedder
+from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
 
@@ -35,7 +36,7 @@ DECODER_INPUTS = (
     "decoder_label_slots",
 )
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
-MEASURED = ("embedding_gap", "mean_cosine", "encoder_accuracy", "decoder_accuracy", "pair_accuracy")
+MEASURED = ("embedding_gap", "bow_gap", "mean_cosine", "encoder_accuracy", "decoder_accuracy", "pair_accuracy")
 """What `measure_decoder` tells."""
 
 
@@ -104,6 +105,21 @@ class RetroMAECallback(TrainerCallback):
         if not any(name.endswith("_loss") for name in metrics):
             logger.warning('the evaluation has no loss; set label_names=["labels"] in the TrainingArguments')
 
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the model the weight of its bag of words at this step, where it falls (arXiv 2401.11248)."""
+        if (final := model.config.final_bow_loss_weight) is not None:
+            share = (1 + math.cos(math.pi * state.global_step / state.max_steps)) / 2
+            weight = final + share * (model.config.bow_loss_weight - final)
+            # Filled on the device: a copy of a number from the host would wait for what is queued there.
+            model.bow_loss_weight = torch.full((), weight, device=args.device)
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -121,10 +137,16 @@ class RetroMAECallback(TrainerCallback):
         state.log_history[-1].update(means)  # Trainer has already copied `logs` into it
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        **kwargs: Any,
     ) -> None:
         """Stop summing."""
         self._hook.remove()
+        model.bow_loss_weight = None
 
     @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
     def _add_components(self, module: nn.Module, inputs: Any, outputs: RetroMAEPreTrainingOutput) -> None:
@@ -154,7 +176,8 @@ class RetrievalCallback(TrainerCallback):
 
     `eval_ndcg@10`, `eval_mrr@10`, `eval_recall@100` and `eval_map@100` are those of the sentence embedding by cosine.
     `eval_embedding_gap`, in nats a token, is the decoder's loss when the batch's embeddings are exchanged among its
-    passages minus its loss with the right ones: 0 means that the decoder does not use the embedding.
+    passages minus its loss with the right ones: 0 means that the decoder does not use the embedding. `eval_bow_gap` is
+    the same of the bag of words that the sentence embedding predicts.
     `eval_mean_cosine` is that of the embeddings of random passages: towards 1 they collapse.
     `eval_encoder_accuracy` and `eval_decoder_accuracy` are shares of the labelled tokens, `eval_pair_accuracy`
     one of the pairs. In a distributed run every process searches with the same embeddings, so that sharded models work
@@ -193,7 +216,7 @@ class RetrievalCallback(TrainerCallback):
         measured = {}
         if self.task is not None:
             tokenizer, batch_size = self.trainer.processing_class, args.per_device_eval_batch_size
-            embedder = cosine_embedder(model, tokenizer, self.max_length, batch_size, progress=False)
+            embedder = checkpoint_embedder(model, tokenizer, self.max_length, batch_size, progress=False)
             measured = evaluate_embedder(self.task, embedder)
         batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
         measured |= measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
@@ -220,10 +243,15 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
         states, middle_states = model.encode_for_decoder(
             batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
         )
-        embedding = states[:, 0]
+        embedding = model.pool(states, batch["attention_mask"])
         if len(embedding) > 1:
             note("mean_cosine", mean_cosine(embedding))
         note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
+        if "bow_labels" in batch and len(embedding) > 1:
+            own, others = (
+                model.bow_loss(one[:, None], batch["bow_labels"]) for one in (embedding, embedding.roll(1, 0))
+            )
+            note("bow_gap", others - own)
         if "pair_labels" in batch:
             note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
         if model.config.decoding == "none":

@@ -97,7 +97,8 @@ def finetuning_trainer(
     if training_args.dataloader_drop_last and len(rows) < batch:
         raise RetroMAEError(f"{len(rows)} rows fill no batch of {batch}; lower per_device_train_batch_size")
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
-    loss = loss_of(args, model, training_args.world_size > 1)
+    at_once = training_args.per_device_train_batch_size <= args.mini_batch_size
+    loss = loss_of(args, model, training_args.world_size > 1, at_once)
     with in_one_sentence("the training arguments cannot be used"):
         trainer = SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
     trainer.add_callback(HealthCallback(loss=loss))
@@ -108,8 +109,8 @@ def finetuning_trainer(
     return trainer
 
 
-def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool) -> nn.Module:
-    """sentence-transformers' loss of an objective."""
+def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool, at_once: bool) -> nn.Module:
+    """sentence-transformers' loss of an objective; `at_once` where a batch need not be cut, which takes less time."""
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
         DistillKLDivLoss,
@@ -125,7 +126,7 @@ def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_process
             "similarity_fct": cos_sim if args.similarity == "cosine" else dot_score,
             "gather_across_devices": several_processes,
         }
-        if any(isinstance(part, StaticEmbedding) for part in model.modules()):  # its batches cannot be cut
+        if at_once or any(isinstance(part, StaticEmbedding) for part in model.modules()):  # its batches cannot be cut
             return MultipleNegativesRankingLoss(model, **options)
         return CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size, **options)
     pairwise = pairwise_cos_sim if args.similarity == "cosine" else pairwise_dot_score

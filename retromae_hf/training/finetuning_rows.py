@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..model.errors import RetroMAEError
 from .arguments import MINERS, FinetuneArguments
-from .finetuning_data import JudgedCorpus, load_training_data, read_hard_negatives, read_scored_negatives, shorten
-from .negatives import mine_with_bm25, mine_with_model
+from .pretraining_data import load_held_out
+from .rows.finetuning_data import JudgedCorpus, load_training_data, read_hard_negatives, read_scored_negatives, shorten
+from .rows.negatives import checked, mine_with_bm25, mine_with_model
+from .rows.text_pairs import pairs_from_text
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -40,24 +42,17 @@ def prepare_rows(
 def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int) -> Dataset:
     """Rows as the loss takes them: query, positive, negatives, label."""
     mined = args.hard_negatives in MINERS
-    data = load_training_data(
-        args.dataset,
-        args.dataset_config_name,
-        args.dataset_split,
-        0 if mined else args.num_negatives,
-        args.objective,
-        seed,
-    )
+    source = args.dataset, args.dataset_config_name, args.dataset_split
+    if args.pairs is not None:
+        held_out = load_held_out(*source, args.text_column, args.dev_queries)
+        logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
+        data: JudgedCorpus | Dataset = pairs_from_text(held_out.untouched, args.pairs, seed)
+    else:
+        data = load_training_data(*source, 0 if mined else args.num_negatives, args.objective, seed)
     if args.hard_negatives is None or mined:
         rows = _whole(data.pairs() if isinstance(data, JudgedCorpus) else data, args.dataset)
         if mined:
-            documents = list(data.documents.values()) if isinstance(data, JudgedCorpus) else rows["positive"][:]
-            documents = [document for document in documents if document.strip()]
-            options = args.num_negatives, args.negative_depth
-            if args.hard_negatives == "bm25":
-                rows = mine_with_bm25(rows, documents, *options, seed)
-            else:
-                rows = mine_with_model(rows, documents, model, *options, args.mini_batch_size, seed)
+            rows = mined_rows(args, rows, data if isinstance(data, JudgedCorpus) else None, model, seed)
     elif not isinstance(data, JudgedCorpus):
         raise RetroMAEError("a file of hard_negatives names ids; it goes with a folder in BEIR's layout")
     elif args.teacher_scores is None:
@@ -69,6 +64,8 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
         raise RetroMAEError(
             f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
         )
+    if args.max_train_samples is not None:
+        rows = rows.shuffle(seed).select(range(min(args.max_train_samples, len(rows))))
     texts = [name for name in rows.column_names if name != "label"]
     if args.objective == "margin_mse":
         rows = with_margins(rows)
@@ -77,6 +74,30 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
     if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # a static model, which reads all of a text
         return rows
     return shorten(rows, model.tokenizer, lengths, prompts)
+
+
+def mined_rows(
+    args: FinetuneArguments, pairs: Dataset, corpus: JudgedCorpus | None, model: SentenceTransformer, seed: int
+) -> Dataset:
+    """Pairs with hard negatives out of their corpus, or of all positives; no query finds a document that it is itself.
+
+    Raises:
+        RetroMAEError: no query has enough.
+    """
+    documents = [text for text in (corpus.documents.values() if corpus else pairs["positive"][:]) if text.strip()]
+    own = {(query, query) for query in {*pairs["query"][:]}.intersection(documents)}
+    own |= {(query, document) for query, document in (corpus.own_documents() if corpus else []) if document.strip()}
+    own -= set(zip(pairs["query"][:], pairs["positive"][:], strict=True))
+    # Miners keep a query's positives from its negatives, so for as long as they work these are some.
+    columns = {"query": [query for query, _ in sorted(own)], "positive": [document for _, document in sorted(own)]}
+    known = concatenate_datasets([pairs, Dataset.from_dict(columns, features=pairs.features)])
+    options = args.num_negatives, args.negative_depth
+    if args.hard_negatives == "bm25":
+        found = mine_with_bm25(known, documents, *options, seed)
+    else:
+        found = mine_with_model(known, documents, model, *options, args.mini_batch_size, seed)
+    kept = found.filter(lambda *pair: pair not in own, input_columns=["query", "positive"])
+    return checked(kept, pairs, args.num_negatives)
 
 
 def _whole(rows: Dataset, source: str) -> Dataset:

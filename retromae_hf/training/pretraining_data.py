@@ -11,9 +11,19 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..checkpoints.arguments import ModelArguments
 from ..data.document_stream import DocumentStream
+from ..data.mixtures import mix_documents, sample_documents
 from ..data.passage_stream import PassageStream
 from ..data.passages import tokenize_passages
-from ..data.pydocs import DEV_QUERIES, MIN_BODY_WORDS, MIN_QUERY_WORDS, SEARCHED_BODIES, hold_out, load_held_out_pydocs
+from ..data.pydocs import (
+    DEV_QUERIES,
+    MIN_BODY_WORDS,
+    MIN_QUERY_WORDS,
+    PYDOCS,
+    SEARCHED_BODIES,
+    HeldOut,
+    hold_out,
+    load_held_out_pydocs,
+)
 from ..data.source_files import check_whole
 from ..data.sources import load_documents
 from ..data.words import WordSegmenter, chinese_segmenter
@@ -67,10 +77,12 @@ def read_text(
             args.text_column,
             training_args.seed,
             args.on_broken_line,
+            args.title_column,
+            args.document_separator,
         )
         text = PretrainingText(*held_out_head(stream, args.dev_queries), stream, segmenter)
     else:
-        text = PretrainingText(*load_text(args), None, segmenter)
+        text = PretrainingText(*load_text(args, training_args.seed), None, segmenter)
     if text.task is None and args.dev_queries:
         logger.info(
             "retrieval is not watched while training: too few documents have a first sentence of %d words and %d more",
@@ -80,28 +92,61 @@ def read_text(
     return text
 
 
-def load_text(args: DataArguments) -> tuple[Dataset, RetrievalTask | None]:
-    """The documents to train on, without the held-out queries, and the task to watch, where the text yields one.
-
-    Of "pydocs" the reported test's queries are always held out.
-    """
-    if args.dataset == "pydocs":
-        check_whole(args.dataset, args.dataset_config_name, args.dataset_split)
-        held_out = load_held_out_pydocs(args.preprocessing_num_workers)
+def load_text(args: DataArguments, seed: int) -> tuple[Dataset, RetrievalTask | None]:
+    """The documents to train on, without the held-out queries, and the task to watch, where the text yields one."""
+    if args.dataset == [PYDOCS]:
+        held_out = _pydocs(args)
         queries = min(args.dev_queries, DEV_QUERIES)
     else:
-        documents = load_documents(
-            args.dataset,
-            args.dataset_config_name,
-            args.dataset_split,
-            args.text_column,
-            args.preprocessing_num_workers,
-            args.on_broken_line,
-        )
-        documents = documents.select_columns("text").add_column("name", [str(row) for row in range(len(documents))])
-        held_out = hold_out(documents, min(args.dev_queries, len(documents) // 10), SEARCHED_BODIES)
+        texts = [(source, _text_of(source, args)) for source in args.dataset]
+        held_out = hold_out_of(mix_documents(texts, args.dataset_weights, args.max_documents, seed), args.dev_queries)
         queries = len(held_out.queries)
-    return held_out.pretraining, dev_task(held_out, queries) if queries else None
+    documents = sample_documents(held_out.pretraining, args.max_documents, seed)
+    return documents, dev_task(held_out, queries) if queries else None
+
+
+def _text_of(source: str, args: DataArguments) -> Dataset:
+    """The documents of one of several sources; of "pydocs" those that are in no test."""
+    if source == PYDOCS:
+        return _pydocs(args).pretraining
+    return load_documents(
+        source,
+        args.dataset_config_name,
+        args.dataset_split,
+        args.text_column,
+        args.preprocessing_num_workers,
+        args.on_broken_line,
+        args.title_column,
+        args.document_separator,
+    )
+
+
+def _pydocs(args: DataArguments) -> HeldOut:
+    check_whole(PYDOCS, args.dataset_config_name, args.dataset_split)
+    return load_held_out_pydocs(args.preprocessing_num_workers)
+
+
+def load_held_out(source: str, config_name: str | None, split: str, text_column: str, dev_queries: int) -> HeldOut:
+    """Any text, without the first sentences that are held out of it whatever is trained on it.
+
+    Args:
+        source: what `load_documents` takes, as the next three are.
+        config_name: likewise.
+        split: likewise.
+        text_column: likewise.
+        dev_queries: see `hold_out_of`; of "pydocs" always `DEV_QUERIES` and those of the reported test.
+    """
+    if source == PYDOCS:
+        check_whole(source, config_name, split)
+        return load_held_out_pydocs()
+    return hold_out_of(load_documents(source, config_name, split, text_column), dev_queries)
+
+
+def hold_out_of(documents: Dataset, dev_queries: int) -> HeldOut:
+    """Documents without so many first sentences, of a tenth of them at most."""
+    texts = documents.select_columns([name for name in documents.column_names if name in ("text", "title")])
+    texts = texts.add_column("name", [str(row) for row in range(len(texts))])
+    return hold_out(texts, min(dev_queries, len(texts) // 10), SEARCHED_BODIES)
 
 
 def make_passages(

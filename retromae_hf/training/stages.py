@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..checkpoints.arguments import ModelArguments
-from ..publishing.record import describe_source, describe_start
+from ..publishing.record import describe_source, describe_sources, describe_start
 from .arguments import MINERS, DataArguments, FinetuneArguments
 
 
@@ -29,15 +29,23 @@ def describe_pretraining(
     if isinstance(passages, Dataset):
         tokens = int(passages["length"][:].sum())
         counts = {"documents": len(documents), "passages": len(passages), "tokens": tokens}
-    of_decoder = ["num_decoder_layers", "decoder_mask_ratio", "decoder_query", "mlm_loss_weight", "bow_loss_weight"]
-    names = ["decoding", *(of_decoder if model.config.decoding != "none" else []), "pair_objective"]
+    names = ["decoding", "pooling", "mlm_loss_weight", "pair_objective"]
+    if model.config.decoding != "none":
+        names += ["num_decoder_layers", "decoder_mask_ratio", "decoder_query"]
+    if model.config.bow_loss_weight:
+        names += ["bow_loss_weight", "final_bow_loss_weight", "bow_source"]
     objective = {name: getattr(model.config, name) for name in names}
     masks = {name: value for name, value in args.collator_options().items() if name != "pad_to_multiple_of"}
     return {
         "stage": "pretraining",
         "start": describe_start(model_args.model_name_or_path),
-        "data": describe_source(
-            args.dataset, args.dataset_config_name, args.dataset_split, **counts, max_length=args.max_length
+        "data": describe_sources(
+            args.dataset,
+            args.dataset_weights,
+            args.dataset_config_name,
+            args.dataset_split,
+            **counts,
+            max_length=args.max_length,
         ),
         "objective": objective | masks,
     }
@@ -48,6 +56,7 @@ def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int)
     mined = args.hard_negatives
     objective = {
         "objective": args.objective,
+        "pairs": args.pairs,
         "similarity": args.similarity,
         "temperature": args.temperature,
         "hard_negatives": mined if mined in (None, *MINERS) else "a file",

@@ -16,7 +16,7 @@ from ..data.document_stream import DocumentStream
 from ..data.fingerprints import fingerprint_of_tokenizer
 from ..data.passage_stream import Bookmarks, PassageStream
 from ..data.passages import cut_passages, cutting_options
-from ..data.pydocs import SEARCHED_BODIES, hold_out
+from ..data.pydocs import PYDOCS, SEARCHED_BODIES, hold_out
 from ..data.whole_files import read_json, write_json
 from ..data.words import WordSegmenter
 from ..model.errors import RetroMAEError, in_one_sentence
@@ -33,7 +33,7 @@ SETTINGS_FILE = "settings.json"
 
 def check_streaming(args: DataArguments, model_args: ModelArguments, run: TrainingArguments, resumed: bool) -> None:
     """Raise `RetroMAEError` for what a stream cannot give."""
-    if args.dataset == "pydocs":
+    if PYDOCS in args.dataset:
         raise RetroMAEError("'pydocs' is read from this Python environment and is no stream; leave streaming out")
     if run.max_steps < 1:
         raise RetroMAEError("a stream has no known end, so the run needs one; give --max_steps")

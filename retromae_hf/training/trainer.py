@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.collator import DataCollatorForRetroMAE
@@ -19,17 +22,66 @@ from ..retrieval.measures import DEFAULT_MEASURES
 from ..retrieval.tasks import RetrievalTask
 from .arguments import DataArguments
 from .callbacks import MEASURED, RetrievalCallback, RetroMAECallback
+from .head_warmup import HeadWarmup
 from .health import HealthCallback
 
 logger = logging.getLogger(__name__)
 
 
 class AccumulatingTrainer(Trainer):
-    """`Trainer` whose accumulated steps are those of one large batch.
+    """`Trainer` whose accumulated steps are those of one large batch, and whose new parameters may learn first.
 
     `Trainer` by itself takes the mean of the batches' means, in which a label of a batch with few counts for more than
     one of a batch with many. It tells models one count of labels a step, and RetroMAE has several kinds of them.
+
+    Args:
+        head_warmup: how new parameters learn alone; None where all learn from the start.
     """
+
+    lr_scheduler: Any
+
+    def __init__(self, *args: Any, head_warmup: HeadWarmup | None = None, **kwargs: Any):
+        self.head_warmup = head_warmup
+        self._num_new_groups = 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def head_warmup_steps(self) -> int:
+        """Steps of the run in which new parameters learn alone."""
+        return 0 if self.head_warmup is None else self.head_warmup.steps_of(self.state.max_steps)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """As in `Trainer`; new parameters have groups of their own."""
+        is_made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.head_warmup is not None and not is_made:
+            self._num_new_groups = self.head_warmup.split(optimizer, self.model if model is None else model)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """As in `Trainer`, for the steps behind those of the new parameters alone."""
+        if self.head_warmup is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        steps, rate = self.head_warmup.steps_of(num_training_steps), self.args.learning_rate
+        usual = super().create_scheduler(num_training_steps - steps, SGD([torch.zeros(1)], lr=rate))
+        if not isinstance(usual, LambdaLR):
+            raise RetroMAEError(
+                f"lr_scheduler_type={self.args.lr_scheduler_type} has no rate by the step alone, behind which new "
+                "parts could learn first; choose another one, or give --head_warmup_steps 0"
+            )
+        self.lr_scheduler = self.head_warmup.schedule(
+            optimizer or self.optimizer, self._num_new_groups, steps, usual.lr_lambdas[0], rate
+        )
+        return self.lr_scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `Trainer`; while new parameters learn alone, the others' gradients are dropped."""
+        loss = super().training_step(*args, **kwargs)
+        if self.state.global_step < self.head_warmup_steps:
+            for group in self.optimizer.param_groups[self._num_new_groups :]:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        return loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -57,6 +109,7 @@ def pretraining_trainer(
     train_passages: Dataset | PassageStream,
     eval_passages: Dataset,
     task: RetrievalTask | None,
+    head_warmup: HeadWarmup | None,
 ) -> AccumulatingTrainer:
     """The trainer that `retromae-hf pretrain` runs.
 
@@ -68,6 +121,7 @@ def pretraining_trainer(
         train_passages: what it is trained on.
         eval_passages: what it is evaluated on.
         task: what retrieval is watched on; None leaves that out.
+        head_warmup: how new parameters learn alone, likewise.
 
     Raises:
         RetroMAEError: an argument cannot be used.
@@ -90,11 +144,14 @@ def pretraining_trainer(
                 **args.collator_options(),
             ),
             processing_class=tokenizer,
+            head_warmup=head_warmup,
         )
     # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
     trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
     trainer.add_callback(HealthCallback(args.max_skipped_batches))
+    if head_warmup is not None:
+        trainer.add_callback(head_warmup)
     return trainer
 
 

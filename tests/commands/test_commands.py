@@ -22,6 +22,7 @@ from retromae_hf.checkpoints.arguments import MODEL_OPTIONS
 from retromae_hf.commands.common import command, read_recipe
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.data.pydocs import load_held_out_pydocs
+from retromae_hf.retrieval.evaluation_table import format_table
 
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 FAST = "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200"
@@ -93,19 +94,30 @@ def test_searching_a_corpus_of_ones_own(checkpoint, tmp_path, capsys, texts):
     first, *_ = listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()[::2]]
     assert first == "document 1"  # it has no title
     assert sorted(listed[1:]) == ["Passage 1", "Passage 2", "Passage 3", "Passage 4"]
+    line = ["search", str(checkpoint), "foxes wander", "--dataset", str(tmp_path / "texts.jsonl"), "--hybrid", "true"]
+    assert main(line) == 0
+    assert "(ranks: model " in capsys.readouterr().out
 
 
 def test_evaluating_on_several_tasks_with_all_that_there_is(encoder_folder, tmp_path, capsys):
     tasks = [write_beir(tmp_path / name) for name in ("one", "other")]
     line = f"evaluate --model_name_or_path {encoder_folder} --dataset {tasks[0]} {tasks[1]} --bm25 true --search exact"
-    line += f" --run_dir {tmp_path}/runs --embeddings_dir {tmp_path}/embeddings"
+    line += f" --run_dir {tmp_path}/runs --embeddings_dir {tmp_path}/embeddings --output {tmp_path}/results.json"
     assert run(line) == 0
-    results = json.loads(capsys.readouterr().out)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert capsys.readouterr().out == f"{format_table(results)}\n\nThe results as JSON: {tmp_path}/results.json\n"
     assert list(results["tasks"]) == ["one", "other"]
     assert results["tasks"]["one"]["measures"] == results["tasks"]["other"]["measures"]
     assert results["tasks"]["one"]["bm25"]["measures"]["mrr@10"] == 1.0
-    runs = ["one-bm25.trec", "one-dense.trec", "other-bm25.trec", "other-dense.trec"]
-    assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == runs
+    runs = {f"{task}-{ranking}.trec" for task in ("one", "other") for ranking in ("dense", "bm25", "hybrid")}
+    assert {file.name for file in (tmp_path / "runs").iterdir()} == runs
+
+
+def test_a_sample_and_how_to_keep_what_is_printed(tmp_path, capsys):
+    assert run(f"evaluate --model_name_or_path bm25 --dataset {write_beir(tmp_path / 'task')} --max_documents 2") == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "task: 1 queries, 2 documents, a sample (--max_documents 2)"
+    assert last == "--output FILE keeps the results as JSON."
 
 
 def test_a_recipe_and_flags_that_go_before_it(corpus, tmp_path):

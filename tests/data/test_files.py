@@ -147,7 +147,7 @@ def test_an_option_without_an_effect_is_refused(tmp_path):
             texts_of(source, split="validation")
         with pytest.raises(RetroMAEError, match="dataset_config_name='en' is unknown; choose one of default"):
             texts_of(source, "en")
-    for load in (load_documents, lambda source, split: load_text(DataArguments(source, dataset_split=split))):
+    for load in (load_documents, lambda source, split: load_text(DataArguments([source], dataset_split=split), 42)):
         with pytest.raises(RetroMAEError, match="pydocs: dataset_split='validation' is unknown"):
             load("pydocs", split="validation")
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import demo
-import demo_report
+import demo_encoder
 import finetune_classifier
 import finetune_contrastive
 import finetune_distillation
+import fresh_layers
+import from_scratch
+import from_scratch_report
 import pytest
 import soak
 import stream_memory
 import torch
-from conftest import ROOT
+from conftest import ROOT, sentences
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 from retromae_hf import export_encoder
 from retromae_hf.data.pydocs import hold_out, load_held_out_pydocs
+from retromae_hf.model.errors import RetroMAEError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,22 +93,68 @@ def small_pydocs(documents, monkeypatch):
     load_held_out_pydocs.cache_clear()
 
 
-def test_the_demo(small_pydocs, tmp_path, monkeypatch, capsys):
+def test_encoders_from_scratch(small_pydocs, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="the extra is not installed: pip install 'retromae-hf[plot]'")
     monkeypatch.chdir(tmp_path)
     smaller = {"VOCAB_SIZE": 200, "MAX_LENGTH": 32, "PRETRAINING_STEPS": 12, "FINETUNING_STEPS": 2, "PROCESSES": 1}
     for name, value in smaller.items():
-        monkeypatch.setattr(demo, name, value)
-    monkeypatch.setitem(demo.FINETUNING, "per_device_train_batch_size", 8)
-    demo.main()
+        monkeypatch.setattr(from_scratch, name, value)
+    monkeypatch.setitem(from_scratch.FINETUNING, "per_device_train_batch_size", 8)
+    from_scratch.main()
     assert torch.backends.cuda.flash_sdp_enabled()  # as it was, for whoever comes next in this process
-    report = json.loads(Path("runs/demo/results.json").read_text())
+    report = json.loads(Path("runs/from-scratch/results.json").read_text())
     assert [len(report["results"][row]) for row in ("untrained", "mlm", "retromae")] == [2, 2, 2]
     shown = capsys.readouterr().out
-    assert demo_report.table(report) in shown
-    assert demo_report.searches(report) in shown
+    assert from_scratch_report.table(report) in shown
+    assert from_scratch_report.searches(report) in shown
     assert len(report["searches"]) == shown.count("$ retromae-hf search") == 3
-    assert Path("runs/demo/curves.png").is_file()
+    assert Path("runs/from-scratch/curves.png").is_file()
+
+
+def test_the_demo(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (Path(encoder) / "training.json").unlink()  # which makes it one that others have tuned
+    monkeypatch.setenv("DEMO_ENCODER", encoder)
+    monkeypatch.setattr(demo, "MINUTES", 0.5)
+    package = tmp_path / "torch"
+    package.mkdir()
+    functions = [f"def f{n}():\n    '''{text}'''\n" for n, text in enumerate(sentences(160))]
+    (package / "functional.py").write_text("".join([*functions, "def _private():\n    '''Not one that is shown.'''"]))
+    monkeypatch.setattr(demo.torch, "__file__", str(package / "__init__.py"))
+    assert demo.main() == 0
+    report, shown = json.loads(Path("runs/demo/results.json").read_text()), capsys.readouterr().out
+    assert f"from {encoder}" in shown
+    assert report["table"] in shown
+    assert report["table"] in demo.table(report)
+    assert demo.answers(report) in shown
+    text = Path("runs/demo/torch.jsonl").read_text()
+    assert text.count("torch.functional.f") == 160
+    assert "_private" not in text
+
+
+def test_the_demos_encoder_is_checked(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(RetroMAEError) as raised:
+        demo_encoder.checked(tmp_path)
+    assert demo_encoder.SHA256 in str(raised.value)
+    assert hashlib.sha256(b"other weights").hexdigest() in str(raised.value)
+
+
+def test_a_missing_package_of_the_demo_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(demo_encoder, "PACKAGE", "no_such_package")
+    with pytest.raises(RetroMAEError, match=r"pip install 'retromae-hf\[demo\]'"):
+        demo_encoder.demo_encoder()
+
+
+def test_fresh_layers_are_new_and_the_others_stay(encoder, tmp_path):
+    fresh_layers.main(encoder, "1", str(tmp_path / "fresh"))
+    folders = encoder, str(tmp_path / "fresh")
+    before, after = (dict(SentenceTransformer(one, device="cpu").named_parameters()) for one in folders)
+    # The checkpoint has no pooler, so that it is a new one each time.
+    names = [name for name in before if "pooler" not in name]
+    changed = {name for name in names if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("layer.1." in name for name in changed)  # the last of two
 
 
 STAND_IN = """

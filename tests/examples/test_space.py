@@ -112,7 +112,9 @@ def test_without_the_demo_it_says_so(app, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CHECKPOINT", raising=False)
     assert app.main() == 2
-    assert capsys.readouterr().err.startswith("space: error: there is no runs/demo/retromae; run `make demo` first")
+    assert capsys.readouterr().err.startswith(
+        "space: error: there is no runs/from-scratch/retromae; run `make from-scratch` first"
+    )
 
 
 @pytest.fixture(scope="module")

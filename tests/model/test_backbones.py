@@ -9,7 +9,16 @@ import torch
 from conftest import features_of
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from torch.nn.functional import linear
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizer,
+)
 
 from retromae_hf import (
     DataCollatorForRetroMAE,
@@ -19,10 +28,11 @@ from retromae_hf import (
     export_encoder,
     export_sparse_encoder,
     extend_positions,
+    register_backbone,
 )
 from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.model.backbones import BACKBONES, backbone_for
+from retromae_hf.model.backbones import BACKBONES, BertBackbone, backbone_for
 
 SIZES = {
     "hidden_size": 32,
@@ -40,6 +50,8 @@ OTHERWISE = {
     "distilbert": {"hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0},
     "deberta-v2": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]},
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 24},
+    "eurobert": {"attention_dropout": 0.0},
 }
 
 
@@ -53,6 +65,8 @@ def family_tokenizer(tokenizer) -> BertTokenizer:
 
 @pytest.fixture(params=BACKBONES)
 def encoder_config(request, family_tokenizer):
+    if request.param not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {request.param}")
     special = {"pad_token_id": 1, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
     arguments = {**SIZES, "vocab_size": len(family_tokenizer), **special, **OTHERWISE.get(request.param, {})}
     return AutoConfig.for_model(request.param, **arguments)
@@ -71,6 +85,10 @@ def batch(family_tokenizer, texts):
 def model_of(encoder_config, **config) -> RetroMAEForPreTraining:
     torch.manual_seed(0)
     return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **config))
+
+
+def is_tied(encoder_config) -> bool:
+    return encoder_config.model_type not in ("rembert", "eurobert")
 
 
 def test_the_answers_are_what_the_encoder_itself_computes(encoder_config, batch):
@@ -112,7 +130,7 @@ def test_a_checkpoint_stays_tied_and_opens_as_an_encoder(encoder_config, batch, 
     model.save_pretrained(tmp_path)
     again = RetroMAEForPreTraining.from_pretrained(tmp_path).eval()
     assert torch.equal(again(**inputs).loss, model(**inputs).loss)
-    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == is_tied(encoder_config)
     plain = AutoModel.from_pretrained(tmp_path).eval()
     assert torch.equal(
         plain(inputs["input_ids"], inputs["attention_mask"]).pooler_output, model(**inputs).sentence_embedding
@@ -205,11 +223,14 @@ def test_an_encoder_without_a_head_gets_a_new_one(encoder_config, batch, tmp_pat
     inputs = {name: tensor for name, tensor in batch(model.config).items() if name in ("input_ids", "attention_mask")}
     assert torch.equal(model.encode(**inputs), plain.base_model(**inputs).last_hidden_state)
     assert [record.message for record in caplog.records] == ["the encoder has no MLM head; a new one is trained"]
+    trained = set(model.encoder.base_model.parameters())
+    assert {name for name, one in model.named_parameters() if one not in trained} == model.new_parameters
     weights = plain.state_dict()
     inside = [name for name in weights if name.startswith(plain.base_model_prefix)]
     of_encoder = min(name for name in inside if "ayer" in name)
-    of_head = next(name for name in weights if name not in inside and weights[name].dim() == 2)
-    for name in (of_encoder, of_head):
+    of_head = [name for name in weights if name not in inside and weights[name].dim() == 2]
+    # A head of one weight is there as a whole or not at all.
+    for name in (of_encoder, *(of_head[:1] if len(of_head) > 1 else [])):
         plain.save_pretrained(tmp_path / "part", state_dict={one: weights[one] for one in weights if one != name})
         with pytest.raises(RetroMAEError, match=f"lacks 1 of its model's weights, {name} for one"):
             RetroMAEForPreTraining.from_encoder(str(tmp_path / "part"))
@@ -247,8 +268,9 @@ def test_resizing_the_vocabulary_keeps_it_tied(encoder_config, legacy, batch):
     model = model_of(encoder_config)
     model.resize_token_embeddings(encoder_config.vocab_size + 8)
     weight, bias = model.backbone.output_projection(model.encoder)
-    assert weight is model.get_input_embeddings().weight
-    assert len(weight) == len(bias) == model.config.vocab_size
+    assert (weight is model.get_input_embeddings().weight) == is_tied(encoder_config)
+    assert len(weight) == model.config.vocab_size
+    assert bias is None or len(bias) == model.config.vocab_size
     assert model(**batch(model.config)).loss.isfinite()
 
 
@@ -277,3 +299,59 @@ def test_deberta_with_a_position_table_and_smaller_embeddings(family_tokenizer, 
     assert model.backbone.embed(model.encoder, inputs["input_ids"]).shape == (*inputs["input_ids"].shape, 32)
     model(**inputs).loss.backward()
     assert embeddings.position_embeddings.weight.grad.abs().sum() > 0
+
+
+class MeadowConfig(BertConfig):
+    model_type = "meadow"
+
+
+class MeadowModel(BertModel):
+    config_class = MeadowConfig
+
+
+class MeadowForMaskedLM(BertForMaskedLM):
+    config_class = MeadowConfig
+
+
+class MeadowBackbone(BertBackbone):
+    title = "Meadow"
+
+
+@pytest.fixture
+def meadow(monkeypatch):
+    """A family of a user's own, known to transformers and, here, to the package."""
+    monkeypatch.setattr("retromae_hf.model.backbones.BACKBONES", dict(BACKBONES))
+    AutoConfig.register("meadow", MeadowConfig)
+    AutoModelForMaskedLM.register(MeadowConfig, MeadowForMaskedLM)
+    AutoModel.register(MeadowConfig, MeadowModel)
+    yield
+    CONFIG_MAPPING._extra_content.pop("meadow")
+    for auto in (AutoModelForMaskedLM, AutoModel):
+        auto._model_mapping._extra_content.pop(MeadowConfig)
+
+
+def test_a_family_of_ones_own(meadow, family_tokenizer, batch, tmp_path):
+    sizes = {**SIZES, "vocab_size": len(family_tokenizer), "pad_token_id": 1}
+    with pytest.raises(RetroMAEError, match=r"'meadow' are not supported; .* can be added with register_backbone"):
+        model_of(MeadowConfig(**sizes))
+    register_backbone("meadow", MeadowBackbone())
+    model = model_of(MeadowConfig(**sizes))
+    inputs = batch(model.config)
+    model(**inputs).loss.backward()
+    model.eval().save_pretrained(tmp_path / "checkpoint")
+    again = RetroMAEForPreTraining.from_pretrained(tmp_path / "checkpoint").eval()
+    assert torch.equal(again(**inputs).loss, model(**inputs).loss)
+    folder = export_encoder(model, family_tokenizer, tmp_path / "encoder")
+    plain = AutoModelForMaskedLM.from_pretrained(folder)
+    assert isinstance(plain, MeadowForMaskedLM)
+    with pytest.raises(RetroMAEError, match="'meadow' are known already"):
+        register_backbone("meadow", MeadowBackbone())
+    with pytest.raises(RetroMAEError, match="takes an instance of a Backbone"):
+        register_backbone("hills", MeadowBackbone)
+
+
+def test_a_family_without_cls_is_pooled_by_the_mean(family_tokenizer, tmp_path):
+    config = AutoConfig.for_model("eurobert", **SIZES, vocab_size=len(family_tokenizer), pad_token_id=1)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    assert RetroMAEForPreTraining.from_encoder(str(tmp_path)).config.pooling == "mean"
+    assert RetroMAEForPreTraining.from_encoder(str(tmp_path), pooling="cls").config.pooling == "cls"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import features_of
 
+from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEForPreTraining
 from retromae_hf.model import losses
 from retromae_hf.model.bag_of_words import bag_of_words, bag_of_words_loss
 
@@ -62,13 +64,45 @@ def test_bfloat16_autocast_stays_within_its_rounding(problem):
 
 
 def test_it_trains_with_the_model(model, tokenizer, texts):
-    from conftest import features_of
-
-    from retromae_hf import DataCollatorForRetroMAE
-
     model.config.bow_loss_weight = 0.1
     batch = DataCollatorForRetroMAE.from_config(tokenizer, model.config)(features_of(tokenizer, texts[:8]))
     output = model(**batch)
     expected = output.mlm_loss + output.decoder_loss + 0.1 * output.bow_loss
     assert torch.allclose(output.loss, expected)
     assert 0 < output.bow_loss < 10
+
+
+@pytest.mark.parametrize("decoding", ["none", "basic", "condenser", "enhanced"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_the_bag_of_a_sentence_embedding_is_that_of_a_slow_twin(encoder_config, tokenizer, texts, decoding, pooling):
+    options = {"bow_source": "sentence", "bow_loss_weight": 0.7, "decoding": decoding, "pooling": pooling}
+    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **options)).double().train()
+    batch = DataCollatorForRetroMAE.from_config(tokenizer, model.config)(features_of(tokenizer, texts[:8]))
+    # The passages as they were before masking.
+    passages = tokenizer(texts[:8], truncation=True, max_length=32)["input_ids"]
+    output = model(**batch)
+    states = model.encoder.base_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    total = 0.0
+    for row, passage in zip(states, passages, strict=True):
+        sentence = row[0] if pooling == "cls" else row[: len(passage)].mean(0)
+        probabilities = model.encoder.cls(sentence[None, None])[0, 0].softmax(0)
+        ordinary = [token for token in passage if token not in tokenizer.all_special_ids]
+        total -= sum(probabilities[token].log() / len(ordinary) for token in set(ordinary))
+    assert torch.allclose(output.bow_loss, total / len(passages), rtol=0, atol=1e-12)
+    parts = [part for part in (output.mlm_loss, output.decoder_loss) if part is not None]
+    assert len(parts) == (1 if decoding == "none" else 2)
+    assert torch.allclose(output.loss, sum(parts) + 0.7 * output.bow_loss)
+    plain = torch.autograd.grad(total / len(passages), list(model.encoder.parameters()), allow_unused=True)
+    model.bow_loss_weight = torch.tensor(1.0)
+    model.config.mlm_loss_weight = 0.0
+    ours = torch.autograd.grad(model(**batch).loss, list(model.encoder.parameters()), allow_unused=True)
+    if decoding == "none":
+        for one, other in zip(ours, plain, strict=True):
+            assert (one is None and other is None) or torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+def test_a_batch_without_the_bag_is_told(encoder_config, tokenizer, texts):
+    config = RetroMAEConfig(encoder_config=encoder_config, decoding="none", bow_source="sentence", bow_loss_weight=1)
+    collator = DataCollatorForRetroMAE(tokenizer, decoding="none")
+    with pytest.warns(UserWarning, match="bow_source='sentence' and its batches no bow_labels"):
+        RetroMAEForPreTraining(config).train()(**collator(features_of(tokenizer, texts[:2])))

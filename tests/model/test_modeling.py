@@ -30,7 +30,7 @@ from retromae_hf import (
     RetroMAEModel,
 )
 from retromae_hf.checkpoints.reference import DECODER_MODULES
-from retromae_hf.model.backbones import DecoderShape
+from retromae_hf.model.backbone import DecoderShape
 from retromae_hf.model.bookkeeping import labels_in_slots
 from retromae_hf.model.decoder import DecoderLayer
 from retromae_hf.model.masking import IGNORE_INDEX, visibility_mask
@@ -260,6 +260,26 @@ def test_no_labels_no_losses(model, batch):
     assert output.sentence_embedding.shape == (4, 32)
 
 
+@pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser", "none"])
+def test_the_sentence_embedding_may_be_the_mean_of_the_real_tokens(encoder_config, batch, decoding, tmp_path):
+    """In place of [CLS] everywhere: the decoder is given it, whatever stands in the padding."""
+    config = RetroMAEConfig(encoder_config=encoder_config, pooling="mean", decoding=decoding)
+    model = RetroMAEForPreTraining(config).eval()
+    states = model.encode(batch["input_ids"], batch["attention_mask"])
+    expected = torch.stack([rows[:n].mean(0) for rows, n in zip(states, batch["attention_mask"].sum(1), strict=True)])
+    if decoding != "enhanced":
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    output = model(**batch)
+    assert torch.allclose(output.sentence_embedding, expected, atol=1e-6)
+    if decoding == "enhanced":
+        lengths, size = batch["attention_mask"].sum(1), batch["input_ids"].shape[1]
+        visible = visibility_mask(batch["visibility_seed"], lengths, 0.5, size)
+        assert torch.allclose(output.decoder_loss, decode_row_by_row(model, expected, batch, visible), atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = RetroMAEModel.from_pretrained(tmp_path).eval()
+    assert torch.allclose(again(batch["input_ids"], batch["attention_mask"]).pooler_output, expected, atol=1e-6)
+
+
 def test_weights_of_the_losses(encoder_config, batch):
     model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, mlm_loss_weight=0.25)).eval()
     output = model(**batch)
@@ -401,7 +421,7 @@ def test_slots_that_are_left_over_change_nothing(objective, monkeypatch):
             assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp"])
+@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp", "bowdpr"])
 def test_a_compiled_step_is_one_graph(objective):
     model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
     explained = torch._dynamo.explain(model.train())(**batch)

@@ -29,6 +29,7 @@ NASTY = [
     "---\nlicense: other\n---",
     "{{ 7 * 7 }}",
     "- a\n- b",
+    "a/_b_",
     "\u202e right to left",
     "\ud800",
     "",
@@ -61,7 +62,7 @@ def card_of(names: list[str]) -> ModelCard:
     record = new_record(f"1{t}", "encoder", model, [stage, local], f"1{u}", [v])
     record |= {"source": {"name": a, "on_hub": True}, "repository": f"1{b}", "command": f"1{c}"}
     entry = {"num_queries": 1, "num_documents": 2, "measures": {"ndcg@10": 0.5, f"1{d}": 0.1}}
-    entry["bm25"] = {"measures": {"ndcg@10": 0.6}}
+    entry |= {"bm25": {"measures": {"ndcg@10": 0.6}}, "hybrid": {"measures": {"ndcg@10": 0.7}}, "max_documents": 2}
     return build_card(record, {"schema": 1, "model": e, "tasks": {f"1{f}": entry}})
 
 
@@ -83,8 +84,8 @@ def structure_of_sound_names() -> list[tuple[str, str, int]]:
 
 
 @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@example(NASTY + NASTY[:5])
-@example([NASTY[-2], *NASTY[2:], *NASTY[:6]])
+@example(NASTY + NASTY[:4])
+@example([NASTY[-3], *NASTY[2:], *NASTY[:5]])
 @example(["`"] * 22)
 @given(NAMES)
 def test_names_change_nothing_but_the_text_of_a_card(names):

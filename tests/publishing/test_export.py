@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from retromae_hf import RetroMAEError, RetroMAEModel, export_encoder, export_sparse_encoder
+from retromae_hf import RetroMAEError, RetroMAEForPreTraining, RetroMAEModel, export_encoder, export_sparse_encoder
 from retromae_hf.commands.main import main
 from retromae_hf.publishing.record import read_record
-from retromae_hf.retrieval.embedders import embed
+from retromae_hf.retrieval.embedders import embed, load_embedder
 
 
 @pytest.fixture
@@ -53,6 +55,86 @@ def test_mean_pooling_is_written_down_too(model, tokenizer, tmp_path, texts):
     mean = model.encode(batch["input_ids"]).mean(1)
     theirs = SentenceTransformer(str(folder)).encode(texts[:1], convert_to_tensor=True).cpu()
     assert torch.allclose(theirs, mean, atol=1e-6)
+
+
+@pytest.fixture
+def sentences(encoder_folder, tmp_path):
+    """A retriever as people publish them: the mean, unit length, prompts and a length of its own."""
+    parts = [Transformer(encoder_folder), Pooling(32, "mean"), Normalize()]
+    prompts = {"query": "Find: ", "document": "Read: ", "topic": "About: "}
+    model = SentenceTransformer(
+        modules=parts, prompts=prompts, default_prompt_name="topic", similarity_fn_name="dot", device="cpu"
+    )
+    model.save_pretrained(str(tmp_path / "sentences"), create_model_card=False)
+    (tmp_path / "sentences" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24}))
+    return tmp_path / "sentences"
+
+
+def test_what_a_folder_says_of_its_embeddings_holds_through_a_checkpoint_and_its_export(sentences, tmp_path, texts):
+    checkpoint = tmp_path / "run"
+    RetroMAEForPreTraining.from_encoder(str(sentences)).save_pretrained(checkpoint)
+    AutoTokenizer.from_pretrained(sentences).save_pretrained(checkpoint)
+    loaded = RetroMAEForPreTraining.from_pretrained(checkpoint)
+    export_encoder(loaded, AutoTokenizer.from_pretrained(checkpoint), tmp_path / "encoder")
+    before, after = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("sentences", "encoder"))
+    assert [type(part) for part in after] == [Transformer, Pooling, Normalize]
+    for name in ("prompts", "default_prompt_name", "similarity_fn_name", "max_seq_length"):
+        assert getattr(after, name) == getattr(before, name)
+    for way in ("encode", "encode_query", "encode_document"):
+        was, is_now = (getattr(model, way)(texts[:5], convert_to_tensor=True) for model in (before, after))
+        assert torch.allclose(was, is_now, atol=1e-6)
+    embedder = load_embedder(str(checkpoint))
+    assert torch.allclose(
+        embedder.queries(texts[:5]), before.encode_query(texts[:5], convert_to_tensor=True), atol=1e-6
+    )
+    described = read_record(tmp_path / "encoder")["model"]
+    assert (described["pooling"], described["similarity"], described["max_length"]) == ("mean", "cosine", 24)
+    assert described["prompts"] == {"query": "Find: ", "document": "Read: "}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode": ["cls", "max"]}, "cls+max"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean+max"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode": "mean", "include_prompt": False}, "mean without the prompt"),
+    ],
+)
+def test_a_folders_pooling_is_taken_or_refused_unless_another_is_named(config, told, sentences):
+    (file,) = sentences.glob("*_Pooling/config.json")
+    file.write_text(json.dumps(config))
+    assert RetroMAEForPreTraining.from_encoder(str(sentences), pooling="cls").config.pooling == "cls"
+    if told in ("cls", "mean"):
+        assert RetroMAEForPreTraining.from_encoder(str(sentences)).config.pooling == told
+    else:
+        refusal = re.escape(f"makes its embeddings by {told} pooling") + ".* choose --pooling cls or --pooling mean"
+        with pytest.raises(RetroMAEError, match=refusal):
+            RetroMAEForPreTraining.from_encoder(str(sentences))
+
+
+def test_an_export_pools_as_the_model_does_unless_told_otherwise(encoder_folder, tokenizer, tmp_path):
+    model = RetroMAEForPreTraining.from_encoder(encoder_folder, pooling="mean")
+    for told, expected in ((None, "mean"), ("cls", "cls")):
+        folder = export_encoder(model, tokenizer, tmp_path / str(told), pooling=told)
+        assert SentenceTransformer(str(folder), device="cpu")[1].pooling_mode == expected
+    folder = export_encoder(model.encoder, tokenizer, tmp_path / "plain")
+    assert SentenceTransformer(str(folder), device="cpu")[1].pooling_mode == "cls"
+
+
+def test_modules_that_are_left_out_are_told(sentences, tmp_path, caplog):
+    model = SentenceTransformer(str(sentences), device="cpu")
+    model.append(Dense(32, 8))
+    model.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
+    RetroMAEForPreTraining.from_encoder(str(tmp_path / "dense"))
+    assert "the encoder is taken without the modules behind it: Dense" in caplog.text
 
 
 def test_the_lexical_half_is_a_sparse_encoder(model, tokenizer, tmp_path, texts):
@@ -101,7 +183,7 @@ def test_an_export_that_is_killed_leaves_nothing_that_loads_and_is_repeated(mode
     line = f"export --model_name_or_path {tmp_path}/run --output_dir {tmp_path}/encoder"
     kill = (
         "import os, sys; from retromae_hf.publishing import export; from retromae_hf.commands.main import main\n"
-        "export.write_export_card = lambda *unused: os.kill(os.getpid(), 9)\n"
+        "export.write_export_card = lambda *unused, **ignored: os.kill(os.getpid(), 9)\n"
         f"main({line.split()!r})"
     )
     assert subprocess.run([sys.executable, "-c", kill], capture_output=True, check=False).returncode == -9

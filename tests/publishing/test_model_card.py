@@ -28,6 +28,7 @@ from retromae_hf.publishing.record import (
     describe_model,
     describe_source,
     describe_start,
+    is_tuned_retriever,
     model_name,
     new_record,
     public_name,
@@ -265,6 +266,14 @@ def test_hub_names_become_base_model_and_datasets(encoder_config):
     assert (card.data.base_model, card.data.datasets) == ("google/bert", ["user/texts"])
     assert "`user/texts` on the Hub, config `small`, split `train`; 7 documents" in card.text
     assert str(ROOT.parent) not in card.text
+
+
+def test_a_tuned_retriever_is_told_from_one_that_was_only_pretrained(folders, encoder_folder, tmp_path):
+    (tmp_path / "modules.json").write_text("[]")
+    tuned = {name for name, folder in folders.items() if is_tuned_retriever(folder)}
+    assert tuned == {"finetuned"}
+    assert is_tuned_retriever(tmp_path), "a stranger's model without a record"
+    assert not is_tuned_retriever(encoder_folder), "a plain masked LM"
 
 
 def test_an_export_of_a_model_on_the_hub_names_it(encoder_config):

@@ -21,10 +21,11 @@ from retromae_hf import RetroMAEError
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.retrieval.embedders import Embedder, load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder, evaluate_model, run_in_memory
+from retromae_hf.retrieval.fusion import reciprocal_rank_fusion
 from retromae_hf.retrieval.measures import DEFAULT_MEASURES, score_run
 from retromae_hf.retrieval.nearest import RANKING_DEPTH
 from retromae_hf.retrieval.rankings import bm25_run, dense_run
-from retromae_hf.retrieval.tasks import RetrievalTask, load_beir
+from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, sampled
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,16 @@ def test_results_have_the_documented_schema(encoder_folder, zoo):
     tested = entry["bm25"]["paired_test"]["ndcg@10"]
     assert tested["difference"] == pytest.approx(entry["measures"]["ndcg@10"] - entry["bm25"]["measures"]["ndcg@10"])
     assert 0 < tested["p_value"] <= 1
-    assert entry["seconds"].keys() == {"embed", "search", "bm25"}
-    del entry["measures"], entry["bm25"], entry["seconds"]
+    joined = reciprocal_rank_fusion(run_in_memory(zoo, load_embedder(encoder_folder)), bm25_run(zoo))
+    assert entry["hybrid"]["measures"] == pytest.approx(score_run(zoo.qrels, joined))
+    tested = entry["hybrid"]["paired_test"]["map@100"]
+    assert tested["difference"] == pytest.approx(entry["hybrid"]["measures"]["map@100"] - entry["measures"]["map@100"])
+    assert entry["seconds"].keys() == {"embed", "search", "bm25", "hybrid"}
+    del entry["measures"], entry["bm25"], entry["hybrid"], entry["seconds"]
     assert entry == {
         "num_queries": 40,
         "num_documents": 120,
+        "max_documents": None,
         "num_unjudged_queries": 0,
         "missing_ids": {"num_judgments": 0, "queries": [], "documents": []},
         "num_queries_in_corpus": 0,
@@ -127,7 +133,17 @@ def test_bm25_as_the_model(zoo):
     results = evaluate_model("bm25", [zoo])
     assert results["tasks"]["zoo"]["measures"] == evaluate_bm25(zoo)
     assert results["tasks"]["zoo"]["search"] is None
-    assert "bm25" not in results["tasks"]["zoo"]
+    assert not {"bm25", "hybrid"} & results["tasks"]["zoo"].keys()
+
+
+def test_results_of_a_sample_say_so(zoo):
+    entry = evaluate_model("bm25", [sampled(zoo, 50)])["tasks"]["zoo"]
+    assert (entry["num_queries"], entry["num_documents"], entry["max_documents"]) == (40, 50, 50)
+
+
+def test_a_document_without_a_word_of_the_query_is_no_hit(tmp_path):
+    task = load_beir(write_beir(tmp_path / "task"))
+    assert {query: list(hits) for query, hits in bm25_run(task).items()} == {"q1": ["d1"]}
 
 
 def test_faiss_gives_nearly_the_same(mean_encoder, zoo):
@@ -138,13 +154,13 @@ def test_faiss_gives_nearly_the_same(mean_encoder, zoo):
 
 
 def test_runs_on_file_score_the_same(encoder_folder, zoo, tmp_path):
-    measures = evaluate_model(encoder_folder, [zoo], bm25=True, run_dir=tmp_path)["tasks"]["zoo"]
-    for kind, expected in (("dense", measures["measures"]), ("bm25", measures["bm25"]["measures"])):
+    entry = evaluate_model(encoder_folder, [zoo], bm25=True, run_dir=tmp_path)["tasks"]["zoo"]
+    for kind, expected in {"dense": entry, "bm25": entry["bm25"], "hybrid": entry["hybrid"]}.items():
         file = tmp_path / f"zoo-{kind}.trec"
         run: dict[str, dict[str, float]] = {}
         for row in ir_measures.read_trec_run(str(file)):
             run.setdefault(row.query_id, {})[row.doc_id] = row.score
-        assert score_run(zoo.qrels, run) == expected
+        assert score_run(zoo.qrels, run) == expected["measures"]
         assert re.fullmatch(r"q0 Q0 d\d+ 1 \S+ \S+", file.read_text().splitlines()[0])
 
 
@@ -190,7 +206,7 @@ def test_two_processes_share_the_embedding_and_find_the_same(mean_encoder, zoo, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count('"schema": 1') == 1
+    assert finished.stdout.count("zoo: 40 queries") == 1
     assert len(list((tmp_path / "embeddings" / "zoo").glob("*.safetensors"))) == 4
     results = json.loads((tmp_path / "results.json").read_text())
     expected = evaluate_model(mean_encoder, [zoo])["tasks"]["zoo"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError
-from retromae_hf.retrieval.embedders import embed, load_embedder, model_identity
+from retromae_hf.retrieval.embedders import embed, in_batches, load_embedder, model_identity
 from retromae_hf.retrieval.embedding_shards import embed_to_shards
 from retromae_hf.retrieval.nearest import LARGE_CORPUS, choose_search, import_faiss, rank, search_exact, search_faiss
 
@@ -36,6 +36,19 @@ def test_embeddings_do_not_depend_on_the_batch(model, tokenizer, texts):
     alone = torch.cat([embed(model, tokenizer, [text], progress=False) for text in texts[:20]])
     assert torch.allclose(together, alone, atol=1e-6)
     assert together.shape == (20, 32)
+
+
+def test_a_batch_holds_texts_of_about_as_many_tokens_whatever_their_characters():
+    texts = ["a.b(c)[d]{e}", "abcdefghijklmno " * 2, "one two", "(((((((((((((", "three four"]
+    batches = []
+
+    def encode(batch):
+        batches.append(batch)
+        return torch.tensor([[texts.index(text)] for text in batch])
+
+    embeddings = in_batches(texts, encode, batch_size=2, progress=False)
+    assert batches == [["(((((((((((((", "a.b(c)[d]{e}"], ["abcdefghijklmno " * 2, "one two"], ["three four"]]
+    assert embeddings.tolist() == [[0.0], [1.0], [2.0], [3.0], [4.0]]
 
 
 def test_ranking_is_by_dot_product():

@@ -13,7 +13,7 @@ from datasets import Dataset
 from retromae_hf import RetroMAEError
 from retromae_hf.retrieval.evaluation import evaluate_bm25
 from retromae_hf.retrieval.named_tasks import load_tasks
-from retromae_hf.retrieval.tasks import load_beir, load_task
+from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, load_task, sampled
 
 
 def test_beir_layout(tmp_path):
@@ -264,3 +264,45 @@ def test_a_benchmark_without_its_package(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(RetroMAEError, match=rf"needs the package {package}; pip install 'retromae-hf\[benchmarks\]'"):
         load_tasks([f"{package}:anything"])
+
+
+def numbered_task(documents: int, judged: dict[str, list[int]]) -> RetrievalTask:
+    """Documents d0, d1 ..., and queries with the numbers of the documents that they are judged for."""
+    return RetrievalTask(
+        "numbered",
+        queries=dict.fromkeys(judged, "otter"),
+        documents={f"d{number}": "otter" for number in range(documents)},
+        qrels={query: {f"d{number}": 1 for number in numbers} for query, numbers in judged.items()},
+    )
+
+
+def test_a_sample_keeps_what_is_judged_and_is_the_same_whatever_stands_beside_it():
+    task = numbered_task(100, {"q1": [3, 4], "q2": [99]})
+    small = sampled(task, 20)
+    assert (small.queries, small.qrels, small.max_documents) == (task.queries, task.qrels, 20)
+    assert len(small.documents) == 20
+    assert {"d3", "d4", "d99"} <= small.documents.keys()
+    assert list(small.documents) == sorted(small.documents, key=lambda name: int(name[1:]))  # in their order
+    turned = RetrievalTask("turned", task.queries, dict(reversed(task.documents.items())), task.qrels)
+    assert sampled(turned, 20).documents == small.documents
+    assert small.documents.keys() < sampled(task, 50).documents.keys()
+    assert sampled(task, 100) is task
+    with pytest.raises(RetroMAEError, match="max_documents=0 must be at least 1"):
+        sampled(task, 0)
+
+
+def test_of_a_sample_too_small_for_what_is_judged_queries_are_left_out_too():
+    task = numbered_task(100, {f"q{number}": [number, 50 + number] for number in range(40)})
+    small = sampled(task, 11)
+    assert len(small.queries) == 5
+    assert small.queries.keys() == small.qrels.keys() < sampled(task, 31).qrels.keys()
+    assert {document for row in small.qrels.values() for document in row} < small.documents.keys()
+    assert len(small.documents) == 11
+    (query,) = sampled(task, 1).qrels  # one stays whatever it needs
+    assert sampled(task, 1).documents.keys() == task.qrels[query].keys()
+
+
+def test_max_documents_samples_every_task(tmp_path):
+    folder = write_beir(tmp_path / "task")
+    (task,) = load_tasks([str(folder)], max_documents=1)
+    assert task == sampled(load_beir(folder), 1)

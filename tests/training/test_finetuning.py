@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ from retromae_hf import RetroMAEError
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.commands.main import main
 from retromae_hf.training.arguments import FinetuneArguments
-from retromae_hf.training.finetuning_data import (
+from retromae_hf.training.finetuning_rows import training_rows, with_margins
+from retromae_hf.training.rows.finetuning_data import (
     load_training_data,
     read_hard_negatives,
     read_scored_negatives,
     shorten,
 )
-from retromae_hf.training.finetuning_rows import training_rows, with_margins
-from retromae_hf.training.negatives import mine_with_bm25, mine_with_model
+from retromae_hf.training.rows.negatives import mine_with_bm25, mine_with_model
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"
 
@@ -249,6 +250,17 @@ def test_rows_with_a_text_missing_are_dropped_and_counted(encoder_folder, tmp_pa
         rows = training_rows(args, load_sentence_transformer(encoder_folder), seed=0)
     assert rows[:] == {"query": ["otter"], "positive": ["river"]}
     assert "3 rows have an empty query or a text missing" in caplog.text
+
+
+def test_a_sample_of_the_rows_follows_from_the_seed(encoder_folder, tmp_path):
+    lines = [{"query": f"otter {number}", "positive": f"river {number}"} for number in range(9)]
+    file = write_lines(tmp_path / "rows.jsonl", lines)
+    args = FinetuneArguments(encoder_folder, str(file), max_train_samples=3)
+    model = load_sentence_transformer(encoder_folder)
+    samples = [training_rows(args, model, seed)["query"][:] for seed in (0, 0, 1)]
+    assert [len(sample) for sample in samples] == [3, 3, 3]
+    assert samples[0] == samples[1] != samples[2]
+    assert len(training_rows(replace(args, max_train_samples=10), model, 0)) == 9
 
 
 def test_a_prompt_counts_towards_the_length(tokenizer):

@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset
 
 from retromae_hf import RetroMAEError
 from retromae_hf.data.sources import load_rows
-from retromae_hf.training.columns import role_of
-from retromae_hf.training.finetuning_data import load_training_data
-from retromae_hf.training.text_rows import uniform_rows
+from retromae_hf.training.rows.columns import role_of
+from retromae_hf.training.rows.finetuning_data import load_training_data
+from retromae_hf.training.rows.text_rows import uniform_rows
 
 PAIR = {"query": "who swims", "positive": "an otter"}
 FLAG = {

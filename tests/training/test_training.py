@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from datasets import Column, Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from retromae_hf import (
     DataCollatorForRetroMAE,
@@ -18,6 +19,7 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     tokenize_passages,
 )
+from retromae_hf.predicted_words import predict_words, words_as_table
 from retromae_hf.retrieval.tasks import RetrievalTask
 from retromae_hf.training.callbacks import measure_decoder
 
@@ -133,6 +135,33 @@ def test_retrieval_and_the_gap_are_logged_at_every_evaluation(make_trainer, text
     assert ("eval_embedding_gap" in logged[-1]) == (decoding != "none")
     assert any("eval_loss" in entry for entry in trainer.state.log_history)
     assert "eval_mrr@10" in trainer.evaluate()
+
+
+def test_the_bag_of_words_weighs_less_and_less_and_an_embedding_names_its_words(make_trainer, tokenizer, texts):
+    weights = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            weights.append(model.bow_loss_weight.item())
+
+    options = {"decoding": "none", "bow_source": "sentence", "bow_loss_weight": 1.0, "final_bow_loss_weight": 0.1}
+    trainer = make_trainer(config=options, callbacks=[Watch()], num_train_epochs=8, logging_steps=1)
+    trainer.train()
+    steps = trainer.state.max_steps
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+    assert weights == pytest.approx(expected)
+    entries = [entry for entry in trainer.state.log_history if "bow_loss" in entry]
+    for entry, weight in zip(entries, weights, strict=True):
+        assert entry["loss"] == pytest.approx(entry["mlm_loss"] + weight * entry["bow_loss"], abs=2e-3)
+    assert trainer.model.bow_loss_weight is None
+    batches = [dict(batch) for batch in trainer.get_eval_dataloader()]
+    assert measure_decoder(trainer.model, batches)["bow_gap"] > 0.05
+    words = predict_words(trainer.model, tokenizer, texts[0], count=10)
+    assert [word.probability for word in words] == sorted((word.probability for word in words), reverse=True)
+    assert sum(word.present for word in words) >= 5
+    assert f"Of the 10 likeliest words {sum(word.present for word in words)} are" in words_as_table(words)
+    with pytest.raises(RetroMAEError, match="not trained to predict words"):
+        predict_words(make_trainer().model, tokenizer, texts[0])
 
 
 def test_the_gap_is_zero_when_all_embeddings_are_one(make_trainer, passages, monkeypatch):

@@ -40,6 +40,9 @@ stays behind when `Trainer` pushes to the Hub."""
 DATA = "data"
 """In `RUN_FILE`, the fingerprint of the data; not known before they have been read."""
 
+NEW_PARAMETERS = "new_parameters"
+"""In `RUN_FILE`, the names of what the model that the run starts from did not have; no checkpoint tells them."""
+
 OVERWRITTEN = "overwritten"
 """In `RUN_FILE` while an earlier run is deleted, of which nothing counts any more."""
 
@@ -99,6 +102,11 @@ class Run:
                 "bring back what it held, or start anew from the model with --model_name_or_path"
             )
         self.arguments[DATA] = found
+
+    def take_new_parameters(self, names: Iterable[str]) -> list[str]:
+        """Note which of the model's parameters are new; where the run goes on, those that were when it began."""
+        self.arguments[NEW_PARAMETERS] = self.noted.get(NEW_PARAMETERS, sorted(names))
+        return self.arguments[NEW_PARAMETERS]
 
     def note(self) -> None:
         """Write down whose folder it is; not before everything has been checked that may be wrong with the run.
@@ -301,8 +309,8 @@ def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str 
 
 
 def _different(old: dict[str, Any], new: dict[str, Any], at_most: int = 3) -> str:
-    """Which arguments of two runs differ, and how; of their data nothing is said."""
-    names = sorted(name for name in {*old, *new} - {DATA} if old.get(name) != new.get(name))
+    """Which arguments of two runs differ, and how; of what is found out on the way nothing is said."""
+    names = sorted(name for name in {*old, *new} - {DATA, NEW_PARAMETERS} if old.get(name) != new.get(name))
     told = [f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names[:at_most]]
     return ", ".join([*told, *(["..."] if len(names) > at_most else [])])
 

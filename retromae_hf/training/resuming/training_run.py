@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 STATES = ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
 """What loads the rest of a checkpoint behind its weights, of `Trainer`."""
 
-STEPS_OF_A_TRIAL = 1000
-"""Of a schedule that is made before the data are there, whose number of steps is not known."""
+STEPS_OF_A_TRIAL = 10**9
+"""Of a schedule that is made before the data are there, whose number of steps is not known; more than any part of it
+takes."""
 
 LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
@@ -62,13 +63,16 @@ def check_training_arguments(args: TrainingArguments) -> None:
         raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
 
 
-def check_trainable(args: TrainingArguments, model: nn.Module, evaluates: bool) -> None:
+def check_trainable(
+    args: TrainingArguments, model: nn.Module, evaluates: bool, trainer: Callable[..., Trainer] = Trainer
+) -> None:
     """Make on a copy of the model what `Trainer` makes of the arguments when training begins, hours before that.
 
     Args:
         args: the run.
         model: what is to be trained; it is left as it is.
         evaluates: whether there will be data to evaluate on.
+        trainer: what makes optimizer and schedule.
 
     Raises:
         RetroMAEError: optimizer, schedule, loader or reporter cannot be made, for want of a package for example.
@@ -77,7 +81,7 @@ def check_trainable(args: TrainingArguments, model: nn.Module, evaluates: bool) 
     quiet.push_to_hub = False
     rows = Dataset.from_dict({"input_ids": [[0]]})
     with in_one_sentence("the training arguments cannot be used"):
-        trial = Trainer(copy.deepcopy(model), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
+        trial = trainer(copy.deepcopy(model), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
         if args.use_liger_kernel:
             from transformers.integrations.liger import apply_liger_kernel
 

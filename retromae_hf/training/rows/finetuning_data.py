@@ -17,14 +17,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data.fingerprints import fingerprint_of_mapped
-from ..data.pydocs import load_held_out_pydocs
-from ..data.rows import numbered_lines
-from ..data.source_files import WHOLE, check_whole
-from ..data.sources import load_rows
-from ..data.text import head_of
-from ..model.errors import RetroMAEError, in_one_sentence
-from ..retrieval.tasks import MAX_MISSING_SHARE, load_beir
+from ...data.fingerprints import fingerprint_of_mapped
+from ...data.pydocs import load_held_out_pydocs
+from ...data.rows import numbered_lines
+from ...data.source_files import WHOLE, check_whole
+from ...data.sources import load_rows
+from ...data.text import head_of
+from ...model.errors import RetroMAEError, in_one_sentence
+from ...retrieval.tasks import MAX_MISSING_SHARE, load_beir
 from .negatives import drawn_places
 from .text_rows import read_scores, read_tsv, uniform_rows
 
@@ -44,6 +44,11 @@ class JudgedCorpus:
     queries: dict[str, str]
     documents: dict[str, str]
     positives: dict[str, list[str]]
+
+    def own_documents(self) -> list[tuple[str, str]]:
+        """Queries that are documents too, under the same id, and those, which are no answer (ArguAna, Quora)."""
+        own = [query for query, found in self.positives.items() if query in self.documents and query not in found]
+        return [(self.queries[query], self.documents[query]) for query in own]
 
     def pairs(self) -> Dataset:
         """Every query with each of its positives."""
@@ -79,6 +84,11 @@ def load_training_data(
     if source == "pydocs":
         return load_held_out_pydocs().pairs.rename_column("body", "positive")
     if beir:
+        if not (judgments := path / "qrels" / f"{split}.tsv").is_file():
+            raise RetroMAEError(
+                f"{judgments} does not exist; name a split that does, or make pairs of the corpus with --pairs "
+                "first-sentence"
+            )
         task = load_beir(path, split)
         judged = {
             query: [document for document, grade in grades.items() if grade > 0 and document in task.documents]

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..model.errors import RetroMAEError
+from ...model.errors import RetroMAEError
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,10 @@ def find_columns(source: str, rows: Dataset) -> Columns:
     paired = len(missing) == len(found["pair"]) == 2
     texts = sorted(found["pair"]) if paired else found["pair"] + unknown
     if missing and len(missing) != len(texts):
+        made = "; or make pairs of the text alone with --pairs first-sentence" if len(missing) == 2 else ""
         raise RetroMAEError(
             f"the columns of {source}, {', '.join(rows.column_names)}, do not tell the {' and the '.join(missing)} "
-            f"(ids are no text); name them {KNOWN}"
+            f"(ids are no text); name them {KNOWN}{made}"
         )
     found |= {role: [name] for role, name in zip(missing, texts, strict=False)}
     scores = found["positive scores"] + found["negative scores"]

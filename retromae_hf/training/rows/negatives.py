@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from ..model.errors import RetroMAEError, in_one_sentence
-from ..retrieval.rankings import search_bm25
+from ...model.errors import RetroMAEError, in_one_sentence
+from ...retrieval.rankings import search_bm25
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -51,7 +51,7 @@ def mine_with_model(
         seed: of the draw.
 
     Returns:
-        The rows that have enough negatives, with the columns `query`, `positive`, `negative_1` ...
+        The rows that have enough negatives, maybe none, with the columns `query`, `positive`, `negative_1` ...
     """
     from sentence_transformers.util import mine_hard_negatives
 
@@ -73,33 +73,36 @@ def mine_with_model(
             )
     finally:
         random.setstate(state)
-    return _checked(mined, pairs, count)
+    return mined
 
 
 def mine_with_bm25(pairs: Dataset, documents: list[str], count: int, depth: int, seed: int) -> Dataset:
     """The same from the `depth` documents that BM25 (bm25s, English stop words) finds."""
     documents = list(dict.fromkeys(documents))
     positives: dict[str, set[str]] = {}
-    for query, positive in zip(pairs["query"][:], pairs["positive"][:], strict=True):
+    told = list(zip(pairs["query"][:], pairs["positive"][:], strict=True))
+    for query, positive in told:
         positives.setdefault(query, set()).add(positive)
     queries = list(positives)
-    scores, found = search_bm25(queries, documents, depth)
+    _, found = search_bm25(queries, documents, depth)
     draw = random.Random(seed)
     negatives: dict[str, list[str]] = {}
-    for query, places, place_scores in zip(queries, found.tolist(), scores.tolist(), strict=True):
-        # What shares no word with the query is no hard negative.
-        wrong = [documents[place] for place, score in zip(places, place_scores, strict=True) if score > 0]
+    for query, places in zip(queries, found.tolist(), strict=True):
+        wrong = [documents[place] for place in places if place >= 0]
         wrong = [document for document in wrong if document not in positives[query]]
         if len(wrong) >= count:
             negatives[query] = draw.sample(wrong, count)
-    mined = pairs.filter(lambda query: query in negatives, input_columns="query")
-    for number in range(count):
-        column = [negatives[query][number] for query in mined["query"][:]]
-        mined = mined.add_column(f"negative_{number + 1}", column)
-    return _checked(mined, pairs, count)
+    rows = [(query, positive, *negatives[query]) for query, positive in told if query in negatives]
+    names = ["query", "positive", *(f"negative_{number}" for number in range(1, count + 1))]
+    return Dataset.from_dict({name: [row[place] for row in rows] for place, name in enumerate(names)})
 
 
-def _checked(mined: Dataset, pairs: Dataset, count: int) -> Dataset:
+def checked(mined: Dataset, pairs: Dataset, count: int) -> Dataset:
+    """Mined rows, of which there are some; how many of the pairs got none is said.
+
+    Raises:
+        RetroMAEError: none has any.
+    """
     if len(mined) == 0:
         raise RetroMAEError(f"no query has {count} hard negatives; lower num_negatives or raise negative_depth")
     if len(mined) < len(pairs):

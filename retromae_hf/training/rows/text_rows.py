@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from ..data.rows import numbered_lines
-from ..data.text import titled
-from ..model.errors import RetroMAEError, in_one_sentence
+from ...data.rows import numbered_lines
+from ...data.text import titled
+from ...model.errors import RetroMAEError, in_one_sentence
 from .columns import Columns, find_columns, role_of
 from .negatives import drawn_places
 

@@ -1,4 +1,4 @@
-"""The demo's results as a table and a picture; the README's are drawn by the same code."""
+"""The results of from_scratch.py as a table and a picture; the README's are drawn by the same code."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""What adapting an encoder has given, for the terminal and the card: a sentence, a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..retrieval.evaluation import BM25, HYBRID
+from ..retrieval.evaluation_table import SIGNIFICANT
+from ..retrieval.measures import MEASURE_NAMES
+
+MEASURE = "ndcg@10"
+"""By which one encoder is better than another."""
+ROWS = {
+    "BM25": ("before", BM25),
+    "as it was": ("before", None),
+    "as it was, joined with BM25": ("before", HYBRID),
+    "adapted": ("after", None),
+    "adapted, joined with BM25": ("after", HYBRID),
+}
+"""The rankings by what they are called: whose results they are, and which of them."""
+
+
+def rankings(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The measures of every ranking, from an entry of a task before and after, see `evaluation`."""
+    entries = {"before": before, "after": after}
+    return {
+        name: (entries[when] if kind is None else entries[when][kind])["measures"]
+        for name, (when, kind) in ROWS.items()
+    }
+
+
+def before_after_table(before: dict[str, Any], after: dict[str, Any], tests: dict[str, dict[str, float]]) -> str:
+    """A Markdown table, a row a ranking.
+
+    Args:
+        before: the task's entry in the results of the encoder as it was, with BM25.
+        after: likewise, adapted.
+        tests: paired tests of the adapted encoder against itself as it was, by measure.
+    """
+    found = rankings(before, after)
+    lines = [f"| | {' | '.join(MEASURE_NAMES.values())} |", f"|---|{'---:|' * len(MEASURE_NAMES)}"]
+    for name, measures in found.items():
+        cells = []
+        for measure in MEASURE_NAMES:
+            star = " *" if name == "adapted" and tests[measure]["p_value"] < SIGNIFICANT else ""
+            best = measures[measure] == max(others[measure] for others in found.values())
+            cells.append(f"**{measures[measure]:.3f}**{star}" if best else f"{measures[measure]:.3f}{star}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdict(tests: dict[str, dict[str, float]]) -> str:
+    """Whether the adapted encoder is better, in words."""
+    difference, chance = tests[MEASURE]["difference"], tests[MEASURE]["p_value"]
+    told = f"{MEASURE_NAMES[MEASURE]} {difference:+.3f}, p = {chance:.2g} in a paired test"
+    if not is_better(tests):
+        return f"Not better than it was ({told})"
+    return f"Better than it was ({told})" if chance < SIGNIFICANT else f"Better, which may be chance ({told})"
+
+
+def is_better(tests: dict[str, dict[str, float]]) -> bool:
+    """Whether the adapted encoder is the one to take."""
+    return tests[MEASURE]["difference"] > 0
+
+
+def draw_before_after(before: dict[str, Any], after: dict[str, Any], file: Path) -> bool:
+    """Draw every ranking as a bar; returns False where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    found = rankings(before, after)
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["#d1495b" if name.startswith("adapted") else "#b8c4d6" for name in found]
+    bars = axes.barh(list(found), [measures[MEASURE] for measures in found.values()], color=colours)
+    axes.bar_label(bars, fmt="%.3f", padding=3)
+    axes.invert_yaxis()
+    axes.set(title=f"{MEASURE_NAMES[MEASURE]} on held-out queries")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=100)
+    return True

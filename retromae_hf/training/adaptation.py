@@ -1,0 +1,345 @@
+"""The whole job for one who has text and an encoder: adapt it, and know whether that has paid.
+
+A task is held out of the text, the encoder is measured on it, trained for as many steps as the minutes allow, measured
+again and exported. Every stage leaves its result in the output folder, so that the same command goes on behind it:
+
+    held-out/        the task in BEIR's layout, by which anybody can check the figures
+    text.jsonl       the text to train on
+    adapt.json       the arguments, and the plan: steps by measured speed
+    before.json      the encoder as it was, BM25 and both joined, see `retrieval.evaluation`; its runs in runs/before/
+    pretrained/      of a masked LM: the RetroMAE checkpoint
+    finetuned/       fine-tuned on pairs of the text
+    adapted/         the same as it is used: it reads texts as long as it did before
+    after.json       the adapted encoder, likewise; its runs in runs/after/
+    report.json      what is printed, and the paired tests
+    encoder/         the better one of both, which is the encoder as it was or what was adapted/ until then
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from ..checkpoints.arguments import ModelArguments
+from ..checkpoints.hub import loading
+from ..checkpoints.sentence_models import load_sentence_transformer
+from ..data.sources import load_documents
+from ..data.whole_files import folder_written_aside, read_json, vacant, write_json
+from ..model.errors import RetroMAEError
+from ..publishing.before_after import MEASURE, before_after_table, draw_before_after, is_better, verdict
+from ..publishing.card_writer import describe_sentence_transformer
+from ..publishing.export import export_encoder
+from ..publishing.model_card import write_card
+from ..publishing.record import RECORD_FILE, is_tuned_retriever, model_name, require_record, seconds_of
+from ..retrieval.evaluation import HYBRID, evaluate_model
+from ..retrieval.measures import paired_test, score_queries
+from ..retrieval.rankings import import_bm25s, read_trec_run
+from ..retrieval.search import load_index
+from ..retrieval.tasks import RetrievalTask, load_beir, save_beir
+from .arguments import (
+    DEFAULT_FINETUNING_ARGUMENTS,
+    DEFAULT_TRAINING_ARGUMENTS,
+    AdaptArguments,
+    DataArguments,
+    FinetuneArguments,
+)
+from .finetuning import finetune
+from .pretraining import pretrain
+from .rows.held_out_pairs import MIN_QUERIES, choose_pairs, hold_out_pairs
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+TASK = "held-out"
+MAX_QUERIES = 300
+DOCUMENTS_A_MINUTE, MAX_DOCUMENTS = 200, 10_000
+"""Documents of the held-out task: all are embedded twice, and the time goes off training."""
+CPU_BATCH, BATCH, MIN_BATCHES = 32, 128, 2
+"""Pairs of a step, on a CPU and elsewhere; fewer where the text yields fewer than so many batches."""
+MAX_EPOCHS = {"pretraining": 10, "finetuning": 3}
+"""Beyond them an encoder learns such a text by heart."""
+PRETRAINING_SHARE = 2 / 3
+"""Of the time for training, where there is pretraining."""
+TRIAL_STEPS = 4
+
+
+def adapt(args: AdaptArguments) -> dict[str, Any]:
+    """Adapt an encoder to a text, or go on with it.
+
+    Args:
+        args: which encoder, which text, how long.
+
+    Returns:
+        The report: `verdict`, `table`, `tests` by measure, `pairs` (their kind), `encoder` (the folder of the better
+        one), `other` (that of the other one), `hybrid` (whether BM25 joined with it is better still) and `indexed`
+        (whether the text is embedded already).
+
+    Raises:
+        RetroMAEError: the encoder cannot be loaded, the text is too short to hold a task out of it, or the minutes are
+            too few for one step.
+    """
+    started = time.monotonic()
+    import_bm25s()
+    folder = Path(args.output_dir)
+    noted = _begin(args, folder)
+    with loading(f"{args.model_name_or_path} holds no model that can be loaded"):
+        tuned = is_tuned_retriever(args.model_name_or_path)
+    pretrains = not tuned if args.pretrain is None else args.pretrain
+    if "pairs" not in noted:
+        noted |= _hold_out(args, folder)
+        write_json(folder / "adapt.json", noted)
+    task = load_beir(folder / TASK)
+    before = _measure(args.model_name_or_path, task, folder, "before", args.trust_remote_code)
+    if "plan" not in noted:
+        noted["plan"] = _plan(args, noted, folder, pretrains, before, started)
+        write_json(folder / "adapt.json", noted)
+    start = args.model_name_or_path
+    if pretrains:
+        start = _pretrain(args, folder, noted["plan"]["pretraining_steps"])
+    adapted = folder / "adapted"
+    if not (folder / "after.json").is_file():
+        _finetune(args, noted["pairs"], start, folder / "finetuned", noted["plan"]["finetuning_steps"])
+        if vacant(adapted):
+            _keep(folder / "finetuned", adapted, args)
+    after = _measure(str(adapted), task, folder, "after", args.trust_remote_code)
+    tests = _compare(task, folder)
+    table = before_after_table(_entry(before), _entry(after), tests)
+    conditions = (
+        f"{len(task.queries):,} held-out queries against {len(task.documents):,} documents; the queries and their "
+        f"documents ({noted['pairs']} pairs) were in no training. *: differs from the encoder as it was by more than "
+        "chance (paired randomisation test, p < 0.05)."
+    )
+    told = verdict(tests)
+    if adapted.is_dir():
+        _write_card(adapted, before, after, f"{told}, when it was adapted:\n\n{table}\n\n{conditions}")
+    other = _take_the_better(args, folder, is_better(tests))
+    indexed = noted["plan"]["indexes"]
+    if indexed:
+        logger.info("Embedding the text for the search")
+        load_index(str(folder / "encoder"), args.dataset, trust_remote_code=args.trust_remote_code)
+    better = _entry(after if is_better(tests) else before)
+    report = {
+        "verdict": told,
+        "table": f"{table}\n\n{conditions}",
+        "tests": tests,
+        "pairs": noted["pairs"],
+        "encoder": str(folder / "encoder"),
+        "is_better": is_better(tests),
+        "other": other,
+        "hybrid": better[HYBRID]["measures"][MEASURE] > better["measures"][MEASURE],
+        "indexed": indexed,
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def _begin(args: AdaptArguments, folder: Path) -> dict[str, Any]:
+    """What the folder notes of an adaptation that was cut off, or a new note."""
+    wanted = {name: value for name, value in asdict(args).items() if name != "output_dir"}
+    noted = read_json(folder / "adapt.json")
+    if noted is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RetroMAEError(f"{folder} is not empty and holds no adaptation; name another output_dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"arguments": wanted}
+    planned_with = () if "plan" in noted else ("minutes", "pretrain")
+    if changed := [
+        name for name in wanted if name not in planned_with and noted["arguments"].get(name) != wanted[name]
+    ]:
+        raise RetroMAEError(
+            f"{folder} holds an adaptation with another {' and '.join(changed)}; give the same, or another output_dir"
+        )
+    return noted | {"arguments": wanted}
+
+
+def _hold_out(args: AdaptArguments, folder: Path) -> dict[str, Any]:
+    """Divide the text into the task and what is trained on."""
+    documents = load_documents(args.dataset, args.dataset_config_name, args.dataset_split, args.text_column)
+    kept = [name for name in ("text", "title") if name in documents.column_names]
+    documents = documents.select_columns(kept)
+    kind = args.pairs or choose_pairs(documents, args.seed)
+    size = min(MAX_DOCUMENTS, round(DOCUMENTS_A_MINUTE * args.minutes))
+    task, rest = hold_out_pairs(documents, kind, args.seed, max(min(MAX_QUERIES, size // 4), MIN_QUERIES), size)
+    logger.info("Held out of %s documents: %s queries (%s pairs)", f"{len(documents):,}", len(task.queries), kind)
+    save_beir(task, folder / TASK)
+    rest.to_json(folder / "text.jsonl", force_ascii=False)
+    return {"pairs": kind, "num_documents": len(documents), "num_trained": len(rest)}
+
+
+def _measure(
+    name_or_path: str, task: RetrievalTask, folder: Path, when: str, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The results of an encoder, measured once."""
+    results = read_json(folder / f"{when}.json")
+    if results is None:
+        logger.info("Measuring %s", name_or_path)
+        runs = folder / "runs" / when
+        runs.mkdir(parents=True, exist_ok=True)
+        results = evaluate_model(name_or_path, [task], bm25=True, run_dir=runs, trust_remote_code=trust_remote_code)
+        write_json(folder / f"{when}.json", results)
+    assert results is not None
+    return results
+
+
+def _entry(results: dict[str, Any]) -> dict[str, Any]:
+    (entry,) = results["tasks"].values()
+    return entry
+
+
+def _compare(task: RetrievalTask, folder: Path) -> dict[str, dict[str, float]]:
+    """Paired tests of the encoder after against before, by measure."""
+    after, before = (
+        score_queries(task.qrels, read_trec_run(folder / "runs" / when / f"{task.name}-dense.trec"))
+        for when in ("after", "before")
+    )
+    return {measure: paired_test(after[measure], before[measure]) for measure in after}
+
+
+def _plan(
+    args: AdaptArguments,
+    noted: dict[str, Any],
+    folder: Path,
+    pretrains: bool,
+    before: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
+    """The steps that the minutes allow, by the speed of a few."""
+    logger.info("Measuring how long a step takes")
+    trial = folder / "_trial"
+    shutil.rmtree(trial, ignore_errors=True)
+    seconds = {"finetuning": _seconds_a_step(_finetune, args, noted["pairs"], args.model_name_or_path, trial / "pairs")}
+    if pretrains:
+        seconds["pretraining"] = _seconds_a_step(_pretraining, args, trial / "text")
+    shutil.rmtree(trial)
+    embedding = _entry(before)["seconds"]["embed"]
+    left = 60 * args.minutes - (time.monotonic() - started) - embedding
+    index = embedding * noted["num_documents"] / _entry(before)["num_documents"]
+    whole = (args.dataset_config_name, args.dataset_split, args.text_column) == (None, "train", "text")
+    indexes = whole and index < left / 2
+    left -= index if indexes else 0
+    if left < sum(seconds.values()):
+        needed = args.minutes + (sum(seconds.values()) - left) / 60
+        raise RetroMAEError(
+            f"--minutes {args.minutes:g} is too few for one step of each training on this machine; about "
+            f"{needed:.1f} are needed for that, and many more to learn something"
+        )
+    share = {"finetuning": 1 - PRETRAINING_SHARE, "pretraining": PRETRAINING_SHARE} if pretrains else {"finetuning": 1}
+    plan: dict[str, Any] = {"seconds_a_step": seconds, "indexes": indexes}
+    batches = {"finetuning": _batch(), "pretraining": DEFAULT_TRAINING_ARGUMENTS["per_device_train_batch_size"]}
+    for stage, part in share.items():
+        longest = max(MAX_EPOCHS[stage] * noted["num_trained"] // batches[stage], 1)
+        plan[f"{stage}_steps"] = min(max(int(part * left / seconds[stage]), 1), longest)
+    logger.info(
+        "%s, in about %.0f minutes",
+        " and ".join(f"{plan[f'{stage}_steps']:,} steps of {stage}" for stage in reversed(share)),
+        sum(plan[f"{stage}_steps"] * seconds[stage] for stage in share) / 60,
+    )
+    return plan
+
+
+def _seconds_a_step(train: Callable[..., Trainer], *args: Any) -> float:
+    return seconds_of(train(*args, TRIAL_STEPS).state) / TRIAL_STEPS
+
+
+def _common(folder: Path, steps: int, seed: int) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "seed": seed,
+        "bf16": on_gpu,
+        "save_strategy": "steps",
+        "save_steps": max(steps // 4, 25),
+        "save_total_limit": 1,
+        "logging_steps": max(min(steps // 10, 50), 1),
+        "eval_strategy": "no",
+        "report_to": "none",
+    }
+
+
+def _pretraining(args: AdaptArguments, folder: Path, steps: int) -> Trainer:
+    """RetroMAE on the text to train on."""
+    data = DataArguments(dataset=[str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
+    model = ModelArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    training = TrainingArguments(**DEFAULT_TRAINING_ARGUMENTS | _common(folder, steps, args.seed))
+    return pretrain(data, model, training, default_rate=True)
+
+
+def _pretrain(args: AdaptArguments, folder: Path, steps: int) -> str:
+    """The exported encoder of a pretraining, which is run where it is not there yet."""
+    encoder = folder / "pretrained" / "encoder"
+    if vacant(encoder):
+        trainer = _pretraining(args, folder / "pretrained", steps)
+        with folder_written_aside(encoder) as aside:
+            export_encoder(trainer.model, trainer.processing_class, aside, source=str(folder / "pretrained"))
+    return str(encoder)
+
+
+def _finetune(args: AdaptArguments, kind: str, start: str, folder: Path, steps: int) -> Trainer:
+    """Fine-tuning on pairs of the text to train on."""
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    text = Path(args.output_dir) / "text.jsonl"
+    tuning = FinetuneArguments(
+        model_name_or_path=start,
+        dataset=str(text),
+        pairs=kind,
+        dev_queries=0,
+        query_length=64,
+        passage_length=128,
+        mini_batch_size=_batch(),
+        trust_remote_code=args.trust_remote_code,
+    )
+    batch = {"per_device_train_batch_size": min(_batch(), max(_lines(text) // 2 // MIN_BATCHES, 2))}
+    values = DEFAULT_FINETUNING_ARGUMENTS | _common(folder, steps, args.seed) | batch
+    return finetune(tuning, SentenceTransformerTrainingArguments(**values))
+
+
+def _batch() -> int:
+    return BATCH if torch.accelerator.is_available() else CPU_BATCH
+
+
+def _lines(file: Path) -> int:
+    return len(Dataset.from_json(str(file)))
+
+
+def _write_card(folder: Path, before: dict[str, Any], after: dict[str, Any], comparison: str) -> None:
+    """Write the adapted encoder's card again, with what was measured."""
+    if draw_before_after(_entry(before), _entry(after), folder / "adaptation.png"):
+        comparison = f"{comparison}\n\n![Before and after](adaptation.png)"
+    write_card(folder, require_record(folder), after, comparison=comparison)
+
+
+def _keep(finetuned: Path, adapted: Path, args: AdaptArguments) -> None:
+    """Save what was fine-tuned as it is used: what reads short texts in training for speed reads them whole."""
+    model = load_sentence_transformer(str(finetuned), args.trust_remote_code)
+    model.max_seq_length = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code).max_seq_length
+    record = require_record(finetuned) | {"model": describe_sentence_transformer(model), "name": model_name(adapted)}
+    with folder_written_aside(adapted) as aside:
+        model.save_pretrained(str(aside), create_model_card=False)
+        write_json(aside / RECORD_FILE, record)
+
+
+def _take_the_better(args: AdaptArguments, folder: Path, adapted: bool) -> str:
+    """Let encoder/ be the better one; returns where the other one is."""
+    encoder = folder / "encoder"
+    if vacant(encoder):
+        if adapted:
+            shutil.rmtree(encoder, ignore_errors=True)
+            (folder / "adapted").rename(encoder)
+        else:
+            model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
+            with folder_written_aside(encoder) as aside:
+                model.save_pretrained(str(aside))
+    return args.model_name_or_path if adapted else str(folder / "adapted")

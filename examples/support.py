@@ -34,6 +34,7 @@ from retromae_hf import (
 from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.data.tokenizers import train_byte_level_bpe
 from retromae_hf.model.backbones import BACKBONES, new_encoder_config
+from retromae_hf.model.configuration_retromae import SEGMENT_OBJECTIVES
 from retromae_hf.training.arguments import DataArguments
 
 RECIPES = {recipe.stem: recipe for recipe in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
@@ -124,9 +125,8 @@ def prepare(
     known = {name: recipe[name] for name in ModelArguments.__dataclass_fields__ if name in recipe}
     config = RetroMAEConfig(encoder_config=encoder_config, **ModelArguments(**known).model_options())
     known = {name: recipe[name] for name in DataArguments.__dataclass_fields__ if name in recipe}
-    passages = tokenize_passages(
-        Dataset.from_dict({"text": SENTENCES}), tokenizer, MAX_LENGTH, pairs=config.pair_objective is not None
-    )
+    pairs = config.pair_objective in SEGMENT_OBJECTIVES
+    passages = tokenize_passages(Dataset.from_dict({"text": SENTENCES}), tokenizer, MAX_LENGTH, pairs=pairs)
     collator = DataCollatorForRetroMAE.from_config(
         tokenizer,
         config,

@@ -17,6 +17,8 @@ MODEL_OPTIONS = (
     "bow_source",
     "decoder_query",
     "pair_objective",
+    "contrast_loss_weight",
+    "contrast_temperature",
 )
 """Arguments of `retromae-hf pretrain` that are fields of `RetroMAEConfig`."""
 
@@ -39,8 +41,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "From scratch: a family (bert, roberta, xlm-roberta, albert, distilbert, electra, deberta-v2, "
-            "mpnet, modernbert, camembert, ernie, rembert, nomic_bert, gte, jina_embeddings_v3, eurobert), or a folder or Hub "
-            "name with the encoder's configuration; default: bert."
+            "mpnet, modernbert, camembert, ernie, rembert, nomic_bert, gte, jina_embeddings_v3, eurobert), or a folder "
+            "or Hub name with the encoder's configuration; default: bert."
         },
     )
     tokenizer_name: str | None = field(
@@ -108,7 +110,16 @@ class ModelArguments:
     )
     pair_objective: str | None = field(
         default=None,
-        metadata={"help": "nsp, sop or none, beside the other losses; default: the checkpoint's or none."},
+        metadata={
+            "help": "nsp, sop, contrast (two spans of each passage find one another in the batch) or none, beside the "
+            "other losses; default: the checkpoint's or none."
+        },
+    )
+    contrast_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the span contrast; default: the checkpoint's or 1."}
+    )
+    contrast_temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of its cosines; default: the checkpoint's or 0.05."}
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}

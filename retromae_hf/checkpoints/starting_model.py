@@ -105,7 +105,8 @@ def _load_model(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
     model = load_checkpoint(RetroMAEForPreTraining, source)
     for name, value in args.model_options().items():
         trained = getattr(model.config, name)
-        if name in MODULES and value != trained:
+        weightless = {value, trained} <= {None, "contrast"}  # of pair objectives these have no head
+        if name in MODULES and value != trained and not weightless:
             raise RetroMAEError(f"{source} was trained with {name}={trained!r}; leave --{name} out to go on with it")
         setattr(model.config, name, value)
     model.config.check_values()

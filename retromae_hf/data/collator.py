@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..model.configuration_retromae import (
     DEFAULT_DECODER_MASK_RATIO,
     DEFAULT_DECODING,
+    SEGMENT_OBJECTIVES,
     RetroMAEConfig,
     check_ratio,
     check_replacement,
@@ -34,6 +35,7 @@ from ..model.masking import (
     passage_seeds,
 )
 from .segment_pairs import SEGMENT_COLUMNS, PairMaker, Row
+from .spans import draw_spans
 from .words import number_words, word_starts, word_table
 
 SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective", "bow_source")
@@ -68,7 +70,7 @@ class DataCollatorForRetroMAE:
             Needs `seed` and a dataset with ids.
         compact: ship 32-bit integers, which this package's model takes and which are half the bytes; other models want
             their labels in 64.
-        pair_objective: None, "nsp" or "sop"; the model's own, likewise.
+        pair_objective: None, "nsp", "sop" or "contrast"; the model's own, likewise.
         bow_source: "tokens" or "sentence"; the model's own, likewise.
         pair_partners: for "nsp", the passages that false successors are drawn from, the training set as a rule.
 
@@ -111,8 +113,8 @@ class DataCollatorForRetroMAE:
             raise RetroMAEError("the tokenizer has no ordinary tokens, only special ones; train it on more text")
         self._word_table = word_table(self.tokenizer) if self.whole_word_mask else None
         self._pair_maker: PairMaker | None = None
-        if self.pair_objective is not None:
-            self._pair_maker = PairMaker(self.pair_objective, self.tokenizer, self.pair_partners)
+        if self.pair_objective in SEGMENT_OBJECTIVES:
+            self._pair_maker = PairMaker(str(self.pair_objective), self.tokenizer, self.pair_partners)
         self._generator: torch.Generator | None = None
         # In shared memory, so that workers that live on through the epochs see what `set_epoch` writes.
         self._epoch = torch.tensor(_EPOCH_NOT_TOLD).share_memory_()
@@ -164,6 +166,8 @@ class DataCollatorForRetroMAE:
             words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`;
             where the sentence embedding predicts a bag of words `bow_labels`, int64 `[B, L]`.
             `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
+            For span contrast the rows are twice as many, the first spans of all passages and then the second ones,
+            and `document_id`, int64 `[B]`, tells the passages' documents.
             `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
         """
         if not len(features):
@@ -182,6 +186,14 @@ class DataCollatorForRetroMAE:
         seeds = self._seeds(features, batch.get("passage_id"))
         if self._pair_maker is not None:
             rows, batch["pair_labels"] = self._pair_maker(rows, seeds)
+        elif self.pair_objective == "contrast":
+            if "document_id" not in rows[0]:
+                raise RetroMAEError(
+                    "pair_objective='contrast' needs the column document_id, since spans of one document are not to be "
+                    "told apart; make the passages with tokenize_passages, or add a column of integers"
+                )
+            batch["document_id"] = torch.tensor([int(row["document_id"]) for row in rows])
+            rows, seeds = draw_spans(rows, seeds)
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         size = int(lengths.max())
         if self.pad_to_multiple_of is not None:

@@ -59,17 +59,18 @@ def tokenize_passages(
             scripts the collator finds the words by itself.
 
     Returns:
-        A dataset with the columns `input_ids` (int32, special tokens included), `length` (tokens of it) and
-        `passage_id` (int64, unique and stable, ascending within a document); for pairs also `token_type_ids` (0 up to
-        the first segment's end, 1 behind) and `document_id` (int64); with a segmenter also `word_ids` (int32).
+        A dataset with the columns `input_ids` (int32, special tokens included), `length` (tokens of it), `passage_id`
+        (int64, unique and stable, ascending within a document) and `document_id` (int64); for pairs also
+        `token_type_ids` (0 up to the first segment's end, 1 behind); with a segmenter also `word_ids` (int32).
 
     Raises:
         RetroMAEError: no document holds a token, or an argument is out of range.
     """
     options = cutting_options(tokenizer, max_length, short_seq_prob, seed, pairs, word_segmenter)
-    features = {"input_ids": Sequence(Value("int32")), "length": Value("int32"), "passage_id": Value("int64")}
+    features = {"input_ids": Sequence(Value("int32")), "length": Value("int32")}
+    features |= {"passage_id": Value("int64"), "document_id": Value("int64")}
     if pairs:
-        features |= {"token_type_ids": Sequence(Value("int8")), "document_id": Value("int64")}
+        features |= {"token_type_ids": Sequence(Value("int8"))}
     if word_segmenter is not None:
         features |= {"word_ids": Sequence(Value("int32"))}
     passages = documents.map(
@@ -195,8 +196,8 @@ def cut_passages(
         tokenizer: this and what follows are `cutting_options`.
     """
     pairs = bool(frame.middle)
-    rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": []}
-    rows |= {"token_type_ids": [], "document_id": []} if pairs else {}
+    rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": [], "document_id": []}
+    rows |= {"token_type_ids": []} if pairs else {}
     rows |= {"word_ids": []} if words else {}
     for index, (tokens, lengths, starts) in zip(indices, _tokenize_documents(texts, tokenizer, words), strict=True):
         targets = _targets(room, short_seq_prob, random.Random(f"{seed} {index}"))
@@ -209,9 +210,9 @@ def cut_passages(
             rows["input_ids"].append(np.array(frame.tokens(first, second), dtype=np.int32))
             rows["length"].append(len(rows["input_ids"][-1]))
             rows["passage_id"].append(index * _MAX_PASSAGES + place)
+            rows["document_id"].append(index)
             if pairs:
                 rows["token_type_ids"].append(np.array(frame.token_types(first, second), dtype=np.int8))
-                rows["document_id"].append(index)
             if words:
                 starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
                 rows["word_ids"].append(number_words(torch.tensor(starts_here)).numpy())

@@ -30,7 +30,6 @@ class Bookkeeping(TypedDict, total=False):
             then take the place of the batch's own counts.
         passage_id: int64 `[B]`, of which the collator derives the seeds, and which lets a callback tell which passages
             a batch holds.
-        document_id: int64 `[B]`; the collator draws false successors from other documents.
         length: int64 `[B]`; `Trainer` groups passages by it, and without it reads them all to know.
     """
 
@@ -38,7 +37,6 @@ class Bookkeeping(TypedDict, total=False):
     decoder_label_slots: Tensor
     step_counts: Tensor
     passage_id: Tensor
-    document_id: Tensor
     length: Tensor
 
 
@@ -55,12 +53,18 @@ def with_bookkeeping(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def warn_of_missing_labels(
-    config: RetroMAEConfig, decoder_labels: Tensor | None, pair_labels: Tensor | None, bow_labels: Tensor | None
+    config: RetroMAEConfig,
+    decoder_labels: Tensor | None,
+    pair_labels: Tensor | None,
+    bow_labels: Tensor | None,
+    document_id: Tensor | None,
 ) -> None:
     """Say which objectives a training batch leaves out, as those of other collators do."""
+    contrast = config.pair_objective == "contrast"
+    of_pairs = (document_id, "document_id") if contrast else (pair_labels, "pair_labels")
     wanted = {
         f"decoding={config.decoding!r}": (config.decoding in ("enhanced", "basic"), decoder_labels, "decoder_labels"),
-        f"pair_objective={config.pair_objective!r}": (config.pair_objective is not None, pair_labels, "pair_labels"),
+        f"pair_objective={config.pair_objective!r}": (config.pair_objective is not None, *of_pairs),
         f"bow_source={config.bow_source!r}": (config.bow_source == "sentence", bow_labels, "bow_labels"),
     }
     for objective, (configured, labels, name) in wanted.items():

@@ -13,7 +13,9 @@ from .layout import SETTINGS
 
 DECODINGS = ("enhanced", "basic", "condenser", "none")
 POOLINGS = ("cls", "mean")
-PAIR_OBJECTIVES = ("nsp", "sop")
+SEGMENT_OBJECTIVES = ("nsp", "sop")
+"""Pair objectives on passages of two segments, which a head tells true from false."""
+PAIR_OBJECTIVES = (*SEGMENT_OBJECTIVES, "contrast")
 DECODER_QUERIES = ("sum", "embedded")
 BOW_SOURCES = ("tokens", "sentence")
 MAX_DECODER_LAYERS = 64
@@ -156,7 +158,10 @@ class RetroMAEConfig(PreTrainedConfig):
             has no decoder; with any decoding).
         decoder_query: "sum" (RetroMAE: h + p_i) or "embedded" (DupMAE: h through the encoder's embedding module).
         pair_objective: None, "nsp" (BERT's next-sentence prediction) or "sop" (ALBERT's sentence order), beside the
-            other losses, with weight 1.
+            other losses, with weight 1; or "contrast" (coCondenser, arXiv 2108.05540, section 3.2; Contriever, arXiv
+            2112.09118): of each passage two spans are drawn, which have to find one another among those of the batch.
+        contrast_loss_weight: weight of the span contrast in the sum.
+        contrast_temperature: what the cosines of two sentence embeddings are divided by there.
 
     Raises:
         RetroMAEError: a value is out of range or not available.
@@ -177,6 +182,8 @@ class RetroMAEConfig(PreTrainedConfig):
     bow_source: str = "tokens"
     decoder_query: str = "sum"
     pair_objective: str | None = None
+    contrast_loss_weight: float = 1.0
+    contrast_temperature: float = 0.05
 
     def __post_init__(self, **kwargs: Any) -> None:
         if "vocab_size" in kwargs or "hidden_size" in kwargs:
@@ -210,9 +217,11 @@ class RetroMAEConfig(PreTrainedConfig):
         check_choice("pooling", self.pooling, POOLINGS)
         check_whole_number("num_decoder_layers", self.num_decoder_layers, MAX_DECODER_LAYERS)
         final = [] if self.final_bow_loss_weight is None else ["final_bow_loss_weight"]
-        for name in ("mlm_loss_weight", "bow_loss_weight", *final):
+        for name in ("mlm_loss_weight", "bow_loss_weight", *final, "contrast_loss_weight"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:
                 raise RetroMAEError(f"{name}={getattr(self, name)!r} must be 0 or a finite number above")
+        if not is_number(self.contrast_temperature) or self.contrast_temperature <= 0:
+            raise RetroMAEError(f"contrast_temperature={self.contrast_temperature!r} must be a finite number above 0")
         check_choice("decoder_query", self.decoder_query, DECODER_QUERIES)
         if self.bow_loss_weight > 0 and self.bow_source == "tokens" and self.decoding != "enhanced":
             raise RetroMAEError(

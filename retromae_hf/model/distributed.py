@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,3 +82,26 @@ def sum_over_processes(counts: Tensor) -> Tensor:
 @sum_over_processes.register_fake
 def _sum_over_no_processes(counts: Tensor) -> Tensor:
     return torch.empty_like(counts)
+
+
+@torch.library.custom_op(f"{OPERATORS}::gather_rows", mutates_args=())
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes, which have as many each, one process behind the other.
+
+    Gradients go back: the loss of every process depends on all rows, so that a row's is the sum of theirs.
+    """
+    everything = rows.new_empty(count_processes() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(everything, rows.contiguous())
+    return everything
+
+
+@gather_rows.register_fake
+def _gather_no_rows(rows: Tensor) -> Tensor:
+    return rows.new_empty(count_processes() * len(rows), *rows.shape[1:])
+
+
+def _gradients_of_own_rows(ctx: Any, gradients: Tensor) -> Tensor:
+    return sum_over_processes(gradients).chunk(count_processes())[dist.get_rank()].clone()
+
+
+gather_rows.register_autograd(_gradients_of_own_rows)

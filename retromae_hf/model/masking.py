@@ -16,7 +16,7 @@ IGNORE_INDEX = -100
 # Rows 0, 1, 2 ... of the hash belong to the visibility mask; each other kind of draw has a negative row of its own.
 CHOOSE, ACTION, REPLACEMENT = -1, -2, -3
 DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT = -4, -5, -6
-PAIR, PARTNER, CROPS = -7, -8, -9
+PAIR, PARTNER, CROPS, SPANS = -7, -8, -9, -10
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
@@ -86,7 +86,8 @@ def draw_indices(seeds: Tensor, sizes: Tensor, draw: int = PARTNER, number: int 
     Args:
         seeds: one a passage or document.
         sizes: at least 1 each.
-        draw: `PARTNER`, the passage that lends another its second segment, or `CROPS`, where those of a document lie.
+        draw: `PARTNER`, the passage that lends another its second segment, `CROPS`, where those of a document lie, or
+            `SPANS`, where those of a passage lie.
         number: of the draw among those of a kind.
     """
     bits = random_bits(seeds, draw, torch.full_like(seeds, number, dtype=torch.int32))

@@ -25,7 +25,8 @@ from transformers.utils import ModelOutput
 from .backbones import backbone_for
 from .bag_of_words import bag_of_words_loss
 from .bookkeeping import divisors, labelled_rows, warn_of_missing_labels, with_bookkeeping
-from .configuration_retromae import POOLINGS, RetroMAEConfig
+from .configuration_retromae import POOLINGS, SEGMENT_OBJECTIVES, RetroMAEConfig
+from .contrast import contrast_logits
 from .decoder import Decoder, PairHead, VisibleRows
 from .errors import RetroMAEError
 from .layout import sentence_settings
@@ -49,7 +50,8 @@ class RetroMAEPreTrainingOutput(ModelOutput):
         mlm_loss: scalar, the encoder's mean cross-entropy over its masked tokens; for the logs, without gradient.
         decoder_loss: scalar, the decoder's mean cross-entropy over its labelled tokens; likewise.
         bow_loss: scalar, the bag-of-words loss (DupMAE, BoW-DPR), before its weight.
-        pair_loss: scalar, the mean cross-entropy of the pair objective.
+        pair_loss: scalar, the mean cross-entropy of NSP or SOP.
+        contrast_loss: scalar, the mean cross-entropy of finding a span's partner, before its weight.
         sentence_embedding: `[B, H]`, the final hidden state of [CLS], or what else `pooling` says.
     """
 
@@ -58,6 +60,7 @@ class RetroMAEPreTrainingOutput(ModelOutput):
     decoder_loss: Tensor | None = None
     bow_loss: Tensor | None = None
     pair_loss: Tensor | None = None
+    contrast_loss: Tensor | None = None
     sentence_embedding: Tensor | None = None
 
 
@@ -99,7 +102,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                         f"decoder_query='embedded' puts the sentence embedding of size {config.hidden_size} through an "
                         f"embedding module of size {size}; use decoder_query='sum' with this encoder"
                     )
-        if config.pair_objective is not None:
+        if config.pair_objective in SEGMENT_OBJECTIVES:
             self.pair_head = PairHead(config.hidden_size)
         self.post_init()
 
@@ -147,6 +150,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         decoder_visibility: Tensor | None = None,
         pair_labels: Tensor | None = None,
         bow_labels: Tensor | None = None,
+        document_id: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         word_ids: Tensor | None = None,
         **bookkeeping: Any,
@@ -164,9 +168,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 by default drawn from torch's generator.
             decoder_visibility: bool `[B, L, L]`, True = row i may see column j; overrides the drawn mask. A row that
                 sees nothing is shown column 0.
-            pair_labels: int64 `[B]`, of a pair objective: 0 where the second segment follows the first, else 1.
+            pair_labels: int64 `[B]`, of NSP or SOP: 0 where the second segment follows the first, else 1.
             bow_labels: int64 `[B, L]`, the ordinary tokens that the sentence embedding has to predict as a bag of
                 words, -100 elsewhere, where `bow_source` is "sentence".
+            document_id: int64 `[B / 2]`, of the span contrast: the document of whose passage rows i and B / 2 + i are.
             token_type_ids: int64 `[B, L]`, segment ids of encoder and decoder, for encoders that tell segments apart.
             word_ids: int32 `[B, L]`, the number of each token's word, where the drawn mask hides words as a whole.
             **bookkeeping: see `Bookkeeping`; no loss depends on it but for the counts of an accumulated step.
@@ -178,7 +183,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
         """
         if self.training and labels is not None:
-            warn_of_missing_labels(self.config, decoder_labels, pair_labels, bow_labels)
+            warn_of_missing_labels(self.config, decoder_labels, pair_labels, bow_labels, document_id)
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
             words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
@@ -212,17 +217,23 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         # The two cross-entropies, and what stands beside them.
         counts = divisors(predicted, h, bookkeeping.get("step_counts"), self.training)
         loss, parts = self._token_losses(predicted, counts)
+        weights: dict[str, float | Tensor] = {}
         predicting, mask = h[:, None], None
         if self.config.bow_loss_weight > 0 and self.config.bow_source == "tokens":
             predicting, mask, bow_labels = states[:, 1:], attention_mask, decoder_labels
         if bow_labels is not None:
             parts["bow_loss"] = self.bow_loss(predicting, bow_labels, mask) * len(states) / counts["passages"]
             told = self.bow_loss_weight if self.training else None
-            weight = self.config.bow_loss_weight if told is None else told
-            loss = weight * parts["bow_loss"] + (0 if loss is None else loss)
+            weights["bow_loss"] = self.config.bow_loss_weight if told is None else told
         if pair_labels is not None:
             parts["pair_loss"] = cross_entropy(self.pair_logits(h), pair_labels, reduction="sum") / counts["passages"]
-            loss = parts["pair_loss"] + (0 if loss is None else loss)
+        if document_id is not None and self.config.pair_objective == "contrast":
+            found = contrast_logits(h, document_id, self.config.contrast_temperature, gathered=self.training)
+            parts["contrast_loss"] = cross_entropy(*found, reduction="sum") / counts["passages"]
+            weights["contrast_loss"] = self.config.contrast_loss_weight
+        for name in parts:
+            if name not in predicted:
+                loss = weights.get(name, 1.0) * parts[name] + (0 if loss is None else loss)
         # A clone, because FSDP warns of outputs that are views, as is right where somebody writes to them.
         return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=h.clone(), **parts)
 
@@ -350,8 +361,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
 
     def pair_logits(self, sentence_embedding: Tensor) -> Tensor:
         """Logits `[B, 2]` of the pair objective for sentence embeddings `[B, H]`."""
-        if self.config.pair_objective is None:
-            raise RetroMAEError("this model has no pair objective (pair_objective=None); leave pair_labels out")
+        if self.config.pair_objective not in SEGMENT_OBJECTIVES:
+            raise RetroMAEError(f"pair_objective={self.config.pair_objective!r} has no labels; leave pair_labels out")
         return self.pair_head(sentence_embedding)
 
 

@@ -9,7 +9,13 @@ from typing import Any
 PANELS: dict[str, tuple[str, dict[str, str]]] = {
     "loss": (
         "Training loss",
-        {"loss": "loss", "mlm_loss": "of the encoder", "decoder_loss": "of the decoder", "bow_loss": "of the bag"},
+        {
+            "loss": "loss",
+            "mlm_loss": "of the encoder",
+            "decoder_loss": "of the decoder",
+            "bow_loss": "of the bag",
+            "contrast_loss": "of the spans",
+        },
     ),
     "eval_embedding_gap": ("Embedding gap, nats a token", {"eval_embedding_gap": ""}),
     "eval_bow_gap": ("Gap of the bag of words, nats", {"eval_bow_gap": ""}),

@@ -39,7 +39,11 @@ DECODINGS = {
     "none": "masked language modelling",
 }
 BAG_OF_WORDS = "predicting a bag of words from the sentence embedding (BoW-DPR, arXiv:2401.11248)"
-PAIRS = {"nsp": "next-sentence prediction", "sop": "sentence order prediction"}
+PAIRS = {
+    "nsp": "next-sentence prediction",
+    "sop": "sentence order prediction",
+    "contrast": "contrast of spans (arXiv:2108.05540, arXiv:2112.09118)",
+}
 FINETUNINGS = {
     "contrastive": "contrastive learning",
     "kl": "distillation from a cross-encoder (KL divergence)",

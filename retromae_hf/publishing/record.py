@@ -75,6 +75,7 @@ LOGGED = (
     "decoder_loss",
     "bow_loss",
     "pair_loss",
+    "contrast_loss",
     "eval_loss",
     "eval_embedding_gap",
     "eval_bow_gap",

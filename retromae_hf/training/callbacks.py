@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
 from ..model.bookkeeping import labelled_rows
+from ..model.contrast import contrast_logits
 from ..model.distributed import average_over_processes, count_processes, gathered
 from ..model.masking import passage_seeds
 from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
@@ -35,8 +36,16 @@ DECODER_INPUTS = (
     "word_ids",
     "decoder_label_slots",
 )
-COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
-MEASURED = ("embedding_gap", "bow_gap", "mean_cosine", "encoder_accuracy", "decoder_accuracy", "pair_accuracy")
+COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss", "contrast_loss")
+MEASURED = (
+    "embedding_gap",
+    "bow_gap",
+    "mean_cosine",
+    "encoder_accuracy",
+    "decoder_accuracy",
+    "pair_accuracy",
+    "contrast_accuracy",
+)
 """What `measure_decoder` tells."""
 
 
@@ -228,7 +237,8 @@ class RetrievalCallback(TrainerCallback):
 
 @torch.no_grad()
 def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The embedding gap, the mean cosine and the accuracies of encoder, decoder and pair head, means over batches.
+    """The embedding gap, the mean cosine and the accuracies of encoder, decoder, pair head and contrast, means over
+    batches.
 
     A batch of one passage has no other embedding to take, so it tells nothing of the gap or the cosine.
     """
@@ -244,8 +254,9 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
             batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
         )
         embedding = model.pool(states, batch["attention_mask"])
-        if len(embedding) > 1:
-            note("mean_cosine", mean_cosine(embedding))
+        passages = embedding[: len(batch.get("document_id", embedding))]  # a span's partner is much like it
+        if len(passages) > 1:
+            note("mean_cosine", mean_cosine(passages))
         note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
         if "bow_labels" in batch and len(embedding) > 1:
             own, others = (
@@ -254,6 +265,9 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
             note("bow_gap", others - own)
         if "pair_labels" in batch:
             note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
+        if "document_id" in batch:
+            logits, partners = contrast_logits(embedding, batch["document_id"], model.config.contrast_temperature)
+            note("contrast_accuracy", (logits.argmax(1) == partners).float().mean())
         if model.config.decoding == "none":
             continue
         inputs: dict[str, Any] = {

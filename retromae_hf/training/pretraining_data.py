@@ -27,6 +27,7 @@ from ..data.pydocs import (
 from ..data.source_files import check_whole
 from ..data.sources import load_documents
 from ..data.words import WordSegmenter, chinese_segmenter
+from ..model.configuration_retromae import SEGMENT_OBJECTIVES
 from ..model.errors import RetroMAEError
 from ..retrieval.tasks import RetrievalTask, dev_task
 from .arguments import DataArguments
@@ -174,7 +175,7 @@ def make_passages(
         args.short_seq_prob,
         training_args.seed,
         args.preprocessing_num_workers,
-        pairs=pair_objective is not None,
+        pairs=pair_objective in SEGMENT_OBJECTIVES,
         word_segmenter=text.segmenter,
     )
     # Arrays, which the loader need not take apart into Python's numbers.

@@ -34,6 +34,8 @@ def describe_pretraining(
         names += ["num_decoder_layers", "decoder_mask_ratio", "decoder_query"]
     if model.config.bow_loss_weight:
         names += ["bow_loss_weight", "final_bow_loss_weight", "bow_source"]
+    if model.config.pair_objective == "contrast":
+        names += ["contrast_loss_weight", "contrast_temperature"]
     objective = {name: getattr(model.config, name) for name in names}
     masks = {name: value for name, value in args.collator_options().items() if name != "pad_to_multiple_of"}
     return {

@@ -19,6 +19,7 @@ from ..data.passages import cut_passages, cutting_options
 from ..data.pydocs import PYDOCS, SEARCHED_BODIES, hold_out
 from ..data.whole_files import read_json, write_json
 from ..data.words import WordSegmenter
+from ..model.configuration_retromae import SEGMENT_OBJECTIVES
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.tasks import RetrievalTask, dev_task
 from .arguments import DataArguments
@@ -81,9 +82,9 @@ def open_passage_stream(
     if pair_objective == "nsp":
         raise RetroMAEError(
             "NSP draws its false successors from the whole corpus, which is not at hand in a stream; "
-            "take --pair_objective sop or none, or leave streaming out"
+            "take --pair_objective contrast, sop or none, or leave streaming out"
         )
-    pairs = pair_objective is not None
+    pairs = pair_objective in SEGMENT_OBJECTIVES
     options = cutting_options(tokenizer, args.max_length, args.short_seq_prob, run.seed, pairs, word_segmenter)
     identity = {
         "num_shards": documents.num_shards,

@@ -77,7 +77,7 @@ def test_sentences_that_fit_are_not_cut():
 
 def test_passages_hold_whole_sentences_and_the_special_tokens(texts, tokenizer):
     passages = tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, max_length=32)
-    assert set(passages.column_names) == {"input_ids", "length", "passage_id"}
+    assert set(passages.column_names) == {"input_ids", "length", "passage_id", "document_id"}
     for row in passages:
         assert row["input_ids"][0] == tokenizer.cls_token_id
         assert row["input_ids"][-1] == tokenizer.sep_token_id

@@ -39,4 +39,7 @@ def test_a_lost_decoder_would_be_seen(support_tokenizer, monkeypatch, tmp_path):
 
 def test_a_pair_that_fails_is_shown(support_tokenizer):
     result = support.attempt("mlm", "bert", support_tokenizer) | {"works": False}
-    assert support.cell(result).startswith("FAILS ")
+    others = {"objective": "retromae", "model_type": "bert", "works": True}
+    assert "1 of 2, `mlm` FAILS" in support.table(
+        [result | others, result | {"objective": "mlm", "model_type": "bert"}]
+    )

@@ -347,7 +347,7 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
         model(batch["input_ids"], decoder_labels=batch["decoder_labels"])
     with pytest.raises(RetroMAEError, match="decoder_visibility has shape"):
         model(**batch, decoder_visibility=torch.ones(4, 3, 3, dtype=torch.bool))
-    with pytest.raises(RetroMAEError, match="no pair objective"):
+    with pytest.raises(RetroMAEError, match="pair_objective=None has no labels"):
         model(**batch, pair_labels=torch.zeros(4))
     without = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, decoding="none"))
     with pytest.raises(RetroMAEError, match="no decoder"):
@@ -374,6 +374,8 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
         {"bow_loss_weight": -0.1},
         {"bow_loss_weight": 0.1, "decoding": "basic"},
         {"pair_objective": "next"},
+        {"contrast_loss_weight": -1},
+        {"contrast_temperature": 0},
         {"encoder_config": {"hidden_size": 32}},
     ],
 )
@@ -421,7 +423,7 @@ def test_slots_that_are_left_over_change_nothing(objective, monkeypatch):
             assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp", "bowdpr"])
+@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp", "bowdpr", "retromae-contrast"])
 def test_a_compiled_step_is_one_graph(objective):
     model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
     explained = torch._dynamo.explain(model.train())(**batch)

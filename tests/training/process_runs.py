@@ -34,6 +34,7 @@ RUNS: dict[str, dict] = {
     "single-precision": {"max_steps": 6},
     "by-length": {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"},
     "dupmae-sop": {"max_steps": 6},
+    "contrast": {"max_steps": 6},
     "accumulated": {"num_train_epochs": 2, "gradient_accumulation_steps": 2},
     "uneven": {"num_train_epochs": 1, "dataloader_drop_last": False},
     "tiny": {"num_train_epochs": 2, "dataloader_drop_last": False},
@@ -88,7 +89,7 @@ def take_cpu_for_gpu() -> None:
 
 def run(folder: Path, name: str) -> None:
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    kind = "pairs" if name == "dupmae-sop" else "passages"
+    kind = {"dupmae-sop": "pairs", "contrast": "spans"}.get(name, "passages")
     passages: Dataset = load_from_disk(str(folder / kind))
     passages = passages.select(range(PASSAGES.get(name, len(passages))))
     tokenizer = AutoTokenizer.from_pretrained(folder / kind / "model")

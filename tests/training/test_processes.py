@@ -34,8 +34,8 @@ from retromae_hf.training.resuming.training_run import check_processes
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
 RUNNER = process_runs.__file__
-EQUAL = ["retromae", "single-precision", "by-length", "dupmae-sop"]
-WITH_FOUR = ["by-length", "dupmae-sop"]
+EQUAL = ["retromae", "single-precision", "by-length", "dupmae-sop", "contrast"]
+WITH_FOUR = ["by-length", "dupmae-sop", "contrast"]
 PARTS = ("loss", "mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
 
 
@@ -79,7 +79,12 @@ def start_folder(tmp_path_factory, texts, tokenizer, encoder_config) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     documents = Dataset.from_dict({"text": [text[: 40 + 3 * index] for index, text in enumerate(texts[:44])]})
     torch.manual_seed(0)
-    for kind, config in {"passages": {}, "pairs": {"bow_loss_weight": 0.1, "pair_objective": "sop"}}.items():
+    kinds = {
+        "passages": {},
+        "pairs": {"bow_loss_weight": 0.1, "pair_objective": "sop"},
+        "spans": {"pair_objective": "contrast"},
+    }
+    for kind, config in kinds.items():
         tokenize_passages(documents, tokenizer, 32, pairs=kind == "pairs").save_to_disk(folder / kind)
         model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, **config))
         model.save_pretrained(folder / kind / "model")
@@ -111,8 +116,8 @@ PAIRS_OF_RUNS = [*((name, 2) for name in EQUAL), *((name, 4) for name in WITH_FO
 @pytest.mark.parametrize(("name", "world_size"), PAIRS_OF_RUNS)
 def test_the_losses_at_every_step_are_those_of_one_process(runs, name, world_size):
     (alone,), together = noted(runs, name, 1), noted(runs, name, world_size)
-    parts = [part for part in PARTS if part in alone["logs"][0]]
-    assert len(parts) == (5 if name == "dupmae-sop" else 3)
+    parts = [part for part in (*PARTS, "contrast_loss") if part in alone["logs"][0]]
+    assert len(parts) == {"dupmae-sop": 5, "contrast": 4}.get(name, 3)
     for expected, entry in zip(alone["logs"], together[0]["logs"], strict=True):
         for part in parts:
             # Trainer sums its log in float32, whose neighbours lie 1e-6 apart where the loss is about 10.
@@ -173,7 +178,8 @@ def test_every_step_sees_the_same_passages_under_the_same_masks(runs, name, worl
         assert len(rank["batches"]) == len(alone["batches"])
     for step, batch in enumerate(alone["batches"]):
         shares = [rank["batches"][step] for rank in together]
-        assert {len(share) for share in shares} == {process_runs.GLOBAL_BATCH // world_size}
+        rows = process_runs.GLOBAL_BATCH * (2 if name == "contrast" else 1)  # two spans of each passage
+        assert {len(share) for share in shares} == {rows // world_size}
         assert sorted(row for share in shares for row in share) == sorted(batch)
 
 

@@ -30,7 +30,7 @@ from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
 from retromae_hf.commands.export import main as export
 from retromae_hf.commands.pretrain import main as pretrain
-from retromae_hf.data.pydocs import HeldOut, load_held_out_pydocs
+from retromae_hf.data.reading.pydocs import HeldOut, load_held_out_pydocs
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder

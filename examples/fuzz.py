@@ -42,7 +42,7 @@ from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.loading import load_config
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.commands.common import parse, read_recipe
-from retromae_hf.data.text import cut_long
+from retromae_hf.data.reading.text import cut_long
 from retromae_hf.model.errors import check_file_name, in_one_sentence
 from retromae_hf.model.masking import visibility_mask
 from retromae_hf.publishing.model_card import build_card

@@ -23,7 +23,7 @@ HOMES = {
     "export_encoder": "publishing.export",
     "export_sparse_encoder": "publishing.export",
     "extend_positions": "checkpoints.positions",
-    "load_documents": "data.sources",
+    "load_documents": "data.reading.sources",
     "load_reference_checkpoint": "checkpoints.reference",
     "predict_words": "predicted_words",
     "register_backbone": "model.backbones",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data.text import without_surrogates
+from .data.reading.text import without_surrogates
 from .model.backbones import max_text_length
 from .model.errors import RetroMAEError
 from .model.losses import chunk_rows

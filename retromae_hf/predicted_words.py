@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data.text import without_surrogates
+from .data.reading.text import without_surrogates
 from .explanation import printable, written
 from .model.backbones import max_text_length
 from .model.errors import RetroMAEError

@@ -11,7 +11,7 @@ from conftest import ROOT
 from retromae_hf import RetroMAEConfig, RetroMAEPreTrainingOutput
 from retromae_hf.checkpoints.arguments import MODEL_OPTIONS, ModelArguments
 from retromae_hf.commands.main import COMMANDS
-from retromae_hf.data.rows import FILE_KINDS
+from retromae_hf.data.reading.rows import FILE_KINDS
 from retromae_hf.model.backbones import BACKBONES
 from retromae_hf.model.configuration_retromae import DECODINGS, DEFAULT_DECODING, PAIR_OBJECTIVES
 from retromae_hf.publishing import model_card

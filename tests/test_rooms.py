@@ -13,6 +13,7 @@ PACKAGE = ROOT / "retromae_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "model",
+    "data/reading",
     "data",
     "checkpoints",
     "explanation.py",
@@ -101,7 +102,7 @@ def test_no_file_and_no_room_is_too_large_to_be_read():
 SEEN = """
 import retromae_hf.training.health
 from typing import TYPE_CHECKING
-from ..data import text
+from ..data.reading import text
 def later():
     from retromae_hf.studies.benchmark import peak_rss
 if TYPE_CHECKING:
@@ -111,5 +112,5 @@ if TYPE_CHECKING:
 
 def test_every_way_of_importing_is_seen():
     seen = {target for _, targets in imports_of(PACKAGE / "training" / "trainer.py", SEEN) for target in targets}
-    files = ("training/health.py", "data/text.py", "studies/benchmark.py", "training/resuming/saving.py")
+    files = ("training/health.py", "data/reading/text.py", "studies/benchmark.py", "training/resuming/saving.py")
     assert {PACKAGE / file for file in files} <= seen

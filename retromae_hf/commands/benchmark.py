@@ -66,7 +66,7 @@ class BenchmarkArguments:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table and write the results."""
     (args,) = parse("benchmark", "Measure RetroMAE beside plain masked language modelling.", [BenchmarkArguments], argv)
-    from ..data.whole_files import write_json
+    from ..data.reading.whole_files import write_json
     from ..studies.benchmark import Setting
     from ..studies.benchmark_report import conditions, measure, table
 

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     """Explain one passage."""
     (args,) = parse("explain", "Show what a passage's sentence embedding remembers of it.", [ExplainArguments], argv)
     from ..checkpoints.loading import load_checkpoint, load_tokenizer
-    from ..data.sources import load_documents
+    from ..data.reading.sources import load_documents
     from ..explanation import PYTHONS_OWN, as_table, conclusion, explain_embedding, in_colours, other_passages
     from ..model.modeling_retromae import RetroMAEForPreTraining
     from ..predicted_words import predict_words, words_as_table

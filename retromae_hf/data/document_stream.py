@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..model.masking import passage_seeds
 from .passages import DOCUMENT_BITS
-from .rows import (
+from .reading.rows import (
     ERROR,
     NAME_COLUMNS,
     SKIP,
@@ -25,8 +25,8 @@ from .rows import (
     report_broken,
     report_null,
 )
-from .source_files import SourceFiles
-from .sources import check_columns, check_text, find_source, load_hub
+from .reading.source_files import SourceFiles
+from .reading.sources import check_columns, check_text, find_source, load_hub
 
 ROWS_AT_ONCE = 64
 """Rows that are read at once; a reader that goes on from a place starts at one of their firsts."""

@@ -13,7 +13,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from .source_files import is_hidden
+from .reading.source_files import is_hidden
 
 ROWS_AT_ONCE = 1000
 """Rows that are hashed as one, in however many pieces a dataset holds them."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError
 from .fingerprints import fingerprint_of_mapped
-from .text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
+from .reading.text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
 
 logger = logging.getLogger(__name__)

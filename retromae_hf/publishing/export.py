@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.whole_files import write_json
+from ..data.reading.whole_files import write_json
 from ..model.backbones import max_text_length
 from ..model.configuration_retromae import POOLINGS
 from ..model.errors import check_choice

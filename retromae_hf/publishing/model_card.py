@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..data.whole_files import write_json
+from ..data.reading.whole_files import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.embedders import model_fingerprint
 from ..retrieval.evaluation import BM25, HYBRID, SCHEMA

@@ -59,7 +59,7 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerCont
 from transformers.trainer_callback import ExportableState
 from transformers.utils import cached_file
 
-from ..data.whole_files import read_json
+from ..data.reading.whole_files import read_json
 from ..model.errors import RetroMAEError
 from ..model.layout import is_modular
 

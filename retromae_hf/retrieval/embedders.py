@@ -22,8 +22,8 @@ from transformers.utils import cached_file
 from ..checkpoints.loading import is_checkpoint, load_checkpoint, load_tokenizer
 from ..checkpoints.onnx import compute_with_onnx, encoder_folder
 from ..checkpoints.sentence_models import load_sentence_transformer
-from ..data.text import head_of
-from ..data.whole_files import blocks
+from ..data.reading.text import head_of
+from ..data.reading.whole_files import blocks
 from ..model.backbones import max_text_length
 from ..model.errors import RetroMAEError, check_at_least
 from ..model.layout import MODULES, find_file

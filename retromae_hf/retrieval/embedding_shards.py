@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.whole_files import written_aside
+from ..data.reading.whole_files import written_aside
 from ..model.errors import RetroMAEError, in_one_sentence
 from .embedders import process_state
 

@@ -12,8 +12,8 @@ from datasets import Dataset
 from datasets.config import HF_CACHE_HOME
 from torch import Tensor
 
-from ..data.pydocs import PYDOCS
-from ..data.sources import load_documents
+from ..data.reading.pydocs import PYDOCS
+from ..data.reading.sources import load_documents
 from .embedders import Embedder, load_embedder, model_identity
 from .embedding_shards import embed_to_shards
 from .fusion import best_first, reciprocal_rank_fusion

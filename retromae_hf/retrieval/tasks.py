@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..data.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
-from ..data.text import titled, without_surrogates
+from ..data.reading.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
+from ..data.reading.text import titled, without_surrogates
 from ..model.errors import RetroMAEError, check_at_least, check_file_name
 from .measures import MAX_GRADE, check_ids, whole_grade
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..data.pydocs import load_pydocs
+from ..data.reading.pydocs import load_pydocs
 from ..data.tokenizers import train_wordpiece
 from .benchmark import (
     PRETENSE,

@@ -21,7 +21,7 @@ import torch
 from transformers import set_seed
 
 from ..checkpoints.starting_model import load_model_and_tokenizer
-from ..data.whole_files import write_json
+from ..data.reading.whole_files import write_json
 from ..publishing.export import export_encoder
 from ..publishing.record import seconds_of
 from ..retrieval.embedders import load_embedder

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..checkpoints.arguments import ModelArguments
-from ..data.whole_files import write_json
+from ..data.reading.whole_files import write_json
 from ..model.errors import RetroMAEError, check_at_least, check_choice, check_file_name
 from ..training.arguments import (
     DEFAULT_FINETUNING_ARGUMENTS,

@@ -32,8 +32,8 @@ from transformers import TrainingArguments
 from ..checkpoints.arguments import ModelArguments
 from ..checkpoints.hub import loading
 from ..checkpoints.sentence_models import load_sentence_transformer
-from ..data.sources import load_documents
-from ..data.whole_files import folder_written_aside, read_json, vacant, write_json
+from ..data.reading.sources import load_documents
+from ..data.reading.whole_files import folder_written_aside, read_json, vacant, write_json
 from ..model.errors import RetroMAEError
 from ..publishing.before_after import MEASURE, before_after_table, draw_before_after, is_better, verdict
 from ..publishing.card_writer import describe_sentence_transformer

@@ -139,7 +139,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        from ..data.rows import SEPARATORS, check_on_broken_line
+        from ..data.reading.rows import SEPARATORS, check_on_broken_line
         from ..model.configuration_retromae import check_ratio, check_replacement
 
         if isinstance(self.dataset, str):  # as a recipe of `compare` and a caller from Python have it

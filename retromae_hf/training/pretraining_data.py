@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..checkpoints.arguments import ModelArguments
 from ..data.document_stream import DocumentStream
-from ..data.mixtures import mix_documents, sample_documents
 from ..data.passage_stream import PassageStream
 from ..data.passages import tokenize_passages
-from ..data.pydocs import (
+from ..data.reading.mixtures import mix_documents, sample_documents
+from ..data.reading.pydocs import (
     DEV_QUERIES,
     MIN_BODY_WORDS,
     MIN_QUERY_WORDS,
@@ -24,8 +24,8 @@ from ..data.pydocs import (
     hold_out,
     load_held_out_pydocs,
 )
-from ..data.source_files import check_whole
-from ..data.sources import load_documents
+from ..data.reading.source_files import check_whole
+from ..data.reading.sources import load_documents
 from ..data.words import WordSegmenter, chinese_segmenter
 from ..model.configuration_retromae import SEGMENT_OBJECTIVES
 from ..model.errors import RetroMAEError

@@ -16,8 +16,8 @@ from ..data.document_stream import DocumentStream
 from ..data.fingerprints import fingerprint_of_tokenizer
 from ..data.passage_stream import Bookmarks, PassageStream
 from ..data.passages import cut_passages, cutting_options
-from ..data.pydocs import PYDOCS, SEARCHED_BODIES, hold_out
-from ..data.whole_files import read_json, write_json
+from ..data.reading.pydocs import PYDOCS, SEARCHED_BODIES, hold_out
+from ..data.reading.whole_files import read_json, write_json
 from ..data.words import WordSegmenter
 from ..model.configuration_retromae import SEGMENT_OBJECTIVES
 from ..model.errors import RetroMAEError, in_one_sentence

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from retromae_hf import tokenize_passages
 from retromae_hf.data.fingerprints import fingerprint_of_files, fingerprint_of_rows, fingerprint_of_tokenizer
+from retromae_hf.data.reading.whole_files import read_json
 from retromae_hf.data.tokenizers import train_wordpiece
-from retromae_hf.data.whole_files import read_json
 from retromae_hf.training.rows.finetuning_data import shorten
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from retromae_hf import RetroMAEError, load_documents
 from retromae_hf.commands.main import main
 from retromae_hf.data.document_stream import DocumentStream
-from retromae_hf.data.mixtures import mix_documents, sample_documents
+from retromae_hf.data.reading.mixtures import mix_documents, sample_documents
 from retromae_hf.training.arguments import DataArguments
 from retromae_hf.training.pretraining_data import load_text
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from retromae_hf import RetroMAEError
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.data.fingerprints import fingerprint_of_rows
-from retromae_hf.data.text import split_first_sentence
+from retromae_hf.data.reading.text import split_first_sentence
 from retromae_hf.data.words import spans_of_words
 from retromae_hf.training.arguments import DataArguments, FinetuneArguments
 from retromae_hf.training.finetuning_rows import mined_rows, training_rows
@@ -79,7 +79,7 @@ def test_of_pydocs_the_reported_queries_are_never_in_a_pair(documents_held_out, 
 
 @pytest.fixture
 def documents_held_out(texts, monkeypatch):
-    from retromae_hf.data.pydocs import hold_out
+    from retromae_hf.data.reading.pydocs import hold_out
 
     documents = Dataset.from_dict({"name": [f"name{number}" for number in range(len(texts))], "text": texts})
     held_out = hold_out(documents, 10, 50)

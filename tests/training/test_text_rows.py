@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from retromae_hf import RetroMAEError
-from retromae_hf.data.sources import load_rows
+from retromae_hf.data.reading.sources import load_rows
 from retromae_hf.training.rows.columns import role_of
 from retromae_hf.training.rows.finetuning_data import load_training_data
 from retromae_hf.training.rows.text_rows import uniform_rows

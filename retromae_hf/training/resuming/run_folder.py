@@ -18,7 +18,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...data.fingerprints import fingerprint_of_rows
-from ...data.whole_files import read_json, write_json
+from ...data.reading.whole_files import read_json, write_json
 from ...model.errors import RetroMAEError, in_one_sentence
 from .saved_checkpoints import (
     checkpoints,

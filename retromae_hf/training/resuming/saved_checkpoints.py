@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...data.whole_files import checksum, read_json
+from ...data.reading.whole_files import checksum, read_json
 
 logger = logging.getLogger(__name__)
 

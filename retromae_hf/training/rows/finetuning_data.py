@@ -18,11 +18,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...data.fingerprints import fingerprint_of_mapped
-from ...data.pydocs import load_held_out_pydocs
-from ...data.rows import numbered_lines
-from ...data.source_files import WHOLE, check_whole
-from ...data.sources import load_rows
-from ...data.text import head_of
+from ...data.reading.pydocs import load_held_out_pydocs
+from ...data.reading.rows import numbered_lines
+from ...data.reading.source_files import WHOLE, check_whole
+from ...data.reading.sources import load_rows
+from ...data.reading.text import head_of
 from ...model.errors import RetroMAEError, in_one_sentence
 from ...retrieval.tasks import MAX_MISSING_SHARE, load_beir
 from .negatives import drawn_places

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from datasets import Dataset, Features, Value
 
-from ...data.pydocs import MIN_BODY_WORDS, MIN_QUERY_WORDS
-from ...data.sources import check_text
-from ...data.text import split_first_sentence
+from ...data.reading.pydocs import MIN_BODY_WORDS, MIN_QUERY_WORDS
+from ...data.reading.sources import check_text
+from ...data.reading.text import split_first_sentence
 from ...data.words import spans_of_words
 from ...model.errors import RetroMAEError, check_choice
 from ...model.masking import CROPS, draw_indices, passage_seeds

@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from ...data.rows import numbered_lines
-from ...data.text import titled
+from ...data.reading.rows import numbered_lines
+from ...data.reading.text import titled
 from ...model.errors import RetroMAEError, in_one_sentence
 from .columns import Columns, find_columns, role_of
 from .negatives import drawn_places

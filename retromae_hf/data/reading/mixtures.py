@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from ..model.errors import RetroMAEError
-from ..model.masking import passage_seeds
+from ...model.errors import RetroMAEError
+from ...model.masking import passage_seeds
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..model.errors import RetroMAEError, check_choice, in_one_sentence
+from ...model.errors import RetroMAEError, check_choice, in_one_sentence
 from .text import titled, without_surrogates
 
 logger = logging.getLogger(__name__)

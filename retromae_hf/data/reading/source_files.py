@@ -13,7 +13,7 @@ from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate
 from huggingface_hub import DatasetCardData, metadata_load
 
-from ..model.errors import RetroMAEError, check_choice, in_one_sentence
+from ...model.errors import RetroMAEError, check_choice, in_one_sentence
 from .rows import FILE, FILE_KINDS, LINE, kind_of
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
-from ..model.errors import RetroMAEError, check_choice, first_line, in_one_sentence
+from ...model.errors import RetroMAEError, check_choice, first_line, in_one_sentence
 from .cached_rows import DOCUMENT, read_cached
 from .pydocs import load_pydocs
 from .rows import (

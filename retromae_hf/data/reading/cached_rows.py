@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import ArrowBasedBuilder, BuilderConfig, Dataset, DatasetInfo, Features, SplitGenerator, Value
 
-from ..model.errors import RetroMAEError, in_one_sentence
+from ...model.errors import RetroMAEError, in_one_sentence
 from .rows import LINE, ROWS_A_BATCH, Broken, in_batches, kind_of, read_documents, read_rows
 from .source_files import SourceFiles
 from .text import without_surrogates

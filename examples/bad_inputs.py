@@ -494,6 +494,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"bow_source": "sentence"}, "a bag of words is asked for that weighs nothing"),
     ({"bow_loss_weight": 1, "bow_source": "sentence", "final_bow_loss_weight": -1}, "final_bow_loss_weight=-1"),
     ({"pair_objective": 3}, "pair_objective=3"),
+    ({"contrast_loss_weight": -1}, "contrast_loss_weight=-1"),
+    ({"contrast_temperature": 0}, "contrast_temperature=0"),
     ({"encoder_config": 5}, "encoder_config is a int"),
     ({"encoder_config": {}}, "no model_type"),
     ({"encoder_config": {"model_type": "nope"}}, "'nope'"),

@@ -42,6 +42,9 @@ def predict_words(
         text: the passage.
         count: how many.
 
+    Returns:
+        The words, at most `count`.
+
     Raises:
         RetroMAEError: the model was not trained to predict words.
     """

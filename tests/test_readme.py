@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import publish
 import pytest
+import torch
 from conftest import ROOT, write_beir
 from sentence_transformers import SentenceTransformer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from retromae_hf import export_encoder
 from retromae_hf.commands.main import COMMANDS, main
+from retromae_hf.model.backbones import BACKBONES
 from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_beir
 
@@ -28,6 +32,7 @@ TRIED = {
     'AutoModel.from_pretrained("me/my-encoder")': "test_its_examples_of_the_hub_run",
     "AutoModelForPreTraining.from_pretrained(": "test_its_examples_of_the_hub_run",
     "compute_with_onnx(": "test_its_example_of_onnx_runs",
+    "register_backbone(": "test_its_example_of_a_family_runs",
 }
 """What tells a piece of Python from the others, and the test that runs it."""
 
@@ -160,6 +165,33 @@ def test_its_examples_of_the_hub_run(model, tokenizer, tmp_path, monkeypatch):
     export_encoder(model, tokenizer, "me/my-encoder")
     run(example_with('AutoModel.from_pretrained("me/my-encoder")'))
     run(example_with("AutoModelForPreTraining.from_pretrained("))
+
+
+class MeadowConfig(BertConfig):
+    model_type = "meadow"
+
+
+class MeadowForMaskedLM(BertForMaskedLM):
+    config_class = MeadowConfig
+
+    @property
+    def lm_head(self):
+        transform = self.cls.predictions.transform
+        return Namespace(dense=transform.dense, norm=transform.LayerNorm)
+
+
+def test_its_example_of_a_family_runs(encoder_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("retromae_hf.model.backbones.BACKBONES", dict(BACKBONES))
+    AutoConfig.register("meadow", MeadowConfig)
+    AutoModelForMaskedLM.register(MeadowConfig, MeadowForMaskedLM)
+    sizes = {name: value for name, value in encoder_config.to_dict().items() if name != "model_type"}
+    MeadowForMaskedLM(MeadowConfig(**sizes)).save_pretrained("me/meadow-base")
+    model = run(example_with("register_backbone("))["model"]
+    assert isinstance(model.encoder, MeadowForMaskedLM)
+    assert model(torch.tensor([[2, 5, 6, 3]]), labels=torch.tensor([[-100, 5, -100, -100]])).loss > 0
+    CONFIG_MAPPING._extra_content.pop("meadow")
+    AutoModelForMaskedLM._model_mapping._extra_content.pop(MeadowConfig)
 
 
 def test_its_example_of_onnx_runs(model, tokenizer, tmp_path, monkeypatch):

@@ -121,6 +121,13 @@ class ModelArguments:
     contrast_temperature: float | None = field(
         default=None, metadata={"help": "Temperature of its cosines; default: the checkpoint's or 0.05."}
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; "
+            "default: what transformers takes, sdpa as a rule."
+        },
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.tokenizers import train_tokenizer
+from ..model.attention import use_attention
 from ..model.backbones import BACKBONES, backbone_for, fit_to_tokenizer, new_encoder_config
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, in_one_sentence
@@ -43,6 +44,7 @@ def load_model_and_tokenizer(
     if tokenizer.mask_token_id is None:
         raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
     model = _load_model(args, source) if source else _new_model(args, encoder_config, tokenizer, max_length)
+    use_attention(model, args.attn_implementation)
     tokens = max(tokenizer.get_vocab().values()) + 1
     if args.resize_token_embeddings and tokens > model.config.vocab_size:
         model.resize_token_embeddings(tokens)

@@ -50,6 +50,19 @@ class EvaluateArguments:
         metadata={"help": "Documents of a task, always the same: those that are judged and a sample of the others."},
     )
     batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "float32, bfloat16 or float16: half precision takes half the memory, and on a GPU less time."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; "
+            "default: what transformers takes, sdpa as a rule."
+        },
+    )
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the documentation with."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model; have read it before."}
@@ -87,6 +100,8 @@ def main(argv: list[str] | None = None) -> None:
         args.bm25,
         **folders,
         trust_remote_code=args.trust_remote_code,
+        attn_implementation=args.attn_implementation,
+        dtype=args.dtype,
     )
     if results is None:
         return

@@ -22,14 +22,13 @@ from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .backbones import backbone_for
+from .attention import use_attention
 from .bag_of_words import bag_of_words_loss
 from .bookkeeping import divisors, labelled_rows, warn_of_missing_labels, with_bookkeeping
-from .configuration_retromae import POOLINGS, SEGMENT_OBJECTIVES, RetroMAEConfig
+from .configuration_retromae import SEGMENT_OBJECTIVES, RetroMAEConfig
 from .contrast import contrast_logits
 from .decoder import Decoder, PairHead, VisibleRows
 from .errors import RetroMAEError
-from .layout import sentence_settings
 from .losses import grouped_cross_entropy
 from .masking import visibility_mask
 from .pretrained_model import RetroMAEPreTrainedModel, load_encoder
@@ -107,13 +106,16 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **config: Any) -> RetroMAEForPreTraining:
+    def from_encoder(
+        cls, name_or_path: str, attn_implementation: str | None = None, **config: Any
+    ) -> RetroMAEForPreTraining:
         """Start from any masked-LM checkpoint, with a new decoder.
 
         Args:
             name_or_path: a folder or a Hub name that `AutoModelForMaskedLM` loads, from safetensors, or a model of
                 sentence-transformers with such an encoder in it, whose pooling and other settings the model takes. A
                 family without [CLS] is pooled by the mean.
+            attn_implementation: see `use_attention`.
             **config: fields of `RetroMAEConfig`, which go before what the model says.
 
         Returns:
@@ -123,18 +125,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             RetroMAEError: the encoder's family is not known, weights of it are pickled or missing, the checkpoint is
                 itself a RetroMAE checkpoint, or it pools otherwise than by [CLS] or the mean.
         """
-        settings = sentence_settings(name_or_path)
-        pooling = settings.pop("pooling", None)
-        if "pooling" not in config and pooling not in (None, *POOLINGS):
-            raise RetroMAEError(
-                f"{name_or_path} makes its embeddings by {pooling} pooling, which cannot be pretrained; choose "
-                "--pooling cls or --pooling mean, and the embedding becomes that"
-            )
-        encoder, missing = load_encoder(name_or_path)
-        pooling = pooling or backbone_for(encoder.config).pooling
-        fields = {"encoder_config": encoder.config, "pooling": pooling, "sentence_settings": settings}
-        model = cls(RetroMAEConfig(**(fields | config)))
+        encoder, missing, settings = load_encoder(name_or_path, repooled="pooling" in config)
+        model = cls(RetroMAEConfig(**(settings | config)))
         model.encoder = encoder
+        use_attention(model, attn_implementation)
         loaded = {f"encoder.{name}" for name in encoder.state_dict() if name not in missing}
         model.new_parameters = {name for name, _ in model.named_parameters() if name not in loaded}
         return model

@@ -15,10 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from .backbones import backbone_for
-from .configuration_retromae import RetroMAEConfig
+from .configuration_retromae import POOLINGS, RetroMAEConfig
 from .distributed import sharded_by_accelerate
 from .errors import RetroMAEError, in_one_sentence
-from .layout import encoder_place
+from .layout import encoder_place, sentence_settings
 from .losses import linear_cross_entropy, token_accuracy
 from .trust import open_config, safetensors_only
 
@@ -33,6 +33,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: RetroMAEConfig):
@@ -136,24 +137,36 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         return self.backbone.resize_vocabulary(self.encoder, *args, **kwargs)
 
 
-def load_encoder(name_or_path: str) -> tuple[PreTrainedModel, set[str]]:
+def load_encoder(name_or_path: str, repooled: bool = False) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:
     """A masked LM from safetensors, in float32 whatever they hold: half precision loses an optimizer's small steps.
 
     That of a sentence-transformers model is the first encoder in it. A head that the checkpoint does not have is new.
 
+    Args:
+        name_or_path: a folder or a Hub name.
+        repooled: whether somebody says how to pool it, so that its own way does not matter.
+
     Returns:
-        The masked LM, and the names of those of its weights that are new.
+        The masked LM, the names of those of its weights that are new, and the fields of `RetroMAEConfig` that follow.
 
     Raises:
-        RetroMAEError: it is a RetroMAE checkpoint, cannot be told without running code, is pickled, or lacks weights.
+        RetroMAEError: it is a RetroMAE checkpoint, cannot be told without running code, is pickled, lacks weights, or
+            pools otherwise than by [CLS] or the mean.
     """
+    settings = sentence_settings(name_or_path)
+    pooling = settings.pop("pooling", None)
+    if not repooled and pooling not in (None, *POOLINGS):
+        raise RetroMAEError(
+            f"{name_or_path} makes its embeddings by {pooling} pooling, which cannot be pretrained; choose "
+            "--pooling cls or --pooling mean, and the embedding becomes that"
+        )
     place = encoder_place(name_or_path)
     config = open_config(name_or_path, place)
     if isinstance(config, RetroMAEConfig):
         raise RetroMAEError(
             f"{name_or_path} is a RetroMAE checkpoint; continue it with RetroMAEForPreTraining.from_pretrained"
         )
-    backbone_for(config)
+    pooling = pooling or backbone_for(config).pooling
     # The backbones know the classes of transformers alone.
     options = {"config": config, "subfolder": place, "trust_remote_code": False}
     with safetensors_only(name_or_path, place):
@@ -163,7 +176,8 @@ def load_encoder(name_or_path: str) -> tuple[PreTrainedModel, set[str]]:
             encoder, info = AutoModelForMaskedLM.from_pretrained(
                 name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
-    return encoder, info["missing_keys"]
+    fields = {"encoder_config": encoder.config, "pooling": pooling, "sentence_settings": settings}
+    return encoder, info["missing_keys"], fields
 
 
 def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:

@@ -24,8 +24,9 @@ from ..checkpoints.onnx import compute_with_onnx, encoder_folder
 from ..checkpoints.sentence_models import load_sentence_transformer
 from ..data.reading.text import head_of
 from ..data.reading.whole_files import blocks
+from ..model.attention import use_attention
 from ..model.backbones import max_text_length
-from ..model.errors import RetroMAEError, check_at_least
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 from ..model.layout import MODULES, find_file
 from ..model.modeling_retromae import RetroMAEModel
 from ..model.pretrained_model import RetroMAEPreTrainedModel
@@ -33,6 +34,7 @@ from ..model.pretrained_model import RetroMAEPreTrainedModel
 MODEL_FILES = ("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*")
 """Files that make a model's embeddings what they are, and that whoever loads it from the Hub has in the cache."""
 
+DTYPES = ("float32", "bfloat16", "float16")
 
 PIECES = re.compile(r"[^\W_]{1,6}|_|[^\w\s]")
 """What a tokenizer makes a token of, about: some letters and digits, or a sign."""
@@ -121,29 +123,47 @@ def checkpoint_embedder(
 
 
 def load_embedder(
-    name_or_path: str, batch_size: int = 64, progress: bool = True, trust_remote_code: bool = False
+    name_or_path: str,
+    batch_size: int = 64,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    dtype: str = "float32",
 ) -> Embedder:
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
     A plain encoder is pooled at [CLS], as `finetune` does. An ONNX file in an exported encoder's folder stands for that
-    encoder, computed from the file on the CPU. Code that comes with a model runs with `trust_remote_code` alone.
+    encoder, computed from the file on the CPU.
+
+    Args:
+        name_or_path: the model.
+        batch_size: texts a batch.
+        progress: whether to show it.
+        trust_remote_code: whether code that comes with the model may run.
+        attn_implementation: see `use_attention`.
+        dtype: one of `DTYPES`, in which weights are held and embeddings computed.
 
     Raises:
-        RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`, or
-            sentence-transformers is needed and missing.
+        RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`,
+            sentence-transformers is needed and missing, or the last two arguments do not suit the model.
     """
+    check_choice("dtype", dtype, DTYPES)
     check_at_least(1, batch_size=batch_size)
     onnx_file = name_or_path if name_or_path.endswith(".onnx") else None
     if onnx_file is not None:
+        if dtype != "float32" or attn_implementation is not None:
+            raise RetroMAEError(f"{onnx_file} says itself how it computes; leave dtype and attn_implementation out")
         name_or_path = str(encoder_folder(onnx_file))
     if is_checkpoint(name_or_path, trust_remote_code):
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
-        model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device)
+        model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device, getattr(torch, dtype))
+        use_attention(model, attn_implementation)
         return checkpoint_embedder(model, tokenizer, batch_size=batch_size, progress=progress)
     device = "cpu" if onnx_file is not None else str(process_state().device)
     encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
     if onnx_file is not None:
         compute_with_onnx(encoder[0].auto_model, onnx_file)
+    use_attention(encoder.to(getattr(torch, dtype)), attn_implementation)
     if encoder.similarity_fn_name not in ("cosine", "dot"):
         raise RetroMAEError(
             f"{name_or_path} compares by {encoder.similarity_fn_name}; only cosine and dot product can be searched"

@@ -6,6 +6,7 @@ The results, schema 1, are one object for a model:
       "schema": 1,
       "model": "runs/mine/encoder",         as it was named; or "bm25"
       "fingerprint": "5c1e...",             `model_fingerprint`, by which a card knows its results; null for "bm25"
+      "dtype": "float32",                   in which it embeds; null for "bm25"
       "tasks": {
         "scifact": {                        the folder's or the benchmark's name
           "num_queries": 300,               judged ones, which the measures are means over
@@ -36,7 +37,7 @@ The results, schema 1, are one object for a model:
     }
 
 Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing. `hybrid` is
-the joining alone. Files of earlier versions have neither "hybrid" nor "max_documents".
+the joining alone. Files of earlier versions have neither "hybrid" nor "max_documents" nor "dtype".
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def evaluate_model(
     embeddings_dir: str | Path | None = None,
     run_dir: str | Path | None = None,
     trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any] | None:
     """Evaluate a model on tasks; under `accelerate launch` every process has to call it, and they share the embedding.
 
@@ -107,6 +110,8 @@ def evaluate_model(
         run_dir: an existing folder for runs in TREC's format, `<task>-dense.trec`, `<task>-bm25.trec` and
             `<task>-hybrid.trec`.
         trust_remote_code: whether code that comes with the model may run.
+        attn_implementation: see `load_embedder`.
+        dtype: likewise.
 
     Returns:
         The results as the module's docstring describes them in the main process; None in the others.
@@ -131,8 +136,11 @@ def evaluate_model(
             check_trec_ids(task)
     with _folder_for_all(embeddings_dir) as folder:
         if dense:
-            embedder = load_embedder(name_or_path, batch_size, state.is_local_main_process, trust_remote_code)
+            progress = state.is_local_main_process
+            embedder = load_embedder(name_or_path, batch_size, progress, trust_remote_code, attn_implementation, dtype)
             identity = model_identity(name_or_path)
+            if dtype != "float32":
+                identity += f" {dtype}"
             embedded = {
                 task.name: _timed(
                     embed_to_shards, list(task.documents.values()), embedder.documents, identity, folder / task.name
@@ -161,7 +169,8 @@ def evaluate_model(
                     write_trec_run(run, Path(run_dir) / f"{task.name}-{kind}.trec", tag)
             results[task.name] = describe(task, runs, searches.get(task.name), seconds)
     fingerprint = model_fingerprint(name_or_path) if dense else None
-    return {"schema": SCHEMA, "model": name_or_path, "fingerprint": fingerprint, "tasks": results}
+    of_model = {"model": name_or_path, "fingerprint": fingerprint, "dtype": dtype if dense else None}
+    return {"schema": SCHEMA, **of_model, "tasks": results}
 
 
 def describe(

@@ -252,6 +252,13 @@ class FinetuneArguments:
         metadata={"help": "Texts encoded at a time; the batch may be far larger than the memory (GradCache)."},
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew where a run is already."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; "
+            "default: what transformers takes, sdpa as a rule."
+        },
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model; have read it before."}
     )

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import TrainingArguments, set_seed
 
 from ..checkpoints.sentence_models import load_sentence_transformer
+from ..model.attention import use_attention
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
@@ -60,6 +61,7 @@ def starting_encoder(args: FinetuneArguments) -> SentenceTransformer:
     from sentence_transformers.base.modules import Transformer
 
     model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
+    use_attention(model, args.attn_implementation)
     model.similarity_fn_name = args.similarity  # type: ignore[assignment]
     longest = max(args.query_length, args.passage_length)
     for part in model.modules():

@@ -69,8 +69,8 @@ def test_a_perfect_embedder_scores_1_and_collapse_is_not_rewarded(tmp_path):
 
 def test_results_have_the_documented_schema(encoder_folder, zoo):
     results = evaluate_model(encoder_folder, [zoo], bm25=True)
-    assert results.keys() == {"schema", "model", "fingerprint", "tasks"}
-    assert (results["schema"], results["model"]) == (1, encoder_folder)
+    assert results.keys() == {"schema", "model", "fingerprint", "dtype", "tasks"}
+    assert (results["schema"], results["model"], results["dtype"]) == (1, encoder_folder, "float32")
     entry = results["tasks"]["zoo"]
     assert entry["measures"] == pytest.approx(evaluate_embedder(zoo, load_embedder(encoder_folder)))
     assert entry["bm25"]["measures"] == evaluate_bm25(zoo)
@@ -187,6 +187,10 @@ def test_a_second_evaluation_embeds_no_document_again(encoder_folder, zoo, tmp_p
     monkeypatch.setattr("retromae_hf.retrieval.evaluation.load_embedder", noting)
     second = evaluate_model(encoder_folder, [zoo], embeddings_dir=tmp_path)
     assert asked == [40]  # the queries
+    asked.clear()
+    half = evaluate_model(encoder_folder, [zoo], embeddings_dir=tmp_path, dtype="bfloat16")
+    assert half["dtype"] == "bfloat16"
+    assert sum(asked) == 160, "embeddings of another precision are others"
     assert first["tasks"]["zoo"]["measures"] == second["tasks"]["zoo"]["measures"]
 
 

@@ -252,6 +252,39 @@ COMMANDS = [
         f"pretrain {TRAIN} {SMALL} --dataset {{here}}/control.txt",
         "no passage with a token in it",
     ),
+    (
+        "a pickle that is more than tensors",
+        "convert {here}/pickled {here}/safe",
+        "pytorch_model.bin cannot be converted",
+    ),
+    ("nothing to convert", "convert {encoder} {here}/safe", "holds no pytorch_model"),
+    ("a place that is taken", "convert {here}/pickled {encoder}", "exists and is not an empty folder"),
+    (
+        "a decoder that is pickled",
+        f"pretrain {TRAIN} --model_name_or_path {{encoder}} --decoder_from {{here}}/pickled/pytorch_model.bin",
+        "pytorch_model.bin is not a safetensors file",
+    ),
+    (
+        "a file without a decoder",
+        f"pretrain {TRAIN} --model_name_or_path {{encoder}} --decoder_from {{encoder}}/model.safetensors",
+        "holds no decoder of the released RetroMAE code",
+    ),
+    (
+        "a second decoder",
+        f"pretrain {TRAIN} --model_name_or_path {{run}} --decoder_from {{encoder}}/model.safetensors",
+        "has a decoder of its own",
+    ),
+    (
+        "attention that there is not",
+        f"pretrain {TRAIN} --model_name_or_path {{encoder}} --attn_implementation quick",
+        "attn_implementation=quick cannot be used",
+    ),
+    (
+        "attention whose package is missing",
+        f"evaluate --model_name_or_path {{encoder}} {TASK} --attn_implementation flash_attention_3",
+        "attn_implementation=flash_attention_3 cannot be used",
+    ),
+    ("a precision that there is not", f"evaluate --model_name_or_path {{encoder}} {TASK} --dtype int4", "dtype='int4'"),
     ("a folder without text", f"pretrain {TRAIN} --dataset {{here}}/nothing", "{here}/nothing is neither"),
     ("links in a circle", f"pretrain {TRAIN} --dataset {{here}}/circle.txt", "{here}/circle.txt does not exist"),
     (

@@ -37,6 +37,13 @@ class ModelArguments:
             "on with. The learning rate is 1e-4 by default, from a model that was tuned for retrieval 2e-5."
         },
     )
+    decoder_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Safetensors file in the released RetroMAE code's layout (or its successor's), whose decoder comes "
+            "beside the encoder of model_name_or_path; default: a new decoder."
+        },
+    )
     config_name: str | None = field(
         default=None,
         metadata={
@@ -145,6 +152,8 @@ class ModelArguments:
             raise RetroMAEError(
                 "config_name starts from scratch and model_name_or_path from a checkpoint; give one of them"
             )
+        if self.decoder_from is not None and self.model_name_or_path is None:
+            raise RetroMAEError("decoder_from goes with the encoder that it was trained with; give model_name_or_path")
         RetroMAEConfig(**self.model_options())  # for its checks, before any text is read
 
     def model_options(self) -> dict[str, Any]:

@@ -23,6 +23,8 @@ ENCODER_PREFIX, DECODER_PREFIX = "lm.", "c_head."
 _ENCODERS_EMBEDDINGS = "decoder_embeddings."
 _CONSTANTS = (".position_ids", ".token_type_ids")
 
+_CONVERT = "retromae-hf convert IN OUT"
+
 # Modules of the released decoder, a `BertLayer`, and their names in `DecoderLayer`.
 DECODER_MODULES = {
     "attention.self.query": "query",
@@ -84,17 +86,41 @@ def load_reference_checkpoint(
     return model.eval()
 
 
+def load_reference_decoder(model: RetroMAEForPreTraining, path: str) -> None:
+    """Put the decoder of a checkpoint of `load_reference_checkpoint`'s layout beside an encoder that was loaded.
+
+    Args:
+        model: its decoder's weights are overwritten, and are no `new_parameters` any more.
+        path: a .safetensors file, or a folder with a model.safetensors.
+
+    Raises:
+        RetroMAEError: as `load_reference_checkpoint`, or the model's decoder is another.
+    """
+    weights = {name: weight for name, weight in _read(path).items() if name.startswith(DECODER_PREFIX)}
+    if not weights:
+        raise RetroMAEError(f"{path} holds no decoder of the released RetroMAE code, whose weights begin with c_head.")
+    renamed = {_rename(name).removeprefix("decoder."): weight for name, weight in weights.items()}
+    wanted = {name: one.shape for name, one in model.decoder.state_dict().items()} if hasattr(model, "decoder") else {}
+    if wanted != {name: weight.shape for name, weight in renamed.items()}:
+        raise RetroMAEError(
+            f"the decoder in {path} is one layer of the released code, and that of the model has other weights; it "
+            "takes --decoding enhanced or basic, --num_decoder_layers 1 and an encoder of its size"
+        )
+    model.decoder.load_state_dict(renamed)
+    model.new_parameters = {name for name in model.new_parameters if not name.startswith("decoder.")}
+
+
 def _read(source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if isinstance(source, Mapping):
         return source
     path = Path(source)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise RetroMAEError(f"{file} does not exist; convert a pickled checkpoint to safetensors where you trust it")
+        raise RetroMAEError(f"{file} does not exist; a pickled checkpoint takes {_CONVERT} first")
     try:
         return load_file(file)
-    except SafetensorError as error:
-        raise RetroMAEError(f"{file} is not a safetensors file ({error}); convert it where you trust it") from error
+    except (SafetensorError, OSError) as error:
+        raise RetroMAEError(f"{file} is not a safetensors file ({error}); a pickle takes {_CONVERT} first") from error
 
 
 def _rename(name: str) -> str:

@@ -15,6 +15,7 @@ from ..model.modeling_retromae import RetroMAEForPreTraining
 from .arguments import SIZES, ModelArguments
 from .loading import load_checkpoint, load_config, load_tokenizer
 from .positions import extend_positions
+from .reference import load_reference_decoder
 
 MODULES = ("decoding", "num_decoder_layers", "pair_objective")
 """Those of `MODEL_OPTIONS` that decide which weights there are."""
@@ -103,7 +104,9 @@ def _load_model(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
     if not isinstance(config, RetroMAEConfig):
         backbone_for(config)
         with in_one_sentence(f"{source} holds no weights that can be loaded"):
-            return RetroMAEForPreTraining.from_encoder(source, **args.model_options())
+            return _from_encoder(args, source)
+    if args.decoder_from is not None and source == args.model_name_or_path:
+        raise RetroMAEError(f"{source} has a decoder of its own; leave decoder_from out to go on with that")
     model = load_checkpoint(RetroMAEForPreTraining, source)
     for name, value in args.model_options().items():
         trained = getattr(model.config, name)
@@ -112,6 +115,16 @@ def _load_model(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
             raise RetroMAEError(f"{source} was trained with {name}={trained!r}; leave --{name} out to go on with it")
         setattr(model.config, name, value)
     model.config.check_values()
+    return model
+
+
+def _from_encoder(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
+    options = args.model_options()
+    if args.decoder_from is not None and load_config(source).model_type == "xlm-roberta":
+        options.setdefault("decoder_query", "embedded")  # as the successor's decoder takes its queries
+    model = RetroMAEForPreTraining.from_encoder(source, **options)
+    if args.decoder_from is not None:
+        load_reference_decoder(model, args.decoder_from)
     return model
 
 

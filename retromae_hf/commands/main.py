@@ -9,6 +9,7 @@ COMMANDS = {
     "adapt": "adapt an encoder to a text, and measure whether that has paid",
     "pretrain": "pretrain an encoder on a corpus",
     "finetune": "fine-tune an encoder for retrieval",
+    "convert": "write pickled weights as safetensors",
     "export": "turn a training checkpoint into a folder that loads everywhere",
     "evaluate": "measure retrieval on a task",
     "compare": "compare pretraining objectives, as a recipe says",

@@ -9,6 +9,7 @@ configuration is looked at before anything is made of it, which may take all mem
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,7 @@ def open_config(name_or_path: str, place: str = "", trust_remote_code: bool = Fa
 def _pickled(place: str, pickle: str) -> RetroMAEError:
     return RetroMAEError(
         f"{place} holds weights that are no safetensors, and a pickle such as {pickle} is not read, because it can run "
-        "code; where you trust it, load it with the library that wrote it and save it anew, which writes safetensors"
+        f"code; read its tensors alone with: retromae-hf convert {shlex.quote(place)} FOLDER"
     )
 
 

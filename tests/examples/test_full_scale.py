@@ -166,3 +166,11 @@ def test_sentences_become_documents(monkeypatch, tmp_path):
     assert full_scale_data.joined(rows)["text"][:] == ["A fox. A wolf.", "An otter."]
     loaded = load_documents(tmp_path)["text"][:]
     assert sorted(loaded) == sorted(["A fox. A wolf.", "An otter.", "A fox.", "A wolf.", "An otter."])
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples/recipes/long").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_recipes_for_long_texts_are_read(recipe, monkeypatch):
+    (words,) = (line.split()[5:] for line in recipe.read_text().splitlines() if "commands.pretrain" in line)
+    assert (ROOT / words[-1]).samefile(recipe)
+    data, model, run, *_ = parsed("pretrain", [str(recipe), "--use_cpu"], monkeypatch)
+    assert (data.max_length, run.gradient_checkpointing, model.decoding) == (8192, True, "enhanced")

@@ -148,7 +148,8 @@ def show_help(
     short: bool,
 ) -> None:
     """Print the flags in groups and exit; `short` leaves those of libraries out, which take seconds to import."""
-    words = " ".join(["%(prog)s [RECIPE.yaml]", *(name.upper() for name in positionals), "[flags]"])
+    named = [name.upper() for name in positionals]
+    words = " ".join(["%(prog)s", *(["[RECIPE.yaml]", *named, "[flags]"] if classes else named)])
     parser = ArgumentParser(prog=f"retromae-hf {command}", usage=words, description=description, add_help=False)
     for name, told in positionals.items():
         parser.add_argument(name, help=told)

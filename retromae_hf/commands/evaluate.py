@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..retrieval.embedders import process_state
     from ..retrieval.evaluation import evaluate_model
     from ..retrieval.evaluation_table import format_table
-    from ..retrieval.named_tasks import load_tasks
+    from ..retrieval.named_tasks import load_tasks, write_mteb_results
 
     output = None if args.output is None else writable(args.output)
     folders = {
@@ -107,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if output is not None:
         output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        for file in write_mteb_results(results, output.with_name(f"{output.stem}-mteb")):
+            print(f"The result as MTEB writes it: {file}")
     told = "--output FILE keeps the results as JSON." if output is None else f"The results as JSON: {output}"
     print(format_table(results), told, sep="\n\n")
 

@@ -23,6 +23,7 @@ from ..retrieval.evaluation import BM25, HYBRID, SCHEMA
 from ..retrieval.measures import MEASURE_NAMES
 from .card_pictures import draw_pictures, has_curve
 from .card_text import as_text, code
+from .eval_results import write_eval_results
 from .record import RECORD_FILE, public_name
 
 logger = logging.getLogger(__name__)
@@ -320,6 +321,7 @@ def write_card(
         (folder / RESULTS_FILE).unlink(missing_ok=True)
     else:
         write_json(folder / RESULTS_FILE, results)
+    write_eval_results(folder, results)
     if not overwrite and not may_be_replaced(folder):
         logger.warning(
             "%s was not written by retromae-hf, or was edited since, and stays; "

@@ -17,6 +17,9 @@ The results, schema 1, are one object for a model:
             "num_judgments": 0, "queries": [], "documents": []
           },
           "num_queries_in_corpus": 0,       by their ids; unless judged, they are left out of their own hits
+          "benchmark": {                    of a task of MTEB that was not sampled; else null
+            "task": "SciFact", "subset": "default", "split": "test", "dataset": "mteb/scifact", "revision": "..."
+          },
           "search": "exact",                or "faiss"; null for the model "bm25"
           "measures": {"ndcg@10": 0.61, "mrr@10": 0.58, "recall@100": 0.91, "map@100": 0.57},
           "bm25": {                         where it was asked for beside a model
@@ -37,7 +40,7 @@ The results, schema 1, are one object for a model:
     }
 
 Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing. `hybrid` is
-the joining alone. Files of earlier versions have neither "hybrid" nor "max_documents" nor "dtype".
+the joining alone. Files of earlier versions have no "hybrid", "max_documents", "dtype" or "benchmark".
 """
 
 from __future__ import annotations
@@ -185,6 +188,7 @@ def describe(
         "num_unjudged_queries": task.num_unjudged_queries,
         "missing_ids": dataclasses.asdict(task.missing_ids),
         "num_queries_in_corpus": len(task.queries_in_corpus),
+        "benchmark": None if task.benchmark is None else dataclasses.asdict(task.benchmark),
         "search": search,
         "measures": mean_values(first),
     }

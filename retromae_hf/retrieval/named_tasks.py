@@ -6,13 +6,16 @@ those of trec_eval on the texts alone, without the instructions that MTEB puts b
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets.config import HF_CACHE_HOME
 
 from ..model.errors import RetroMAEError, check_file_name, import_extra, in_one_sentence
-from .tasks import RetrievalTask, load_beir, load_task, make_task, sampled
+from .tasks import Benchmark, RetrievalTask, load_beir, load_task, make_task, sampled
 
 BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 
@@ -77,8 +80,8 @@ def _mteb(name: str) -> list[RetrievalTask]:
     task.load_data()
     task.convert_v1_dataset_format_to_v2(None)  # of tasks that load their data in the old way
     split = task.eval_splits[0]
-    return [
-        make_task(
+    made = {
+        subset: make_task(
             name if len(task.dataset) == 1 else f"{name}-{subset}",
             queries={row["id"]: row["text"] for row in data[split]["queries"]},
             documents={row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in data[split]["corpus"]},
@@ -86,7 +89,41 @@ def _mteb(name: str) -> list[RetrievalTask]:
             source=f"mteb:{name}",
         )
         for subset, data in task.dataset.items()
+    }
+    on_hub = task.metadata.dataset
+    return [
+        replace(one, benchmark=Benchmark(name, subset, split, on_hub["path"], on_hub.get("revision")))
+        for subset, one in made.items()
     ]
 
 
 LOADERS: dict[str, Callable[[str], list[RetrievalTask]]] = {"nanobeir": _nanobeir, "beir": _beir, "mteb": _mteb}
+
+
+def write_mteb_results(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write what was measured on tasks of MTEB as its own result files, a file a task; without any nothing is written.
+
+    Args:
+        results: as `evaluation` describes them.
+        folder: where to, made where it does not exist.
+
+    Returns:
+        The files.
+    """
+    scores: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    seconds: dict[str, float] = defaultdict(float)
+    for entry in results["tasks"].values():
+        if (one := entry["benchmark"]) is None:
+            continue
+        measured = {name.replace("@", "_at_"): value for name, value in entry["measures"].items()}
+        main = {"main_score": measured["ndcg_at_10"]}
+        scores[one["task"]].setdefault(one["split"], {})[one["subset"]] = measured | main
+        seconds[one["task"]] += sum(entry["seconds"].values())
+    files = []
+    for name, of_task in scores.items():
+        mteb = import_extra("mteb", "MTEB", "benchmarks")
+        folder.mkdir(parents=True, exist_ok=True)
+        files.append(folder / f"{name}.json")
+        task_result = mteb.TaskResult.from_task_results(mteb.get_task(name), of_task, seconds[name])
+        task_result.to_disk(files[-1])
+    return files

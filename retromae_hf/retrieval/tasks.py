@@ -29,6 +29,25 @@ class MissingIds:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """What MTEB calls a task, and where on the Hub it lies, by which leaderboards know its results.
+
+    Attributes:
+        task: its name.
+        subset: of the dataset; "default" where it has one alone.
+        split: likewise.
+        dataset: the dataset's name on the Hub.
+        revision: the dataset's.
+    """
+
+    task: str
+    subset: str
+    split: str
+    dataset: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
 class RetrievalTask:
     """Judged queries and documents by id, and the grades of the judged pairs."""
 
@@ -39,6 +58,7 @@ class RetrievalTask:
     num_unjudged_queries: int = 0
     missing_ids: MissingIds = field(default_factory=MissingIds)
     max_documents: int | None = None  # of which `sampled` made it
+    benchmark: Benchmark | None = None
 
     @property
     def queries_in_corpus(self) -> set[str]:
@@ -103,6 +123,7 @@ def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
     chosen.update(others[: max(max_documents - len(chosen), 0)])
     return replace(
         task,
+        benchmark=None,
         queries={query: text for query, text in task.queries.items() if query in qrels},
         documents={document: text for document, text in task.documents.items() if document in chosen},
         qrels={query: qrels[query] for query in task.qrels if query in qrels},

@@ -90,6 +90,7 @@ def test_results_have_the_documented_schema(encoder_folder, zoo):
         "num_unjudged_queries": 0,
         "missing_ids": {"num_judgments": 0, "queries": [], "documents": []},
         "num_queries_in_corpus": 0,
+        "benchmark": None,
         "search": "exact",
     }
     assert json.loads(json.dumps(results)) == results

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 from conftest import write_beir
 from datasets import Dataset
+from huggingface_hub import parse_eval_result_entries
 
 from retromae_hf import RetroMAEError
+from retromae_hf.publishing.eval_results import write_eval_results
 from retromae_hf.retrieval.evaluation import evaluate_bm25
-from retromae_hf.retrieval.named_tasks import load_tasks
-from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, load_task, sampled
+from retromae_hf.retrieval.named_tasks import load_tasks, write_mteb_results
+from retromae_hf.retrieval.tasks import Benchmark, RetrievalTask, load_beir, load_task, sampled
 
 
 def test_beir_layout(tmp_path):
@@ -242,13 +246,55 @@ def test_mteb_by_name(monkeypatch, subsets):
         def convert_v1_dataset_format_to_v2(self, num_proc):
             pass
 
+    on_hub = {"path": "mteb/nfcorpus", "revision": "ec0fa4f"}
     mteb = ModuleType("mteb")
-    mteb.get_task = lambda name: Task(eval_splits=["test", "dev"])
+    mteb.get_task = lambda name: Task(eval_splits=["test", "dev"], metadata=SimpleNamespace(dataset=on_hub))
     monkeypatch.setitem(sys.modules, "mteb", mteb)
     tasks = load_tasks(["mteb:NFCorpus"])
     assert [task.name for task in tasks] == (["NFCorpus"] if len(subsets) == 1 else ["NFCorpus-de", "NFCorpus-en"])
     assert tasks[0].documents == {"d1": "Rivers Otters swim.", "d2": "Wolf"}
     assert tasks[0].qrels == {"q": {"d1": 2}}
+    assert [task.benchmark for task in tasks] == [
+        Benchmark("NFCorpus", subset, "test", "mteb/nfcorpus", "ec0fa4f") for subset in subsets
+    ]
+    assert load_tasks(["mteb:NFCorpus"], max_documents=1)[0].benchmark is None, "a sample is another task"
+
+
+def test_results_as_mteb_writes_them(monkeypatch, tmp_path):
+    """Against a stand-in; README says what was tried."""
+    given = {}
+
+    class TaskResult:
+        @classmethod
+        def from_task_results(cls, task, scores, evaluation_time):
+            given[task] = (scores, evaluation_time)
+            return cls()
+
+        def to_disk(self, path):
+            path.write_text("as mteb writes it")
+
+    mteb = ModuleType("mteb")
+    mteb.TaskResult, mteb.get_task = TaskResult, lambda name: name
+    monkeypatch.setitem(sys.modules, "mteb", mteb)
+    entry = {"measures": {"ndcg@10": 0.5, "map@100": 0.25}, "seconds": {"embed": 2.0, "search": 1.0}}
+    benchmarks = [Benchmark("A", "de", "test", "mteb/a", None), Benchmark("A", "en", "test", "mteb/a", "1")]
+    tasks = {f"A-{one.subset}": entry | {"benchmark": asdict(one)} for one in benchmarks}
+    results = {"tasks": tasks | {"pydocs": entry | {"benchmark": None}}}
+    (file,) = write_mteb_results(results, tmp_path / "results-mteb")
+    assert (file.name, file.read_text()) == ("A.json", "as mteb writes it")
+    scores = {"ndcg_at_10": 0.5, "map_at_100": 0.25, "main_score": 0.5}
+    assert given == {"A": ({"test": {"de": scores, "en": scores}}, 6.0)}
+    assert write_mteb_results({"tasks": {"pydocs": entry | {"benchmark": None}}}, tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+    write_eval_results(tmp_path, results)
+    (file,) = (tmp_path / ".eval_results").iterdir()
+    german, english = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert (german.dataset_id, german.task_id, german.value) == ("mteb/a", "A_de_test", 50.0)
+    assert (english.task_id, english.dataset_revision) == ("A_en_test", "1")
+    (file.parent / "others.yaml").write_text("- value: 3")
+    write_eval_results(tmp_path, None)
+    assert [one.name for one in file.parent.iterdir()] == ["others.yaml"]
 
 
 def test_a_task_of_mteb_that_is_not_retrieval(monkeypatch):

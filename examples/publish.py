@@ -165,7 +165,10 @@ def costs(benchmarks: list[dict]) -> str:
         for one in benchmarks[:2]
         for step in one["step"][:1]
     ]
-    return f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling."
+    return (
+        f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling. The authors "
+        "of BoW-DPR (arXiv 2401.11248) found the released code 1.68 times as slow: its loader made the masks in Python."
+    )
 
 
 def recipes_page() -> str:

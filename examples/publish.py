@@ -166,8 +166,9 @@ def costs(benchmarks: list[dict]) -> str:
         for step in one["step"][:1]
     ]
     return (
-        f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling. The authors "
-        "of BoW-DPR (arXiv 2401.11248) found the released code 1.68 times as slow: its loader made the masks in Python."
+        f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling. "
+        "The authors of BoW-DPR (arXiv 2401.11248) found 1.68 times with the released code, whose loader makes the masks "
+        "in Python."
     )
 
 

@@ -167,8 +167,8 @@ def costs(benchmarks: list[dict]) -> str:
     ]
     return (
         f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling. "
-        "The authors of BoW-DPR (arXiv 2401.11248) found 1.68 times with the released code, whose loader makes the masks "
-        "in Python."
+        "The authors of BoW-DPR (arXiv 2401.11248) found 1.68 times with the released code, whose loader makes the "
+        "masks in Python."
     )
 
 

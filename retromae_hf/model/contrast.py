@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .distributed import count_processes, gather_rows
+from .errors import RetroMAEError
 
 
 def contrast_logits(
@@ -25,7 +26,15 @@ def contrast_logits(
     Returns:
         Logits `[2B, N]` in float32 or wider over the N candidates, -inf where a candidate does not count; and the
         partners' columns, int64 `[2B]`.
+
+    Raises:
+        RetroMAEError: there are not two embeddings a document.
     """
+    if len(embeddings) != 2 * len(document_id):
+        raise RetroMAEError(
+            f"{len(embeddings)} rows are not the two spans of {len(document_id)} passages each; let a batch reach the "
+            "model as DataCollatorForRetroMAE makes it, uncut"
+        )
     spans = normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
     documents = document_id.repeat(2)
     partners = torch.arange(len(spans), device=spans.device).roll(-len(document_id))

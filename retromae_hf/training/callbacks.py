@@ -19,6 +19,7 @@ from ..data.collator import DataCollatorForRetroMAE
 from ..model.bookkeeping import labelled_rows
 from ..model.contrast import contrast_logits
 from ..model.distributed import average_over_processes, count_processes, gathered
+from ..model.errors import RetroMAEError
 from ..model.masking import passage_seeds
 from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
@@ -78,6 +79,11 @@ class RetroMAECallback(TrainerCallback):
         self._collator = _collator_of(train_dataloader)
         if self._collator is not None:
             self._collator.check_matches(model.config)
+        if args.n_gpu > 1 and model.config.pair_objective == "contrast":
+            raise RetroMAEError(
+                "several GPUs in one process (DataParallel) part the two spans of a passage; start a process for each, "
+                "with accelerate launch"
+            )
         sampler = _sampler_of(train_dataloader)
         if isinstance(sampler, LengthGroupedSampler):
             # Of the batches of all processes, so that none waits for one with longer passages, and so that the order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEForPreTraining, tokenize_passages
+from retromae_hf import (
+    DataCollatorForRetroMAE,
+    RetroMAECallback,
+    RetroMAEConfig,
+    RetroMAEError,
+    RetroMAEForPreTraining,
+    tokenize_passages,
+)
 from retromae_hf.data.spans import draw_spans
 from retromae_hf.model.contrast import contrast_logits
 
@@ -55,6 +63,14 @@ def test_it_is_what_its_slow_twin_says(document_id, size, temperature, seed):
 def test_passages_of_one_document_alone_say_nothing():
     embeddings = torch.randn(6, 4)
     assert contrast(embeddings, torch.tensor([7, 7, 7]), 0.05) == 0
+
+
+def test_spans_that_were_parted_are_told(model):
+    with pytest.raises(RetroMAEError, match="4 rows are not the two spans of 3 passages each"):
+        contrast(torch.randn(4, 2), torch.arange(3), 0.05)
+    model.config.pair_objective = "contrast"
+    with pytest.raises(RetroMAEError, match="several GPUs in one process"):
+        RetroMAECallback().on_train_begin(SimpleNamespace(n_gpu=2), None, None, model, train_dataloader=None)
 
 
 def test_bfloat16_autocast_does_not_touch_it():

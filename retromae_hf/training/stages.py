@@ -49,7 +49,7 @@ def describe_pretraining(
             **counts,
             max_length=args.max_length,
         ),
-        "objective": objective | masks,
+        "objective": objective | masks | {"attn_implementation": model_args.attn_implementation},
     }
 
 
@@ -67,6 +67,7 @@ def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int)
         "passage_length": min(args.passage_length, max_length),
         "query_prompt": args.query_prompt,
         "passage_prompt": args.passage_prompt,
+        "attn_implementation": args.attn_implementation,
     }
     return {
         "stage": "finetuning",

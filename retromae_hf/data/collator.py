@@ -161,10 +161,11 @@ class DataCollatorForRetroMAE:
                 `token_type_ids`, `word_ids` and `document_id` (int).
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` and, for basic and enhanced decoding, `decoder_input_ids` and
-            `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`, int64 `[B]`, and, where
-            words are masked as a whole, `word_ids`, int32 `[B, L]`; with a pair objective `pair_labels`, int64 `[B]`;
-            where the sentence embedding predicts a bag of words `bow_labels`, int64 `[B, L]`.
+            `input_ids`, `attention_mask` (where there is padding), `labels` and, for basic and enhanced decoding,
+            `decoder_input_ids` and `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`,
+            int64 `[B]`, and, where words are masked as a whole, `word_ids`, int32 `[B, L]`; for NSP and SOP
+            `pair_labels`, int64 `[B]`; where the sentence embedding predicts a bag of words `bow_labels`, int64
+            `[B, L]`.
             `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
             For span contrast the rows are twice as many, the first spans of all passages and then the second ones,
             and `document_id`, int64 `[B]`, tells the passages' documents.
@@ -210,7 +211,8 @@ class DataCollatorForRetroMAE:
             )
         candidates = self._ordinary[input_ids] & real
         word_ids = self._word_ids(rows, input_ids, real)
-        batch["attention_mask"] = real.to(torch.int64)
+        if lengths.min() < size:  # attention is quicker without a mask, and only here it costs nothing to know
+            batch["attention_mask"] = real.to(torch.int64)
         corrupt = partial(
             corrupt_tokens,
             input_ids,

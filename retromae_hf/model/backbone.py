@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -132,7 +133,19 @@ class Backbone:
     ) -> Any:
         """What the encoder without its head returns."""
         segments = self._segments(encoder, token_type_ids)
-        return encoder.base_model(**_named(tokens), attention_mask=attention_mask, **segments, **options)
+        mask = self._mask(encoder, tokens, attention_mask)
+        return encoder.base_model(**_named(tokens), attention_mask=mask, **segments, **options)
+
+    def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+        """The mask `[B, L]` as the encoder's attention asks for it, `[B, 1, L, L]`.
+
+        Of one that is `[B, L]` transformers asks, at each forward pass, whether all of it is 1, and the host waits.
+        """
+        how = encoder.config._attn_implementation
+        if attention_mask is None or how not in ("sdpa", "eager"):  # the others count tokens, or want blocks
+            return attention_mask
+        length = attention_mask.shape[1]
+        return as_asked(attention_mask.bool()[:, None, None], how, encoder.dtype).expand(-1, -1, length, -1)
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
@@ -146,6 +159,13 @@ class Backbone:
         # RoBERTa has the argument but a single type, so that a second segment's would be out of range.
         known = self.token_types and encoder.config.type_vocab_size > 1
         return {"token_type_ids": token_type_ids} if known and token_type_ids is not None else {}
+
+
+def as_asked(visible: Tensor, how: str, dtype: torch.dtype) -> Tensor:
+    """What attention takes to see only what is True: that, or with "eager" what is added to the scores."""
+    if how == "sdpa":
+        return visible
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _named(tokens: Tensor) -> dict[str, Tensor | None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from .backbone import Backbone
+from .backbone import Backbone, as_asked
 from .errors import RetroMAEError
 
 
@@ -147,6 +148,9 @@ class DebertaV2Backbone(Backbone):
         head.bias = nn.Parameter(pad(head.bias.data, (0, rows - len(head.bias))))
         return embeddings
 
+    def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+        return attention_mask  # which its embeddings are multiplied by
+
 
 class CamembertBackbone(RobertaBackbone):
     """CamemBERT (arXiv 1911.03894): RoBERTa in French."""
@@ -170,6 +174,11 @@ class RemBertBackbone(Backbone):
     def embedding_size(self, config: PreTrainedConfig) -> int:
         """See `Backbone`."""
         return config.input_embedding_size
+
+    def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+        if attention_mask is None:  # it makes one itself and then looks into it
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+        return super()._mask(encoder, tokens, attention_mask)
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """See `Backbone`."""
@@ -247,6 +256,19 @@ class ModernBertBackbone(RotaryBackbone):
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """See `Backbone`."""
         return encoder.head(states)
+
+    def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+        """Two masks: that of layers which see as far as the window alone, and that of the others."""
+        how = encoder.config._attn_implementation
+        if attention_mask is None or how not in ("sdpa", "eager"):
+            return attention_mask
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        near = (places[:, None] - places).abs() <= encoder.config.sliding_window
+        real = attention_mask.bool()[:, None, None]
+        return {
+            "full_attention": super()._mask(encoder, tokens, attention_mask),
+            "sliding_attention": as_asked(real & near, how, encoder.dtype),
+        }
 
 
 BACKBONES: dict[str, Backbone] = {

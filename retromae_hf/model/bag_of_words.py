@@ -18,6 +18,7 @@ from .losses import (
     autocast_dtype,
     chunk_rows,
     linear_into,
+    without_autocast,
     zero_gradients,
 )
 from .masking import IGNORE_INDEX
@@ -107,7 +108,7 @@ def pooled_cross_entropy(
     passages, length = features.shape[:2]
     step = min(max(chunk_rows(features) // length, 1), passages)
     products = compute_features.new_empty(step * length, len(weight))  # which every chunk reuses
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         for start in range(0, passages, step):
             chunk = slice(start, start + step)
             rows = compute_features[chunk].flatten(0, 1)

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from .distributed import count_processes, gather_rows
 from .errors import RetroMAEError
+from .losses import without_autocast
 
 
 def contrast_logits(
@@ -44,6 +45,6 @@ def contrast_logits(
         partners = partners + torch.distributed.get_rank() * len(spans)
     of_one_document = documents[:, None] == of_candidates
     hidden = of_one_document.scatter(1, partners[:, None], False)
-    with torch.autocast(spans.device.type, enabled=False):
+    with without_autocast(spans):
         logits = spans @ candidates.T / temperature
     return logits.masked_fill(hidden, float("-inf")), partners

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,15 @@ def chunk_rows(features: Tensor) -> int:
 def autocast_dtype(features: Tensor) -> torch.dtype:
     """The dtype that matrix products of `features` run in: autocast's where it is on, else their own."""
     device = features.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else features.dtype
+
+
+def without_autocast(features: Tensor) -> AbstractContextManager[Any]:
+    """What to compute in the tensors' own dtypes in, on the device of `features`."""
+    device = features.device.type
+    # torch's device "meta" has none.
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class GradientsInForward(torch.autograd.Function):
@@ -111,7 +120,7 @@ def cross_entropies(
     # Every chunk reuses this memory: fresh pages cost about as much as what is written into them.
     products = compute_features.new_empty(rows, len(weight))
     sums = products if compute_dtype == sum_dtype else products.new_empty(products.shape, dtype=sum_dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         for start in range(0, len(labels), rows or 1):
             chunk = slice(start, start + rows)
             target, row_weight = labels[chunk, None], row_weights[chunk, None]

@@ -182,6 +182,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             # In one lookup, because the gradient of each is as large as the whole table.
             words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
             input_ids, decoder_input_ids = words.split(len(input_ids))
+        else:  # of ids some families look whether there is padding, and the host waits
+            input_ids = self.encoder.get_input_embeddings()(input_ids)
         slots, decoder_slots = bookkeeping.get("label_slots"), bookkeeping.get("decoder_label_slots")
         if self.config.decoding == "condenser":  # its head predicts what the encoder has to
             decoder_labels, decoder_slots = labels, slots

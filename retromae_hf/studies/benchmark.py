@@ -176,7 +176,8 @@ def batches_of(
     """One batch for each side; the plain one has the very masks of ours."""
     sides = collators(setting, tokenizer, against)
     batches = {name: dict(side(rows)) for name, side in sides.items()}
-    batches["mlm"] = {name: batches["retromae"][name].long() for name in ("input_ids", "attention_mask", "labels")}
+    names = {"input_ids", "attention_mask", "labels"} & batches["retromae"].keys()
+    batches["mlm"] = {name: batches["retromae"][name].long() for name in names}
     return {
         side: {name: tensor.to(setting.device) for name, tensor in batch.items()} for side, batch in batches.items()
     }

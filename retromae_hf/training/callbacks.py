@@ -257,9 +257,9 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
 
     for batch in batches:
         states, middle_states = model.encode_for_decoder(
-            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+            batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
         )
-        embedding = model.pool(states, batch["attention_mask"])
+        embedding = model.pool(states, batch.get("attention_mask"))
         passages = embedding[: len(batch.get("document_id", embedding))]  # a span's partner is much like it
         if len(passages) > 1:
             note("mean_cosine", mean_cosine(passages))

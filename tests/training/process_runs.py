@@ -60,7 +60,7 @@ class Watch(RetroMAECallback):
     def note(self, module, args, kwargs):
         if not module.training:
             return
-        real = kwargs["attention_mask"].bool()
+        real = kwargs.get("attention_mask", torch.ones_like(kwargs["input_ids"])).bool()
         rows = zip(kwargs["input_ids"], kwargs["labels"], kwargs["visibility_seed"], real, strict=True)
         self.batches.append(
             [[int(seed), ids[mask].tolist(), labels[mask].tolist()] for ids, labels, seed, mask in rows]

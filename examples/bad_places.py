@@ -17,9 +17,9 @@ from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbe
 from transformers import AutoModel, PreTrainedTokenizerBase, set_seed
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining, export_encoder
+from retromae_hf.checkpoints.new_encoders import new_encoder_config
 from retromae_hf.commands.main import main as command
 from retromae_hf.data.tokenizers import train_wordpiece
-from retromae_hf.model.backbones import new_encoder_config
 from retromae_hf.training.resuming.saved_checkpoints import MANIFEST
 
 __all__ = ["CANARY", "AutoModel", "make", "tiny_model", "tokenizer"]

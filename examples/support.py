@@ -32,8 +32,9 @@ from retromae_hf import (
     tokenize_passages,
 )
 from retromae_hf.checkpoints.arguments import ModelArguments
+from retromae_hf.checkpoints.new_encoders import new_encoder_config
 from retromae_hf.data.tokenizers import train_byte_level_bpe
-from retromae_hf.model.backbones import BACKBONES, new_encoder_config
+from retromae_hf.model.backbones import BACKBONES
 from retromae_hf.model.configuration_retromae import SEGMENT_OBJECTIVES
 from retromae_hf.training.arguments import DataArguments
 

@@ -8,12 +8,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.tokenizers import train_tokenizer
 from ..model.attention import use_attention
-from ..model.backbones import BACKBONES, backbone_for, fit_to_tokenizer, new_encoder_config
+from ..model.backbones import BACKBONES, backbone_for
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..model.modeling_retromae import RetroMAEForPreTraining
 from .arguments import SIZES, ModelArguments
 from .loading import load_checkpoint, load_config, load_tokenizer
+from .new_encoders import fit_to_tokenizer, new_encoder_config
 from .positions import extend_positions
 from .reference import load_reference_decoder
 

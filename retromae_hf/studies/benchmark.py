@@ -287,7 +287,9 @@ class _Stopwatch(TrainerCallback):
     def count(self, module: nn.Module, args: Any, batch: dict[str, Tensor]) -> None:
         """A forward pre-hook."""
         self.all += batch["input_ids"].numel()
-        self.real += batch["attention_mask"].sum()  # on a GPU still to be computed, so that nobody waits
+        mask = batch.get("attention_mask")
+        # On a GPU the sum is still to be computed, so that nobody waits.
+        self.real += batch["input_ids"].numel() if mask is None else mask.sum()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start and stop."""

@@ -18,7 +18,7 @@ from retromae_hf.model.masking import IGNORE_INDEX
 
 @pytest.fixture
 def features(tokenizer, texts):
-    return features_of(tokenizer, texts)
+    return features_of(tokenizer, [*texts, "The fox slept."])
 
 
 def collate(tokenizer, features, epoch=0, **kwargs):

@@ -52,7 +52,7 @@ def collate(tokenizer, passages, objective, epoch=0, rows=None, **kwargs):
 def unmasked(batch, row):
     """A passage of the batch as it was before corruption, without padding."""
     ids = torch.where(batch["labels"][row] == IGNORE_INDEX, batch["input_ids"][row], batch["labels"][row])
-    return ids[batch["attention_mask"][row].bool()].tolist()
+    return ids[batch["attention_mask"][row].bool()].tolist() if "attention_mask" in batch else ids.tolist()
 
 
 def test_a_pair_is_two_consecutive_segments_with_their_segment_ids(pairs, tokenizer):

@@ -37,8 +37,8 @@ def test_the_command(tiny, tmp_path, capsys):
         assert row["flops"]["retromae"] > 0
         assert row["seconds"].keys() == row["utilisation"].keys() == {"retromae", "mlm"}
     for row in report["collator"]:
-        # Ids, labels and the mask of encoder and decoder, and an integer a passage.
-        assert row["bytes_per_passage"]["retromae"] == 5 * 4 * row["length"] + 2 * 8
+        # Ids and labels of encoder and decoder, without padding no mask, and two integers a passage.
+        assert row["bytes_per_passage"]["retromae"] == 4 * 4 * row["length"] + 2 * 8
     for row in report["trainer"]:
         assert 0 <= row["padding_share"] < 0.5
         assert row["tokens_per_second"] > 0

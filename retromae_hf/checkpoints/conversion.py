@@ -18,7 +18,7 @@ from .hub import loading
 WEIGHTS = "pytorch_model*.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
 OTHER_FORMATS = ("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "openvino*")
-LEFT_OUT = (*PICKLES, *OTHER_FORMATS, "*.index.json", ".*")
+LEFT_OUT = (*PICKLES, *OTHER_FORMATS, "*.bin.index.json", ".*")
 SAFE = "model.safetensors"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -29,6 +30,11 @@ def hub():
         hub.cut = CUT
         hub.repos["tester/again"] = Repo("tester/again", private=False)
         hub.repos["tester/again"].commit("main", EARLIER)
+        hub.repos["tester/pickled"] = Repo("tester/pickled", private=False)
+        pickled = io.BytesIO()
+        torch.save({"weight": torch.ones(2)}, pickled)
+        of_old = {"pytorch_model.bin": pickled.getvalue(), "config.json": b"{}", "tf_model.h5": b"large"}
+        hub.repos["tester/pickled"].commit("main", of_old)
         yield hub
 
 
@@ -215,6 +221,11 @@ def test_what_cannot_be_loaded_is_told_in_a_sentence(with_the_package, name, sai
     (sentence,) = with_the_package[name]["errors"]
     assert f"{name} holds no model that can be loaded: " in sentence
     assert said in sentence
+
+
+def test_pickled_weights_are_converted_by_name(with_the_package):
+    assert with_the_package["convert"] == {"status": 0, "errors": []}
+    assert with_the_package["converted"] == ["config.json", "model.safetensors"]
 
 
 def test_a_wrong_revision_is_named(with_the_package):

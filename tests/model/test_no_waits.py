@@ -12,8 +12,8 @@ from retromae_hf.model.backbones import BACKBONES
 
 FAMILIES = [family for family in BACKBONES if family in CONFIG_MAPPING]
 CASES = [
-    *((objective, family) for objective in support.RECIPES for family in ("bert", "modernbert")),
-    *((objective, family) for objective in ("retromae", "mlm") for family in FAMILIES),
+    *((objective, "bert") for objective in support.RECIPES),
+    *(("retromae", family) for family in FAMILIES),
 ]
 
 

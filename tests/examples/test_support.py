@@ -10,7 +10,6 @@ from conftest import ROOT
 
 from retromae_hf.model.backbones import BACKBONES
 
-
 PAIRS = dict.fromkeys(
     [
         *((objective, model_type) for objective in support.RECIPES for model_type in ("bert", "modernbert")),

@@ -38,7 +38,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md")))
 RECIPES_PAGE = ROOT / "model_cards/recipes.md"
 BAD_INPUTS = ROOT / "model_cards/bad-inputs.json"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
-COMPARISONS = ("compare-cpu", "compare-cpu-more")
+COMPARISONS = ("compare-cpu", "compare-cpu-more", "compare-objectives")
 TUNED = ("compare-minilm", "compare-minilm-shift")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",

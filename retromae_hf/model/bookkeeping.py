@@ -118,6 +118,8 @@ def counts_of(batch: Mapping[str, Tensor]) -> Tensor:
     labels = batch["labels"]
     # A Condenser's decoder predicts what the encoder has to.
     decoder_labels = batch.get("decoder_labels", labels)
+    if "decoder_rows" in batch:
+        decoder_labels = decoder_labels.take_along_dim(batch["decoder_rows"].to(torch.int64), 1)
     return count_labels([labels, decoder_labels, torch.zeros_like(labels[:, 0])])
 
 

@@ -13,10 +13,13 @@ from torch import Tensor
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (the convention of `torch.nn.functional.cross_entropy`)."""
 
+LONG_PASSAGE = 1024
+"""Tokens up to which a passage's visibility mask is made as a whole."""
+
 # Rows 0, 1, 2 ... of the hash belong to the visibility mask; each other kind of draw has a negative row of its own.
 CHOOSE, ACTION, REPLACEMENT = -1, -2, -3
 DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT = -4, -5, -6
-PAIR, PARTNER, CROPS, SPANS = -7, -8, -9, -10
+PAIR, PARTNER, CROPS, SPANS, ROWS = -7, -8, -9, -10, -11
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
@@ -134,7 +137,7 @@ def visibility_mask(
     ratio: float,
     padded_length: int | None = None,
     word_ids: Tensor | None = None,
-    rows: tuple[int, int] | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """The position-specific attention mask of enhanced decoding (RetroMAE, section 3.3, equation 7).
 
@@ -150,20 +153,39 @@ def visibility_mask(
             for the default waits for the device).
         word_ids: the number of each column's word, int32 `[B, L]` or `[L]`; a row then sees all tokens of a word or
             none of them, except that it never sees its own token.
-        rows: the first row to make and the one behind the last; by default all.
+        rows: the rows to make, integers `[R]`, or `[B, R]` where each passage has its own; by default all.
 
     Returns:
-        bool `[B, L, L]`, True = visible; `[L, L]` where `seed` is an int. Fewer rows where `rows` says so.
+        bool `[B, R, L]`, True = visible; `[R, L]` where `seed` is an int.
     """
     seeds = seed if isinstance(seed, Tensor) else _seed_tensor(int(seed))
     lengths = torch.as_tensor(length, device=seeds.device).reshape(-1, 1, 1)
     if padded_length is None:
         padded_length = int(lengths.max())
     columns = torch.arange(padded_length, dtype=torch.int32, device=seeds.device)
-    row_positions = columns if rows is None else columns[rows[0] : rows[1]]
+    row_positions = (columns if rows is None else rows.to(torch.int32))[..., None]
     words = None if word_ids is None else word_ids.reshape(-1, 1, padded_length).to(torch.int32)
-    visible = is_visible(seeds.reshape(-1, 1, 1), row_positions[:, None], columns[None, :], lengths, ratio, words)
+    visible = is_visible(seeds.reshape(-1, 1, 1), row_positions, columns, lengths, ratio, words)
     return visible if isinstance(seed, Tensor) else visible[0]
+
+
+def draw_rows(candidates: Tensor, seeds: Tensor, ratio: float) -> Tensor:
+    """The decoder's rows that are computed where not all are, each candidate with the probability `ratio`.
+
+    Args:
+        candidates: bool `[B, L]`, True at the tokens that can be rebuilt, of which position 0 is none.
+        seeds: int64 `[B]`, one a passage.
+        ratio: share of the candidates, in (0, 1).
+
+    Returns:
+        int64 `[B, R]`, positions in ascending order; 0 where a passage has fewer than the others.
+    """
+    length = candidates.shape[1]
+    positions = torch.arange(length, dtype=torch.int32, device=candidates.device)
+    drawn = candidates & _below(random_bits(seeds[:, None], ROWS, positions), ratio)
+    most = max(int(drawn.sum(1).max()), 1)
+    rows = torch.where(drawn, positions, length).sort(1).values[:, :most]
+    return rows.masked_fill(rows == length, 0).to(torch.int64)
 
 
 def corrupt_tokens(

@@ -30,11 +30,8 @@ from .contrast import contrast_logits
 from .decoder import Decoder, PairHead, VisibleRows
 from .errors import RetroMAEError
 from .losses import grouped_cross_entropy
-from .masking import visibility_mask
+from .masking import LONG_PASSAGE, visibility_mask
 from .pretrained_model import RetroMAEPreTrainedModel, load_encoder
-
-LONG_PASSAGE = 1024
-"""Tokens up to which a passage's visibility mask is made as a whole."""
 
 
 @dataclass
@@ -142,6 +139,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         decoder_labels: Tensor | None = None,
         visibility_seed: Tensor | None = None,
         decoder_visibility: Tensor | None = None,
+        decoder_rows: Tensor | None = None,
         pair_labels: Tensor | None = None,
         bow_labels: Tensor | None = None,
         document_id: Tensor | None = None,
@@ -162,6 +160,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 by default drawn from torch's generator.
             decoder_visibility: bool `[B, L, L]`, True = row i may see column j; overrides the drawn mask. A row that
                 sees nothing is shown column 0.
+            decoder_rows: integers `[B, R]`, the positions that enhanced decoding rebuilds, 0 where a passage has fewer
+                of them; by default all that have a label. The others are not computed.
             pair_labels: int64 `[B]`, of NSP or SOP: 0 where the second segment follows the first, else 1.
             bow_labels: int64 `[B, L]`, the ordinary tokens that the sentence embedding has to predict as a bag of
                 words, -100 elsewhere, where `bow_source` is "sentence".
@@ -204,6 +204,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
                 attention_mask,
                 visibility_seed,
                 decoder_visibility,
+                decoder_rows,
                 token_type_ids,
                 word_ids,
                 middle_states,
@@ -252,6 +253,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         attention_mask: Tensor | None = None,
         visibility_seed: Tensor | None = None,
         decoder_visibility: Tensor | None = None,
+        decoder_rows: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         word_ids: Tensor | None = None,
         middle_states: Tensor | None = None,
@@ -276,8 +278,12 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             tokens = self._with_own_positions(self.backbone.embed(self.encoder, decoder_input_ids, token_type_ids))
         context = torch.cat([h, tokens[:, 1:]], dim=1)
         if self.config.decoding == "enhanced":
-            queries = self._queries(h, context.shape[1])
-            visible = self._visibility(attention_mask, visibility_seed, decoder_visibility, word_ids, context)
+            queries, rows = self._queries(h, context.shape[1]), torch.arange(1, context.shape[1], device=h.device)
+            if decoder_rows is not None:
+                decoder_labels = decoder_labels.take_along_dim(decoder_rows.to(torch.int64), 1)
+                rows = decoder_rows.to(torch.int64).clamp(min=1)  # position 0 has neither a label nor a query
+                queries = queries.take_along_dim(rows[:, :, None] - 1, 1)
+            visible = self._visibility(rows, attention_mask, visibility_seed, decoder_visibility, word_ids, context)
             return self.decoder(queries, context, visible, decoder_labels, decoder_label_slots)
         real = None if attention_mask is None else attention_mask[:, None].bool()
         return self.decoder(context, None, real, decoder_labels, decoder_label_slots)
@@ -298,24 +304,21 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
 
     def _visibility(
         self,
+        rows: Tensor,
         attention_mask: Tensor | None,
         seed: Tensor | None,
         given: Tensor | None,
         word_ids: Tensor | None,
         context: Tensor,
     ) -> Tensor | VisibleRows:
-        """The mask M of enhanced decoding without its row 0, bool `[B, L - 1, L]` (eq. 7).
-
-        For long passages a function that makes it for some rows.
-        """
+        """What rows `[R]` or `[B, R]` may see, bool `[B, R, L]` (eq. 7); for long passages what makes it by rows."""
         batch, length = context.shape[:2]
         device = context.device
         if given is not None:
             if given.shape != (batch, length, length):
-                raise RetroMAEError(
-                    f"decoder_visibility has shape {list(given.shape)} and needs {[batch, length, length]}"
-                )
-            visible = given[:, 1:].bool()
+                needed = [batch, length, length]
+                raise RetroMAEError(f"decoder_visibility has shape {list(given.shape)} and needs {needed}")
+            visible = given.bool().take_along_dim(rows.expand(batch, -1)[:, :, None], 1)
             sees_nothing = ~visible.any(dim=2, keepdim=True)
             return visible | (sees_nothing & (torch.arange(length, device=device) == 0))
         if seed is None:
@@ -324,8 +327,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         lengths = torch.full((batch,), length, device=device) if attention_mask is None else attention_mask.sum(1)
         ratio = self.config.decoder_mask_ratio
         if length <= LONG_PASSAGE:
-            return visibility_mask(seed, lengths, ratio, length, word_ids, (1, length))
-        return lambda start, stop: visibility_mask(seed, lengths, ratio, length, word_ids, (start + 1, stop + 1))
+            return visibility_mask(seed, lengths, ratio, length, word_ids, rows)
+        return lambda start, stop: visibility_mask(seed, lengths, ratio, length, word_ids, rows[..., start:stop])
 
     def _token_losses(
         self, predicted: dict[str, tuple[Tensor, Tensor]], counts: dict[str, Tensor]

@@ -99,6 +99,10 @@ class DataArguments:
         default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
     )
     encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
+    decoder_label_ratio: float = field(
+        default=1.0,
+        metadata={"help": "Share of the tokens that enhanced decoding rebuilds, a fresh sample; the paper has all."},
+    )
     mask_replace_prob: float = field(default=0.8, metadata={"help": "Share of the masked tokens that become [MASK]."})
     random_replace_prob: float = field(
         default=0.1, metadata={"help": "Share of the masked tokens that become a random token; the others stay."}
@@ -181,6 +185,7 @@ class DataArguments:
         """The arguments of `DataCollatorForRetroMAE` among these."""
         names = (
             "encoder_mask_ratio",
+            "decoder_label_ratio",
             "mask_replace_prob",
             "random_replace_prob",
             "static_masking",

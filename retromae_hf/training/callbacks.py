@@ -33,6 +33,7 @@ DECODER_INPUTS = (
     "decoder_labels",
     "attention_mask",
     "visibility_seed",
+    "decoder_rows",
     "token_type_ids",
     "word_ids",
     "decoder_label_slots",

@@ -37,6 +37,7 @@ from ..training.resuming.saved_checkpoints import checkpoints, last_complete_che
 from .baselines import average, train_baseline
 from .comparison_recipe import ENCODERS, UNTRAINED, Comparison, keep_recipe
 from .comparison_report import MEASURES, RESULT, STAGES, summarise
+from .equal_seconds import plan_steps
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def _compare(comparison: Comparison) -> dict[str, Any]:
     tasks = {task.name: task for task in load_tasks(comparison.tasks, max_documents=comparison.max_documents)}
     cells = list(all_cells(comparison))
     with suited_attention(data.max_length):
+        plan_steps(comparison)
         for number, (objective, seed) in enumerate(cells, start=1):
             folder = comparison.cell(objective, seed)
             if is_measured(folder, tasks):
@@ -117,7 +119,7 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
     for model in ENCODERS.values():
         shutil.rmtree(folder / model, ignore_errors=True)  # of a cell that was cut off
     encoder = folder / ENCODERS["zero_shot"]
-    result: dict[str, Any] = {"objective": objective, "seed": seed, "seconds": 0.0, "tokens": 0, "logs": []}
+    result: dict[str, Any] = {"objective": objective, "seed": seed, "seconds": 0.0, "steps": 0, "tokens": 0, "logs": []}
     changes = comparison.objectives.get(objective, {})
     baseline, start = changes.get("baseline"), comparison.cell(changes.get("start", UNTRAINED), seed) / encoder.name
     if objective == UNTRAINED:
@@ -135,6 +137,7 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
         export_encoder(trainer.model, trainer.processing_class, encoder, source=str(folder / "checkpoint"))
         result |= {
             "seconds": seconds_of(trainer.state),
+            "steps": trainer.state.global_step,
             "tokens": trainer.state.num_input_tokens_seen,
             "logs": trainer.state.log_history,
         }

@@ -21,7 +21,7 @@ from ..training.arguments import (
 from .baselines import BASELINES
 from .field_types import check_types
 
-SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning", "max_documents")
+SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning", "max_documents", "max_seconds")
 """What all cells of a folder have in common, beside what their objectives change."""
 OWN = ("start", "baseline", "finetuning")
 """What an objective says that is no argument of `retromae-hf pretrain`."""
@@ -48,6 +48,7 @@ class Comparison:
             objective's encoder of the same seed; `finetuning: {...}` changes arguments of its fine-tuning; `baseline:`
             names one of `BASELINES` instead of our pretraining.
         reference: the objective that the others are tested against, or `untrained`.
+        max_seconds: of each objective's pretraining, in place of `max_steps`; see `equal_seconds.plan_steps`.
         max_documents: of each task, see `retrieval.tasks.sampled`; None for all.
     """
 
@@ -61,8 +62,10 @@ class Comparison:
     objectives: dict[str, dict[str, Any]]
     reference: str = "mlm"
     max_documents: int | None = None
+    max_seconds: float | None = None
     output_dir: str = "runs/compare"
     folder: Path = field(init=False)
+    steps: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -71,6 +74,8 @@ class Comparison:
         check_at_least(1, max_documents=self.max_documents)
         check_at_least(1, seeds=len(self.seeds), tasks=len(self.tasks), objectives=len(self.objectives))
         check_choice("reference", self.reference, (UNTRAINED, *self.objectives))
+        if self.max_seconds is not None:
+            self._check_seconds(self.max_seconds)
         known: list[str] = []
         for name, changes in self.objectives.items():
             start, baseline = changes.get("start"), changes.get("baseline")
@@ -85,11 +90,21 @@ class Comparison:
             self.arguments(name, self.seeds[0])
             self.finetuning_arguments(name, self.seeds[0])
 
+    def _check_seconds(self, seconds: float) -> None:
+        """Raise `RetroMAEError` where `max_seconds` cannot decide alone how long each objective trains."""
+        if not seconds > 0:
+            raise RetroMAEError(f"max_seconds={seconds} must be above 0")
+        for where, told in {"pretraining": self.pretraining, **self.objectives}.items():
+            if both := {"max_steps", "num_train_epochs", "start", "baseline"} & told.keys():
+                raise RetroMAEError(f"{where}: {', '.join(sorted(both))} cannot be told beside max_seconds")
+
     def arguments(self, objective: str, seed: int) -> tuple[DataArguments, ModelArguments, TrainingArguments]:
         """The arguments that `pretrain` takes for a cell."""
         told = self.objectives.get(objective, {})
         changes = {name: value for name, value in told.items() if name not in OWN}
         values = {**DEFAULT_TRAINING_ARGUMENTS, **self.model, **self.pretraining, **changes}
+        if objective in self.steps:
+            values["max_steps"] = self.steps[objective]
         values |= {
             "dataset": [self.dataset],
             "output_dir": str(self.cell(objective, seed) / "checkpoint"),

@@ -49,6 +49,7 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
         objective: {
             "seconds": statistics.fmean(result["seconds"] for result in results),
             "finetuning_seconds": statistics.fmean(result["finetuning_seconds"] for result in results),
+            "steps": statistics.fmean(result.get("steps", 0) for result in results),
             "tokens": statistics.fmean(result["tokens"] for result in results),
             "logs": results[0]["logs"],
             **{
@@ -95,21 +96,28 @@ def title_of(objective: str, recipe: dict[str, Any]) -> str:
 def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
     """A row an objective: the measure zero-shot and fine-tuned, the seconds of both trainings, and tokens.
 
-    Where an objective differs from the reference by more than chance in the paired test, a star says so.
+    Where an objective differs from the reference by more than chance in the paired test, a star says so. Where all were
+    given the same seconds, a column tells the steps that these were enough for.
     """
     name, _, depth = measure.partition("@")
     shown = f"{ {'mrr': 'MRR', 'ndcg': 'nDCG', 'recall': 'Recall'}[name] }@{depth}"
-    lines = [
-        f"| objective | {' | '.join(f'{title} {shown}' for title in TITLES.values())} | seconds | million tokens |",
-        "|---|---:|---:|---:|---:|",
+    equal_seconds = report["recipe"].get("max_seconds") is not None
+    columns = [
+        "objective",
+        *(f"{title} {shown}" for title in TITLES.values()),
+        *(["steps"] if equal_seconds else []),
+        "seconds",
+        "million tokens",
     ]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for objective, row in report["objectives"].items():
         cells = [cell(row[stage][task][measure]) for stage in STAGES]
         # Those of fine-tuning were not always measured.
         seconds = " + ".join(f"{row[name]:,.0f}" for name in ("seconds", "finetuning_seconds") if name in row)
         title = title_of(objective, report["recipe"])
+        cells += [f"{row['steps']:,.0f}"] if equal_seconds else []
         lines.append(f"| {title} | {' | '.join(cells)} | {seconds} | {row['tokens'] / 1e6:.1f} |")
-    lines.append(f"| BM25 | {report['tasks'][task]['bm25'][measure]:.3f} | | | |")
+    lines.append(f"| BM25 | {report['tasks'][task]['bm25'][measure]:.3f} |{' |' * (len(columns) - 2)}")
     return "\n".join(lines)
 
 
@@ -142,8 +150,8 @@ def conditions(report: dict[str, Any], task: str) -> str:
         f"{title_of(recipe['reference'], recipe)} with p < {SIGNIFICANT} (paired randomisation test over the queries, "
         "two-sided). "
         f"{'' if start is None else f'All start from {public_name(start)}. '}Every objective: "
-        f"{_extent(training)} of {training['per_device_train_batch_size']} passages of at most "
-        f"{training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; fine-tuned: "
+        f"{_extent(training, recipe.get('max_seconds'))} of {training['per_device_train_batch_size']} passages of at "
+        f"most {training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; fine-tuned: "
         f"{_extent(tuning)} of {tuning['per_device_train_batch_size']} pairs, learning rate "
         f"{float(tuning['learning_rate']):g}. {machine['device']}, {threads}, torch {machine['torch']}."
     )
@@ -154,8 +162,10 @@ def _over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     return {one.name: one.default for cls in (DataArguments, TrainingArguments) for one in fields(cls)} | settings
 
 
-def _extent(settings: dict[str, Any]) -> str:
+def _extent(settings: dict[str, Any], max_seconds: float | None = None) -> str:
     """How long a stage trains."""
+    if max_seconds is not None:
+        return f"the steps that take {max_seconds:g} seconds, by the speed of trials in turns,"
     steps = int(settings["max_steps"])
     return f"{steps:,} steps" if steps > 0 else f"{float(settings['num_train_epochs']):g} epochs in steps"
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -263,3 +264,49 @@ def test_our_own_recipes_are_accepted(name):
     for part in ("pretraining", "finetuning"):
         recipe[part]["use_cpu"] = True  # where these tests run
     module.Comparison(**recipe)
+
+
+def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe, tmp_path, capsys, monkeypatch):
+    speeds = {"mlm": [0.5, 9.0, 0.4], "retromae": [1.0, 0.8, 1.0], "sparse": [0.6, 0.7, 0.6]}
+    trials = []
+
+    def seconds_of(state):
+        name = list(speeds)[len(trials) % len(speeds)]
+        trials.append(name)
+        return 10 * speeds[name][(len(trials) - 1) // len(speeds)]
+
+    monkeypatch.setattr("retromae_hf.studies.equal_seconds.pretrain", lambda *args: SimpleNamespace(state=args))
+    monkeypatch.setattr("retromae_hf.studies.equal_seconds.seconds_of", seconds_of)
+    del recipe["pretraining"]["max_steps"]
+    recipe |= {"seeds": [0], "max_seconds": 3}
+    recipe["objectives"] = {"mlm": {"decoding": "none"}, "retromae": {}, "sparse": {"decoder_label_ratio": 0.5}}
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    told = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {name: row["steps"] for name, row in report["objectives"].items()} == {
+        "untrained": 0,
+        "mlm": 6,  # the median of the turns, so that one which was held up does not count
+        "retromae": 3,
+        "sparse": 5,
+    }
+    assert trials == 3 * list(speeds)
+    assert "| steps | seconds |" in told
+    assert "the steps that take 3 seconds" in told
+    assert table(report, "beir") in told
+    # The plan is kept.
+    assert main(["compare", write(recipe, tmp_path)]) == 0
+    assert len(trials) == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "pretraining: max_steps cannot be told beside max_seconds"),
+        ({"pretraining": {}}, "mlm-retromae: max_steps, start cannot be told beside max_seconds"),
+        ({"pretraining": {}, "max_seconds": 0}, "max_seconds=0 must be above 0"),
+    ],
+)
+def test_seconds_are_not_mixed_with_steps(recipe, tmp_path, capsys, changes, message):
+    recipe["objectives"] = {name: recipe["objectives"][name] for name in ("mlm", "mlm-retromae")}
+    assert main(["compare", write(recipe | {"max_seconds": 5} | changes, tmp_path)]) == 2
+    assert message in capsys.readouterr().err

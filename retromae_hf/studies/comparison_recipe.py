@@ -93,7 +93,7 @@ class Comparison:
     def _check_seconds(self, seconds: float) -> None:
         """Raise `RetroMAEError` where `max_seconds` cannot decide alone how long each objective trains."""
         if not seconds > 0:
-            raise RetroMAEError(f"max_seconds={seconds} must be above 0")
+            raise RetroMAEError(f"max_seconds={seconds:g} must be above 0")
         for where, told in {"pretraining": self.pretraining, **self.objectives}.items():
             if both := {"max_steps", "num_train_epochs", "start", "baseline"} & told.keys():
                 raise RetroMAEError(f"{where}: {', '.join(sorted(both))} cannot be told beside max_seconds")

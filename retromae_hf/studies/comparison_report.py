@@ -151,8 +151,8 @@ def conditions(report: dict[str, Any], task: str) -> str:
         "two-sided). "
         f"{'' if start is None else f'All start from {public_name(start)}. '}Every objective: "
         f"{_extent(training, recipe.get('max_seconds'))} of {training['per_device_train_batch_size']} passages of at "
-        f"most {training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; fine-tuned: "
-        f"{_extent(tuning)} of {tuning['per_device_train_batch_size']} pairs, learning rate "
+        f"most {training['max_length']} tokens, learning rate {float(training['learning_rate']):g}{continued}; "
+        f"fine-tuned: {_extent(tuning)} of {tuning['per_device_train_batch_size']} pairs, learning rate "
         f"{float(tuning['learning_rate']):g}. {machine['device']}, {threads}, torch {machine['torch']}."
     )
 

@@ -10,6 +10,8 @@ from ..model.errors import RetroMAEError, check_at_least, check_choice
 from .common import command, parse, writable
 
 PARTS = ("collator", "step", "memory", "trainer")
+PROFILE = "profile"
+"""What is measured only where it is asked for."""
 
 
 @dataclass
@@ -26,7 +28,8 @@ class BenchmarkArguments:
         default=0.1, metadata={"help": "Dropout of both; 0 lets attention run without its weights in memory."}
     )
     parts: list[str] = field(
-        default_factory=lambda: list(PARTS), metadata={"help": f"What to measure: {', '.join(PARTS)}."}
+        default_factory=lambda: list(PARTS),
+        metadata={"help": f"What to measure: {', '.join(PARTS)}, or {PROFILE}: where a step's time goes on a CPU."},
     )
     device: str | None = field(default=None, metadata={"help": "cpu or cuda; default: cuda where there is one."})
     dtype: str | None = field(
@@ -44,9 +47,10 @@ class BenchmarkArguments:
         from ..studies.benchmark import PRETENSE, SHAPES, import_pretense
 
         check_choice("shape", self.shape, SHAPES)
-        if unknown := set(self.parts) - set(PARTS):
+        known = (*PARTS, PROFILE)
+        if unknown := set(self.parts) - set(known):
             raise RetroMAEError(
-                f"parts has unknown entries, {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}"
+                f"parts has unknown entries, {', '.join(sorted(unknown))}; there are {', '.join(known)}"
             )
         if self.against not in (None, PRETENSE):
             raise RetroMAEError(f"against={self.against!r} is unknown; it can be {PRETENSE}")
@@ -55,6 +59,8 @@ class BenchmarkArguments:
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
             raise RetroMAEError(f"device={self.device!r} is not to be had here; use cpu, or cuda where there is one")
+        if PROFILE in self.parts and (self.device == "cuda" or self.compile):
+            raise RetroMAEError("the profile is of a plain step on a CPU; give --device cpu, without --compile")
         self.dtype = self.dtype or ("bfloat16" if self.device == "cuda" else "float32")
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_at_least(1, rounds=self.rounds, tokens_per_batch=self.tokens_per_batch)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, Sequence, Value
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError
@@ -129,7 +130,7 @@ class Frame:
         """A passage's ids; where it is no pair, `second` is empty."""
         return [*self.prefix, *first, *self.middle, *second, *self.suffix]
 
-    def token_types(self, first: list[int], second: list[int]) -> list[int]:
+    def token_types(self, first: Sized, second: Sized) -> list[int]:
         """BERT's segment ids: 0 up to the separator behind the first segment, 1 from there on."""
         return [0] * (len(self.prefix) + len(first) + len(self.middle)) + [1] * (len(second) + len(self.suffix))
 
@@ -200,14 +201,15 @@ def cut_passages(
     rows |= {"token_type_ids": []} if pairs else {}
     rows |= {"word_ids": []} if words else {}
     for index, (tokens, lengths, starts) in zip(indices, _tokenize_documents(texts, tokenizer, words), strict=True):
-        targets = _targets(room, short_seq_prob, random.Random(f"{seed} {index}"))
+        targets = _targets(room, short_seq_prob, f"{seed} {index}")
         segments = list(_pack(lengths, room, targets))
         spans = (
             _pair_up(segments, list(accumulate(lengths))) if pairs else [(start, end, end) for start, end in segments]
         )
         for place, (start, middle, end) in enumerate(spans):
-            first, second = tokens[start:middle].tolist(), tokens[middle:end].tolist()
-            rows["input_ids"].append(np.array(frame.tokens(first, second), dtype=np.int32))
+            first, second = tokens[start:middle], tokens[middle:end]
+            parts = (frame.prefix, first, frame.middle, second, frame.suffix)
+            rows["input_ids"].append(np.concatenate(parts, dtype=np.int32, casting="unsafe"))
             rows["length"].append(len(rows["input_ids"][-1]))
             rows["passage_id"].append(index * _MAX_PASSAGES + place)
             rows["document_id"].append(index)
@@ -233,16 +235,14 @@ def _tokenize_documents(
         lengths: list[int] = []
         starts: list[bool] = []
         for piece in cut_long(text):
-            ids, offsets = next(encoded)
-            tokens.append(np.array(ids, dtype=np.int32))
-            lengths += _tokens_of_sentences(piece, offsets)
-            starts += _word_starts(piece, ids, offsets, *words) if words else []
+            encoding = next(encoded)
+            tokens.append(np.array(encoding.ids, dtype=np.int32))
+            lengths += _tokens_of_sentences(piece, encoding)
+            starts += _word_starts(piece, encoding, *words) if words else []
         yield np.concatenate(tokens), lengths, starts
 
 
-def _encode(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoding]:
     """The tokens of each text, and where they stand in it."""
     for group in in_groups(texts, LONGEST_PIECE):
         encoded = tokenizer(
@@ -250,26 +250,33 @@ def _encode(
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            return_offsets_mapping=True,
             verbose=False,
         )
-        yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        yield from encoded.encodings
         del encoded  # before the next group's is made, for it is what takes the memory
 
 
-def _tokens_of_sentences(text: str, offsets: list[tuple[int, int]]) -> list[int]:
-    """How many tokens each sentence of a text has; a token belongs to the sentence of its last character."""
+def _tokens_of_sentences(text: str, encoding: Encoding) -> list[int]:
+    """How many tokens each sentence of a text has; one across a boundary belongs to the sentence behind it.
+
+    Only the boundaries are looked up, since a list of all tokens' places takes longer to make than the tokens.
+    """
     ends = list(accumulate(map(len, cut_sentences(text))))
-    lasts = [max(end - 1, start) for start, end in offsets]
-    sentences = np.maximum.accumulate(np.searchsorted(ends, lasts, side="right"))
-    return np.bincount(sentences, minlength=len(ends)).tolist()
+    firsts = [0]
+    for end, last in pairwise(ends):
+        # Some characters have no token, such as spaces and what a normaliser leaves out.
+        tokens = (encoding.char_to_token(place) for place in range(end, last))
+        firsts.append(max(next((token for token in tokens if token is not None), 0), firsts[-1]))
+    return [end - start for start, end in pairwise([*firsts, len(encoding)])]
 
 
-def _targets(room: int, short_seq_prob: float, generator: random.Random) -> Iterator[int]:
+def _targets(room: int, short_seq_prob: float, seed: str) -> Iterator[int]:
     """The length that each passage of a document aims at, without end."""
+    if short_seq_prob == 0:
+        yield from repeat(room)
+    generator = random.Random(seed)
     while True:
-        short = short_seq_prob > 0 and generator.random() < short_seq_prob
-        yield generator.randint(min(3, room), room) if short else room
+        yield generator.randint(min(3, room), room) if generator.random() < short_seq_prob else room
 
 
 def _pack(lengths: Iterable[int], room: int, targets: Iterator[int]) -> Iterator[tuple[int, int]]:
@@ -301,15 +308,13 @@ def _pair_up(segments: list[tuple[int, int]], sentence_ends: list[int]) -> list[
     return [(start, middle, end) for (start, _), (middle, end) in zip(segments[::2], segments[1::2], strict=False)]
 
 
-def _word_starts(
-    text: str, tokens: list[int], offsets: list[tuple[int, int]], table: torch.Tensor, segmenter: WordSegmenter
-) -> list[bool]:
+def _word_starts(text: str, encoding: Encoding, table: torch.Tensor, segmenter: WordSegmenter) -> list[bool]:
     """Which of a document's tokens begin a word: what the vocabulary tells, less what goes on a Chinese word."""
-    if not tokens:
+    if not encoding.ids:
         return []
-    starts = word_starts(table, torch.tensor(tokens)).tolist()
+    starts = word_starts(table, torch.tensor(encoding.ids)).tolist()
     boundaries = {0, *accumulate(map(len, segmenter(text)))}
-    for place, ((_, before), (here, _)) in enumerate(pairwise(offsets), start=1):
+    for place, ((_, before), (here, _)) in enumerate(pairwise(encoding.offsets), start=1):
         # Neighbours, both Chinese, and the segmenter sees no boundary between them.
         if before == here and here not in boundaries and all(map(is_han, text[here - 1 : here + 1])):
             starts[place] = False

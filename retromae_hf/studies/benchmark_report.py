@@ -25,6 +25,7 @@ from .benchmark import (
     measure_trainer,
     new_tokenizer,
 )
+from .step_profile import measure_profile
 
 TRAINER_TEXTS = 3000
 
@@ -34,7 +35,7 @@ def measure(setting: Setting, parts: list[str], lengths: list[int], against: str
 
     Args:
         setting: what the measurements share.
-        parts: what to measure: collator, step, memory, trainer.
+        parts: what to measure: collator, step, memory, trainer, profile.
         lengths: tokens a passage.
         against: a third side, or None.
     """
@@ -63,6 +64,8 @@ def measure(setting: Setting, parts: list[str], lengths: list[int], against: str
             report["step"].append(measure_steps(setting, tokenizer, length, against, matmul_rate))
         if "memory" in parts:
             report["memory"].append(measure_memory(setting, length))
+        if "profile" in parts:
+            report["profile"].append(measure_profile(setting, length))
         if "trainer" in parts:
             report["trainer"].append(measure_trainer(setting, texts, words, length, matmul_rate))
     return report
@@ -102,6 +105,14 @@ def table(report: dict[str, Any]) -> str:
         add("step, share of the matrix product's rate", row, "utilisation", digits=2)
     for row in report.get("memory", []):
         add("peak memory of a step, MB", row, "peak_bytes", scale=2**20)
+    for row in report.get("profile", []):
+        ours, theirs = (row["seconds_by_part"][side] for side in SIDES)
+        for part in [*ours, "all"]:
+            cells = [sum(side.values()) if part == "all" else side.get(part) for side in (ours, theirs)]
+            shown = ["" if seconds is None else f"{seconds:,.3f}" for seconds in cells]
+            ratio = "" if None in cells else f"{cells[0] / cells[1]:.2f}"
+            blank = " |" * (len(sides) - 2)
+            lines.append(f"| {part}, seconds a step | {row['length']} | {' | '.join(shown)} |{blank} {ratio} |")
     for row in report.get("trainer", []):
         blank = " |" * (len(sides) - 1)
         lines.append(f"| `Trainer`, tokens a second | {row['length']} | {row['tokens_per_second']:,.0f} |{blank} |")

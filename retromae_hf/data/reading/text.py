@@ -9,7 +9,7 @@ from itertools import pairwise
 # A sentence ends at . ! ? before white space, unless a lower-case letter follows (an abbreviation, as a rule) or the
 # full stop closes a known one; at an empty line; and behind full-width stops and what closes behind them.
 _SENTENCE_END = re.compile(
-    r"(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)(?<=[.!?])\s+(?![a-z])"
+    r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)\s+(?![a-z])"  # what fails soonest first: it is tried everywhere
     r"|\n\s*\n\s*"
     r"|(?P<full_width>[。！？]+[”’」』）》〉】〕]*)"
 )

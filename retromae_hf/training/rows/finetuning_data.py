@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from ...data.fingerprints import fingerprint_of_mapped
@@ -236,6 +237,12 @@ def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
 
 
+def _end_of_text(encoding: Encoding) -> int:
+    """Where in the text the last token ends; special tokens are nowhere in it."""
+    spans = (encoding.token_to_chars(place) for place in reversed(range(len(encoding))))
+    return next((span[1] for span in spans if span is not None and span[1]), 0)
+
+
 def shorten(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int], prompts: dict[str, str]
 ) -> Dataset:
@@ -253,9 +260,10 @@ def shorten(
         for name, length in lengths.items():
             prompt = prompts[name]
             texts = [prompt + head_of(text) for text in columns[name]]
-            encoded = tokenizer(texts, truncation=True, max_length=length, return_offsets_mapping=True)
-            ends = (max(end for _, end in offsets) for offsets in encoded["offset_mapping"])
-            shortened[name] = [text[len(prompt) : end] for text, end in zip(texts, ends, strict=True)]
+            encodings = tokenizer(texts, truncation=True, max_length=length).encodings
+            shortened[name] = [
+                text[len(prompt) : _end_of_text(encoding)] for text, encoding in zip(texts, encodings, strict=True)
+            ]
         return shortened
 
     key = fingerprint_of_mapped(rows, shorten, tokenizer, lengths=lengths, prompts=prompts)

@@ -49,7 +49,7 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Documents of a task, always the same: those that are judged and a sample of the others."},
     )
-    batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
+    batch_size: int | None = field(default=None, metadata={"help": "Texts a batch; default: 64, on a CPU 16."})
     dtype: str = field(
         default="float32",
         metadata={

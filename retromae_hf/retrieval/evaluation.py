@@ -91,7 +91,7 @@ def evaluate_bm25(task: RetrievalTask) -> dict[str, float]:
 def evaluate_model(
     name_or_path: str,
     tasks: Sequence[RetrievalTask],
-    batch_size: int = 64,
+    batch_size: int | None = None,
     search: str | None = None,
     bm25: bool = False,
     embeddings_dir: str | Path | None = None,
@@ -105,7 +105,7 @@ def evaluate_model(
     Args:
         name_or_path: a checkpoint, an exported encoder, any sentence-transformers model, or "bm25".
         tasks: each with a name of its own.
-        batch_size: texts a batch.
+        batch_size: texts a batch; None: `texts_a_batch`.
         search: "exact" or "faiss"; None chooses by the size of the task, see `choose_search`.
         bm25: whether to measure BM25 and both rankings joined beside the model, and to test the differences.
         embeddings_dir: where embeddings are kept, so that a killed run goes on and the next one embeds nothing; None

@@ -93,7 +93,7 @@ def _rank_in(hits: Mapping[str, float], document: str) -> int | None:
 def load_index(
     name_or_path: str,
     dataset: str = PYDOCS,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     num_proc: int | None = None,
     trust_remote_code: bool = False,
     hybrid: bool = False,
@@ -107,7 +107,7 @@ def load_index(
         name_or_path: anything that `load_embedder` takes.
         dataset: what `load_documents` takes. Of "pydocs", the public names alone. A document is called what its
             column `name`, `title`, `_id` or `id` says, else by its number.
-        batch_size: texts a batch.
+        batch_size: texts a batch; None: `texts_a_batch`.
         num_proc: processes to read the corpus with.
         trust_remote_code: whether code that comes with the model may run.
         hybrid: whether to join the model's ranking with that of BM25, see `reciprocal_rank_fusion`.

@@ -18,7 +18,9 @@ PROFILE = "profile"
 class BenchmarkArguments:
     """Arguments of `retromae-hf benchmark`."""
 
-    shape: str = field(default="small", metadata={"help": "Encoder: small (6 layers x 384) or base (12 x 768)."})
+    shape: str = field(
+        default="small", metadata={"help": "Encoder: small (6 layers x 384), base (12 x 768) or tiny (2 x 32)."}
+    )
     lengths: list[int] = field(
         default_factory=lambda: [128, 512], metadata={"help": "Tokens a passage; several give the growth with it."}
     )

@@ -45,6 +45,8 @@ from ..training.callbacks import RetroMAECallback
 
 SHAPES = {
     "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536},
+    # To see that a benchmark runs to its end.
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
 }
 SIDES = ("retromae", "mlm")
@@ -302,11 +304,17 @@ class _Stopwatch(TrainerCallback):
 
 
 def measure_trainer(
-    setting: Setting, texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, matmul_rate: float
+    setting: Setting,
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    matmul_rate: float,
+    grouped: bool = True,
 ) -> dict:
     """Tokens a second of `Trainer` on ragged passages of real text, loading included, and the share lost to padding.
 
-    The utilisation counts the operations of real tokens, at what they cost in the longest passages.
+    The utilisation counts the operations of real tokens, at what they cost in the longest passages. Passages come
+    grouped by length, or in random order.
     """
     passages = tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, length).with_format("numpy")
     config = setting.encoder_config(length)
@@ -327,7 +335,7 @@ def measure_trainer(
             folder,
             max_steps=steps,
             per_device_train_batch_size=setting.batch_size(length),
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if grouped else "random",
             bf16=setting.dtype == "bfloat16",
             use_cpu=setting.device == "cpu",
             torch_compile=setting.compile,

@@ -14,6 +14,8 @@ import finetune_distillation
 import fresh_layers
 import from_scratch
 import from_scratch_report
+import gpu_report
+import padding
 import pytest
 import soak
 import stream_memory
@@ -26,6 +28,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from retromae_hf import export_encoder
 from retromae_hf.data.reading.pydocs import hold_out, load_held_out_pydocs
 from retromae_hf.model.errors import RetroMAEError
+from retromae_hf.studies import benchmark
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -204,3 +207,30 @@ def test_the_memory_of_a_stream(tmp_path, monkeypatch, capsys):
     report = json.loads(output.read_text())
     assert report["small"]["passages"] == report["large"]["passages"] > report["base"]["passages"] == 0
     assert stream_memory.table(report) in capsys.readouterr().out
+
+
+def test_the_gpu_report_runs_to_its_end_with_tiny_shapes(tmp_path, monkeypatch, documents, capsys):
+    monkeypatch.setattr(benchmark, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(gpu_report, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(gpu_report, "load_pydocs", lambda: documents)
+    monkeypatch.setattr(benchmark, "measure_matmul", lambda setting: 1e9)
+    monkeypatch.setattr(benchmark, "measure_memory", lambda setting, length: {})
+    output = tmp_path / "out" / "report.json"
+    gpu_report.main(["--tiny", "--device", "cpu", "--rounds", "1", "--output", str(output)])
+    report = json.loads(output.read_text())
+    assert gpu_report.table(report) in capsys.readouterr().out
+    missing = [name for name, part in report["parts"].items() if "refused" in part]
+    assert all("flash" in name or "flex" in name or "Liger" in name for name in missing), missing
+    assert report["parts"]["waits"] == {"waits": 0}
+    assert report["parts"]["step 16"]["tokens_per_second"].keys() == {"retromae", "mlm"}
+    assert report["parts"]["ModernBERT 64, sdpa"]["utilisation"] > 0
+    random, grouped = (
+        report["parts"][f"Trainer 32, {order}"]["padding_share"] for order in ("in random order", "grouped by length")
+    )
+    assert grouped <= random
+
+
+def test_padding_is_counted():
+    assert padding.share_of_padding([1, 4, 2, 2], [0, 1, 2, 3], 2) == pytest.approx(3 / 12)
+    for row in padding.measure(2000)["rows"]:
+        assert row["padding_share"]["grouped"] < row["padding_share"]["random"] < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from retromae_hf.commands.main import main
 from retromae_hf.model.losses import linear_cross_entropy
-from retromae_hf.studies import benchmark
+from retromae_hf.studies import benchmark, step_profile
 from retromae_hf.studies.benchmark_report import table
 
 
@@ -45,6 +46,38 @@ def test_the_command(tiny, tmp_path, capsys):
         assert row["utilisation"] > 0
 
 
+def test_a_profile_tells_every_part(tiny, tmp_path, capsys):
+    output = tmp_path / "profile.json"
+    line = f"benchmark --lengths 16 --tokens_per_batch 64 --rounds 1 --parts profile --device cpu --output {output}"
+    assert main(line.split()) == 0
+    (row,) = json.loads(output.read_text())["profile"]
+    ours, plain = (row["seconds_by_part"][side] for side in ("retromae", "mlm"))
+    assert [*ours] == [*step_profile.PARTS, "optimizer", "rest"]
+    assert [*plain] == [part for part in ours if part not in ("visibility mask", "decoder")]
+    assert "| decoder, seconds a step | 16 |" in capsys.readouterr().out
+
+
+def test_what_the_backward_pass_does_counts_for_its_part():
+    """Forward for 10 us in a part and 5 outside, backward 20 and 7, the optimizer 3, and 2 that nobody knows."""
+
+    def event(name, us, number=-1, parent=None, thread=0):
+        elapsed = SimpleNamespace(elapsed_us=lambda: us)
+        return SimpleNamespace(name=name, cpu_parent=parent, sequence_nr=number, fwd_thread=thread, time_range=elapsed)
+
+    decoder = event("decoder", 10)
+    events = [
+        decoder,
+        event("aten::addmm", 9, 1, decoder),
+        event("aten::add", 5, 2),
+        event("evaluate: AddmmBackward", 20, 1, thread=1),
+        event("evaluate: AddBackward", 7, 2, thread=1),
+        event("Optimizer.step#AdamW.step", 3),
+        event("aten::item", 2),
+    ]
+    seconds = step_profile.by_part(events, steps=1)
+    assert seconds == pytest.approx({"decoder": 30e-6, "optimizer": 3e-6, "rest": 14e-6})
+
+
 def test_flops_by_hand():
     weight = torch.zeros(5, 7)
     assert benchmark.count_flops(lambda: torch.ones(3, 5) @ weight) == 2 * 3 * 5 * 7
@@ -72,6 +105,7 @@ def test_both_sides_take_turns():
     [
         ("--shape huge", "shape='huge' is unknown"),
         ("--parts stepp", "unknown entries, stepp"),
+        ("--parts profile --compile true --device cpu", "the profile is of a plain step on a CPU"),
         ("--against fancy", "against='fancy' is unknown"),
         ("--against pretense", "--against pretense needs that package"),
         ("--device tpu", "device='tpu' is not to be had"),

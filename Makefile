@@ -41,6 +41,10 @@ bench: setup
 		--lengths 128 --parts collator step
 	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base-memory.json \
 		--lengths 128 --tokens_per_batch 4096 --parts memory
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --lengths 128 --parts profile --output runs/benchmark/profile.json
+	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --lengths 128 --parts profile \
+		--output runs/benchmark/profile-base.json
+	$(OFFLINE) $(BIN)/python examples/padding.py
 
 # The same number of tokens a batch in ever longer passages.
 bench-growth: setup

@@ -23,6 +23,7 @@ import from_scratch_report
 import full_scale
 import fuzz
 import onnx_cost
+import padding
 import published_cards
 import soak
 import stream_memory
@@ -38,7 +39,9 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md")))
 RECIPES_PAGE = ROOT / "model_cards/recipes.md"
 BAD_INPUTS = ROOT / "model_cards/bad-inputs.json"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
+PROFILES = ("profile", "profile-base")
 COMPARISONS = ("compare-cpu", "compare-cpu-more", "compare-objectives")
+AT_EQUAL_SECONDS = ("compare-rows",)
 TUNED = ("compare-minilm", "compare-minilm-shift")
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
@@ -52,11 +55,11 @@ PUBLISHED = {
     },
     **{
         ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
-        for name in (*BENCHMARKS, "stream-memory")
+        for name in (*BENCHMARKS, *PROFILES, "stream-memory", "padding")
     },
     **{
         ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
-        for name in (*COMPARISONS, *TUNED)
+        for name in (*COMPARISONS, *TUNED, *AT_EQUAL_SECONDS)
         for file in ("results.json", "comparison.png")
     },
     ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
@@ -108,16 +111,16 @@ def blocks() -> dict[str, str]:
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
     onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
-    benchmarks = [
-        json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in BENCHMARKS
-    ]
-    comparisons, tuned = (
+    benchmarks, profiles, (padded, streamed) = (
+        [json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in names]
+        for names in (BENCHMARKS, PROFILES, ("padding", "stream-memory"))
+    )
+    comparisons, tuned, at_equal_seconds = (
         [json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in names]
-        for names in (COMPARISONS, TUNED)
+        for names in (COMPARISONS, TUNED, AT_EQUAL_SECONDS)
     )
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
     refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
-    streamed = json.loads((ROOT / "model_cards/benchmark/stream-memory.json").read_text(encoding="utf-8"))
     return {
         "result": first_result.block(tuned[0], comparisons[0]),
         "tuned": "\n\n".join(comparison(one) for one in tuned),
@@ -134,6 +137,9 @@ def blocks() -> dict[str, str]:
         "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
         "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
         "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
+        "profile": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in profiles),
+        "rows": "\n\n".join(comparison(one) for one in at_equal_seconds),
+        "padding": f"{padding.table(padded)}\n\n{padding.conditions(padded)}",
     }
 
 

@@ -277,8 +277,8 @@ def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe,
 
     monkeypatch.setattr("retromae_hf.studies.equal_seconds.pretrain", lambda *args: SimpleNamespace(state=args))
     monkeypatch.setattr("retromae_hf.studies.equal_seconds.seconds_of", seconds_of)
-    del recipe["pretraining"]["max_steps"]
-    recipe |= {"seeds": [0], "max_seconds": 3}
+    pretraining = {name: value for name, value in recipe["pretraining"].items() if name != "max_steps"}
+    recipe |= {"seeds": [0], "max_seconds": 3, "pretraining": pretraining}
     recipe["objectives"] = {"mlm": {"decoding": "none"}, "retromae": {}, "sparse": {"decoder_label_ratio": 0.5}}
     assert main(["compare", write(recipe, tmp_path)]) == 0
     told = capsys.readouterr().out

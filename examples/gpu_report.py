@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from tqdm.auto import tqdm
 from transformers import ModernBertConfig
 
 from retromae_hf import RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining
+from retromae_hf.checkpoints.new_encoders import fit_to_tokenizer
 from retromae_hf.data.reading.pydocs import load_pydocs
 from retromae_hf.data.reading.whole_files import write_json
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.model.attention import use_attention
+from retromae_hf.model.errors import first_line
 from retromae_hf.model.losses import linear_cross_entropy
 from retromae_hf.studies import benchmark
 from retromae_hf.studies.benchmark import SHAPES, SIDES, VOCAB_SIZE, Setting
+from retromae_hf.studies.benchmark_report import describe_machine
 
 ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 MODERN_BASE = {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12, "intermediate_size": 1152}
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         dtype="float32" if args.tiny else "bfloat16",
         rounds=args.rounds,
     )
-    report = {"setting": asdict(setting), "environment": environment(args.device), "parts": {}}
+    report = {"setting": asdict(setting), "environment": describe_machine(args.device), "parts": {}}
     lengths, long = ((16, 32), 64) if args.tiny else ((128, 512), 8192)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     rate = benchmark.measure_matmul(setting)
@@ -73,13 +75,7 @@ def measured(measure: Callable[[], Any]) -> Any:
         return measure()
     # What an implementation of attention lacks shows in many ways, and the other parts are to be measured all the same.
     except (RetroMAEError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        return {"refused": str(error).strip().splitlines()[0]}
-
-
-def environment(device: str) -> dict[str, str]:
-    """Machine and libraries."""
-    machine = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    return {"machine": machine, "torch": torch.__version__, "transformers": transformers.__version__}
+        return {"refused": first_line(error)}
 
 
 def measurements(
@@ -140,37 +136,29 @@ def measure_step(setting: Setting, tokenizer: Any, length: int, rate: float) -> 
 def measure_modernbert(setting: Setting, length: int, implementation: str, rate: float) -> dict[str, Any]:
     """A step of RetroMAE with ModernBERT; its operations are counted as those of dense attention."""
     sizes = SHAPES["tiny"] if setting.shape == "tiny" else MODERN_BASE
-    config = ModernBertConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=length, **sizes, **special_ids())
+    tokenizer = benchmark.new_tokenizer()
+    config = ModernBertConfig(max_position_embeddings=length, **sizes)
+    fit_to_tokenizer(config, tokenizer)
     rows = benchmark.random_passages(length, setting.batch_size(length))
-    batch = benchmark.batches_of(setting, benchmark.new_tokenizer(), rows, None)["retromae"]
+    batch = benchmark.batches_of(setting, tokenizer, rows, None)["retromae"]
 
-    def new_step(attention: str, device: str) -> Callable[[], None]:
-        model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config))
-        use_attention(model, attention)
-        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-        return benchmark.step_of(replace(setting, device=device), model, on_device)
-
-    step = new_step(implementation, setting.device)
-    if setting.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = benchmark.take_turns({implementation: step}, setting.rounds, implementation)[implementation]
-    peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else None
-    found: dict[str, Any] = {"seconds": seconds, "tokens_per_second": len(rows) * length / seconds, "peak_bytes": peak}
+    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config))
+    use_attention(model, implementation)
+    step = benchmark.step_of(setting, model, batch)
+    found = timed(setting, step, implementation)
+    found["tokens_per_second"] = len(rows) * length / found["seconds"]
     if implementation == "sdpa":
-        found["utilisation"] = benchmark.count_flops(step) / seconds / rate
+        found["utilisation"] = benchmark.count_flops(step) / found["seconds"] / rate
     return found
 
 
-def special_ids() -> dict[str, int]:
-    """Of the benchmark's tokenizer."""
-    tokenizer = benchmark.new_tokenizer()
-    return {
-        "pad_token_id": tokenizer.pad_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-    }
+def timed(setting: Setting, call: Callable[[], Any], what: str) -> dict[str, Any]:
+    """Median seconds of a call, and on a GPU its peak memory."""
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = benchmark.take_turns({what: call}, setting.rounds, what)[what]
+    peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else None
+    return {"seconds": seconds, "peak_bytes": peak}
 
 
 def ours(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -199,7 +187,6 @@ def measure_loss(setting: Setting, hidden: int, loss: Callable[..., Tensor]) -> 
     features = torch.randn(rows, hidden, device=setting.device, requires_grad=True)
     weight = torch.randn(VOCAB_SIZE, hidden, device=setting.device, requires_grad=True)
     labels = torch.randint(VOCAB_SIZE, (rows,), device=setting.device)
-
     dtype = getattr(torch, setting.dtype)
 
     def call() -> None:
@@ -209,11 +196,7 @@ def measure_loss(setting: Setting, hidden: int, loss: Callable[..., Tensor]) -> 
         value.item()
         features.grad = weight.grad = None
 
-    if setting.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = benchmark.take_turns({"loss": call}, setting.rounds, "loss")["loss"]
-    peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else None
-    return {"rows": rows, "seconds": seconds, "peak_bytes": peak}
+    return {"rows": rows, **timed(setting, call, "loss")}
 
 
 def table(report: dict[str, Any]) -> str:

@@ -136,8 +136,8 @@ def blocks() -> dict[str, str]:
         "costs": costs(benchmarks),
         "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
         "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
-        "benchmark": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in benchmarks),
-        "profile": "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in profiles),
+        "benchmark": measured(benchmarks),
+        "profile": measured(profiles),
         "rows": "\n\n".join(comparison(one) for one in at_equal_seconds),
         "padding": f"{padding.table(padded)}\n\n{padding.conditions(padded)}",
     }
@@ -161,6 +161,11 @@ def comparison(report: dict) -> str:
         f"{comparison_report.table(report, task)}\n\n{comparison_report.conditions(report, task)}"
         for task in report["tasks"]
     )
+
+
+def measured(reports: list[dict]) -> str:
+    """The tables of benchmarks, one behind the other."""
+    return "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in reports)
 
 
 def costs(benchmarks: list[dict]) -> str:

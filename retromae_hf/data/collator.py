@@ -46,6 +46,15 @@ SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective", "bow_so
 _EPOCH_NOT_TOLD = -1
 
 
+def check_label_ratio(ratio: float, decoding: str) -> None:
+    """Raise `RetroMAEError` where the share of the decoder's tokens that are rebuilt is none, or all have to be."""
+    if ratio == 1:
+        return
+    check_ratio("decoder_label_ratio", ratio)
+    if decoding != "enhanced":
+        raise RetroMAEError(f"decoder_label_ratio={ratio} is for decoding='enhanced', not {decoding!r}; leave it at 1")
+
+
 @dataclass
 class DataCollatorForRetroMAE:
     """Corrupts and pads passages for `RetroMAEForPreTraining`; a plain `DataCollator` for a plain `Trainer`.
@@ -103,13 +112,7 @@ class DataCollatorForRetroMAE:
         check_shared(self)
         check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
         check_replacement(self.mask_replace_prob, self.random_replace_prob)
-        if self.decoder_label_ratio != 1:
-            check_ratio("decoder_label_ratio", self.decoder_label_ratio)
-            if self.decoding != "enhanced":
-                raise RetroMAEError(
-                    f"decoder_label_ratio={self.decoder_label_ratio} is for decoding='enhanced', not "
-                    f"{self.decoding!r}; leave it at 1"
-                )
+        check_label_ratio(self.decoder_label_ratio, self.decoding)
         check_at_least(1, pad_to_multiple_of=self.pad_to_multiple_of)
         if self.static_masking and self.seed is None:
             raise RetroMAEError("static_masking draws the same masks in every epoch and needs a seed; give one")

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, chain, pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -126,9 +126,13 @@ class Frame:
             raise RetroMAEError("the tokenizer does not separate the texts of a pair; use a masked language model's")
         return cls(both[:first], both[first + 1 : second], both[second + 1 :])
 
+    def parts(self, first: Any, second: Any) -> tuple[Any, ...]:
+        """A passage's ids in the order of its parts; where it is no pair, `second` is empty."""
+        return self.prefix, first, self.middle, second, self.suffix
+
     def tokens(self, first: list[int], second: list[int]) -> list[int]:
-        """A passage's ids; where it is no pair, `second` is empty."""
-        return [*self.prefix, *first, *self.middle, *second, *self.suffix]
+        """A passage's ids as one list."""
+        return [*chain.from_iterable(self.parts(first, second))]
 
     def token_types(self, first: Sized, second: Sized) -> list[int]:
         """BERT's segment ids: 0 up to the separator behind the first segment, 1 from there on."""
@@ -208,9 +212,9 @@ def cut_passages(
         )
         for place, (start, middle, end) in enumerate(spans):
             first, second = tokens[start:middle], tokens[middle:end]
-            parts = (frame.prefix, first, frame.middle, second, frame.suffix)
-            rows["input_ids"].append(np.concatenate(parts, dtype=np.int32, casting="unsafe"))
-            rows["length"].append(len(rows["input_ids"][-1]))
+            ids = np.concatenate(frame.parts(first, second), dtype=np.int32, casting="unsafe")
+            rows["input_ids"].append(ids)
+            rows["length"].append(len(ids))
             rows["passage_id"].append(index * _MAX_PASSAGES + place)
             rows["document_id"].append(index)
             if pairs:

@@ -280,8 +280,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if self.config.decoding == "enhanced":
             queries, rows = self._queries(h, context.shape[1]), torch.arange(1, context.shape[1], device=h.device)
             if decoder_rows is not None:
-                decoder_labels = decoder_labels.take_along_dim(decoder_rows.to(torch.int64), 1)
-                rows = decoder_rows.to(torch.int64).clamp(min=1)  # position 0 has neither a label nor a query
+                decoder_rows = decoder_rows.to(torch.int64)
+                decoder_labels = decoder_labels.take_along_dim(decoder_rows, 1)
+                rows = decoder_rows.clamp(min=1)  # position 0 has neither a label nor a query
                 queries = queries.take_along_dim(rows[:, :, None] - 1, 1)
             visible = self._visibility(rows, attention_mask, visibility_seed, decoder_visibility, word_ids, context)
             return self.decoder(queries, context, visible, decoder_labels, decoder_label_slots)

@@ -44,13 +44,7 @@ def measure(setting: Setting, parts: list[str], lengths: list[int], against: str
     matmul_rate = measure_matmul(setting) if {"step", "trainer"} & set(parts) else 0.0
     report: dict[str, Any] = {
         "setting": dataclasses.asdict(setting) | SHAPES[setting.shape] | {"against": against},
-        "environment": {
-            "machine": torch.cuda.get_device_name() if setting.device == "cuda" else _processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            **({PRETENSE: version(PRETENSE)} if against else {}),
-        },
+        "environment": describe_machine(setting.device) | ({PRETENSE: version(PRETENSE)} if against else {}),
         "matmul_flops_per_second": matmul_rate or None,
         **{part: [] for part in parts},
     }
@@ -69,6 +63,16 @@ def measure(setting: Setting, parts: list[str], lengths: list[int], against: str
         if "trainer" in parts:
             report["trainer"].append(measure_trainer(setting, texts, words, length, matmul_rate))
     return report
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the measurements ran on."""
+    return {
+        "machine": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _processor() -> str:

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from ..checkpoints.arguments import ModelArguments
 from ..checkpoints.hub import loading
 from ..checkpoints.starting_model import load_model_and_tokenizer
+from ..data.collator import check_label_ratio
 from ..data.fingerprints import fingerprint_of_files
 from ..model.errors import RetroMAEError
 from ..publishing.arguments import CardArguments
@@ -62,6 +63,7 @@ def pretrain(
         model, tokenizer = load_model_and_tokenizer(model_args, texts, args.max_length, run.checkpoint)
         check_gradient_checkpointing(training_args, model)
         check_metric(training_args, text.task)
+        check_label_ratio(args.decoder_label_ratio, model.config.decoding)
         warmup = plan_head_warmup(args, model, run)
         check_trainable(training_args, model, True, partial(AccumulatingTrainer, head_warmup=warmup))
         pair_objective = model.config.pair_objective

@@ -16,7 +16,7 @@ from retromae_hf.model.masking import IGNORE_INDEX, draw_rows
 RATIO = 0.4
 
 
-def sampled(objective, family="bert", **kwargs):
+def sampled(objective, family="bert"):
     """A model in float64, a batch with a share of the rows, and one in which the other rows have lost their labels."""
     model, whole, _ = support.prepare(objective, family, support.new_tokenizer())
     candidates = whole["decoder_labels"] != IGNORE_INDEX

@@ -40,16 +40,21 @@ class Bookkeeping(TypedDict, total=False):
     length: Tensor
 
 
-def with_bookkeeping(forward: Callable[..., Any]) -> inspect.Signature:
-    """The signature of a `forward(..., **bookkeeping)` with the names of `Bookkeeping` spelt out.
+def signature_for_trainer(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a `forward(..., **bookkeeping)` as `Trainer` is to read it.
 
-    `Trainer` reads it, and drops the columns of a dataset that it does not find there before the collator sees them.
+    It drops the columns of a dataset that it does not find there, so the names of `Bookkeeping` are spelt out. It gives
+    an evaluation no loss unless every name with "label" in it is in the batch, so of those `labels` stands alone: the
+    others belong to objectives of which no run has all, and come from the collator, not from a column.
     """
     signature = inspect.signature(forward)
     *own, _ = signature.parameters.values()
-    names = Bookkeeping.__annotations__
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-    return signature.replace(parameters=[*own, *added])
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in Bookkeeping.__annotations__
+    ]
+    return signature.replace(
+        parameters=[one for one in [*own, *added] if one.name == "labels" or "label" not in one.name]
+    )
 
 
 def warn_of_missing_labels(

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .attention import use_attention
 from .bag_of_words import bag_of_words_loss
-from .bookkeeping import divisors, labelled_rows, warn_of_missing_labels, with_bookkeeping
+from .bookkeeping import divisors, labelled_rows, signature_for_trainer, warn_of_missing_labels
 from .configuration_retromae import SEGMENT_OBJECTIVES, RetroMAEConfig
 from .contrast import contrast_logits
 from .decoder import Decoder, PairHead, VisibleRows
@@ -234,7 +234,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         # A clone, because FSDP warns of outputs that are views, as is right where somebody writes to them.
         return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=h.clone(), **parts)
 
-    forward.__signature__ = with_bookkeeping(forward)  # type: ignore[attr-defined]
+    forward.__signature__ = signature_for_trainer(forward)  # type: ignore[attr-defined]
 
     def encode_for_decoder(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

@@ -22,6 +22,7 @@ DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
     "logging_steps": 50,
     "eval_strategy": "steps",
     "eval_steps": 500,
+    "eval_on_start": True,  # what training is measured against
     "ddp_find_unused_parameters": False,  # every parameter takes part in every step
     "logging_nan_inf_filter": False,  # it waits for the device at every step, and hides what HealthCallback looks for
 }

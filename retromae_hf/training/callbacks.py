@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 import math
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
@@ -25,8 +26,6 @@ from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainin
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
-
-logger = logging.getLogger(__name__)
 
 DECODER_INPUTS = (
     "decoder_input_ids",
@@ -76,7 +75,8 @@ class RetroMAECallback(TrainerCallback):
         train_dataloader: Any,
         **kwargs: Any,
     ) -> None:
-        """Check the collator against the model and start summing."""
+        """Check the collator against the model, step before the reporters, and start summing."""
+        self._go_first()
         self._collator = _collator_of(train_dataloader)
         if self._collator is not None:
             self._collator.check_matches(model.config)
@@ -96,30 +96,18 @@ class RetroMAECallback(TrainerCallback):
                 # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
                 self._order = sampler.generator = torch.Generator()
         self._epoch = int(state.epoch or 0)
+        self._tell_epoch()  # for an evaluation before the first step
         self._hook = model.register_forward_hook(self._add_components)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tell the collator the epoch; one that a resumed run goes on with has its old number."""
-        if self._collator is not None:
-            self._collator.set_epoch(self._epoch)
+        self._tell_epoch()
         if self._order is not None:
             seed = args.seed if args.data_seed is None else args.data_seed
             self._order.manual_seed(int(passage_seeds(seed, self._epoch, torch.tensor(0))))
         self._epoch += 1
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
-        """Say why there is no loss, where `Trainer` waits for labels of objectives that are not in use."""
-        if not any(name.endswith("_loss") for name in metrics):
-            logger.warning('the evaluation has no loss; set label_names=["labels"] in the TrainingArguments')
 
     def on_step_begin(
         self,
@@ -163,6 +151,23 @@ class RetroMAECallback(TrainerCallback):
         """Stop summing."""
         self._hook.remove()
         model.bow_loss_weight = None
+
+    def _tell_epoch(self) -> None:
+        if self._collator is not None:
+            self._collator.set_epoch(self._epoch)
+
+    def _go_first(self) -> None:
+        """Take the first place among the callbacks, so that all others, and every reporter, see the parts in the logs.
+
+        `Trainer` puts its reporters before a user's callbacks and hands no callback the list of them, but for the one
+        who calls.
+        """
+        frame = inspect.currentframe()
+        while frame is not None and not isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
+            frame = frame.f_back
+        if frame is not None:
+            handler.callbacks.remove(self)
+            handler.callbacks.insert(0, self)
 
     @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
     def _add_components(self, module: nn.Module, inputs: Any, outputs: RetroMAEPreTrainingOutput) -> None:

@@ -127,8 +127,6 @@ def pretraining_trainer(
         RetroMAEError: an argument cannot be used.
     """
     logger.info("the model has %s parameters", f"{model.num_parameters():,}")
-    # Trainer looks for every label that `forward` names, among them those of objectives that are not in use.
-    training_args.label_names = ["labels"]
     with in_one_sentence("the training arguments cannot be used"):
         trainer = AccumulatingTrainer(
             model=model,
@@ -144,10 +142,9 @@ def pretraining_trainer(
                 **args.collator_options(),
             ),
             processing_class=tokenizer,
+            callbacks=[RetroMAECallback()],
             head_warmup=head_warmup,
         )
-    # Before the reporters (TensorBoard and the like), so that they see the parts of the loss.
-    trainer.callback_handler.callbacks.insert(0, RetroMAECallback())
     trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
     trainer.add_callback(HealthCallback(args.max_skipped_batches))
     if head_warmup is not None:

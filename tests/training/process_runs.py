@@ -111,7 +111,6 @@ def run(folder: Path, name: str) -> None:
                 "disable_tqdm": True,
                 "dataloader_drop_last": True,
                 "dataloader_pin_memory": False,
-                "label_names": ["labels"],
                 "ddp_find_unused_parameters": False,
             }
             | RUNS[name]

@@ -60,7 +60,6 @@ def make_trainer(tmp_path, bare_encoder, tokenizer, texts, one_thread):
             "save_strategy": "no",
             "use_cpu": True,
             "disable_tqdm": True,
-            "label_names": ["labels"],
         }
         return AccumulatingTrainer(
             model=model,

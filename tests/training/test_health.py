@@ -59,7 +59,6 @@ def make_trainer(tmp_path, encoder_config, tokenizer, texts):
             "logging_steps": 5,
             "use_cpu": True,
             "disable_tqdm": True,
-            "label_names": ["labels"],
             "logging_nan_inf_filter": False,
         }
         passages = tokenize_passages(Dataset.from_dict({"text": texts}), tokenizer, 32)

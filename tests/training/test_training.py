@@ -43,7 +43,6 @@ def make_trainer(tmp_path, encoder_config, tokenizer, passages):
             "save_strategy": "no",
             "use_cpu": True,
             "disable_tqdm": True,
-            "label_names": ["labels"],
         }
         return Trainer(
             model=model,
@@ -181,8 +180,46 @@ def test_passages_are_not_read_to_know_their_lengths(make_trainer, passages):
     assert isinstance(sampler.lengths, Column)
 
 
-def test_a_missing_evaluation_loss_is_explained(make_trainer, caplog):
+def test_an_evaluation_has_a_loss_by_default(make_trainer):
     assert "eval_loss" in make_trainer().evaluate()
-    assert "label_names" not in caplog.text
-    assert "eval_loss" not in make_trainer(label_names=None).evaluate()
-    assert 'set label_names=["labels"]' in caplog.text
+    trainer = make_trainer(
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=10,
+        save_steps=10,
+        max_steps=20,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert trainer.state.best_metric == min(row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row)
+
+
+def test_every_callback_and_every_reporter_sees_the_parts_of_the_loss(make_trainer, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            seen.append(dict(logs))
+
+    trainer = make_trainer(report_to="tensorboard", max_steps=10)
+    trainer.pop_callback(RetroMAECallback)
+    trainer.add_callback(Watch())  # before ours
+    trainer.add_callback(RetroMAECallback())
+    trainer.train()
+    assert all({"mlm_loss", "decoder_loss"} <= logs.keys() for logs in seen if "loss" in logs)
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert {"train/loss", "train/mlm_loss", "train/decoder_loss"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("train/decoder_loss")) == 2
+
+
+def test_weights_and_biases_sees_them_too(make_trainer, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    make_trainer(report_to="wandb", max_steps=10).train()
+    assert {"train/mlm_loss", "train/decoder_loss"} <= dict(wandb.run.summary).keys()
+    wandb.finish()

@@ -1,4 +1,4 @@
-"""What `--torch_compile` costs and brings on this machine: seconds of compiling, and a step compiled and plain in turns.
+"""What `--torch_compile` costs and brings here: seconds of compiling, and a step compiled and plain in turns.
 
     python examples/compiling.py     # writes runs/benchmark/compiling.json; a quarter of an hour on a CPU
 

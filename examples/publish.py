@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import bad_inputs
+import compiling
 import demo
 import first_result
 import from_scratch_report
@@ -55,7 +56,7 @@ PUBLISHED = {
     },
     **{
         ROOT / f"runs/benchmark/{name}.json": ROOT / f"model_cards/benchmark/{name}.json"
-        for name in (*BENCHMARKS, *PROFILES, "stream-memory", "padding")
+        for name in (*BENCHMARKS, *PROFILES, "stream-memory", "padding", "compiling")
     },
     **{
         ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
@@ -111,9 +112,9 @@ def blocks() -> dict[str, str]:
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
     onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
-    benchmarks, profiles, (padded, streamed) = (
+    benchmarks, profiles, (padded, compiled, streamed) = (
         [json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in names]
-        for names in (BENCHMARKS, PROFILES, ("padding", "stream-memory"))
+        for names in (BENCHMARKS, PROFILES, ("padding", "compiling", "stream-memory"))
     )
     comparisons, tuned, at_equal_seconds = (
         [json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in names]
@@ -139,6 +140,7 @@ def blocks() -> dict[str, str]:
         "benchmark": measured(benchmarks),
         "profile": measured(profiles),
         "rows": "\n\n".join(comparison(one) for one in at_equal_seconds),
+        "compiling": f"{compiling.table(compiled)}\n\n{compiling.conditions(compiled)}",
         "padding": f"{padding.table(padded)}\n\n{padding.conditions(padded)}",
     }
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import pytest
 import yaml
 from conftest import ROOT
+from transformers import TrainingArguments
 
 from retromae_hf import RetroMAEConfig, RetroMAEPreTrainingOutput
 from retromae_hf.checkpoints.arguments import MODEL_OPTIONS, ModelArguments
-from retromae_hf.commands.main import COMMANDS
+from retromae_hf.commands.help import EXAMPLES, RUN
+from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.data.reading.rows import FILE_KINDS
 from retromae_hf.model.backbones import BACKBONES
 from retromae_hf.model.configuration_retromae import DECODINGS, DEFAULT_DECODING, PAIR_OBJECTIVES
@@ -55,8 +58,27 @@ def test_a_family_is_named_in_the_help(family):
 
 
 def test_a_command_is_a_file_and_a_line_in_the_list():
-    files = {file.stem for file in (ROOT / "retromae_hf/commands").glob("*.py")} - {"__init__", "common", "main"}
-    assert files == set(COMMANDS)
+    shared = {"__init__", "common", "help", "main"}
+    assert {file.stem for file in (ROOT / "retromae_hf/commands").glob("*.py")} - shared == set(COMMANDS)
+    assert EXAMPLES.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_begins_with_an_example_of_what_it_lists(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert f"example:\n  retromae-hf {command} {EXAMPLES[command]}" in shown
+    listed = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+    assert {word[2:] for word in EXAMPLES[command].split() if word.startswith("--")} <= listed
+
+
+def test_the_help_of_a_run_tells_the_defaults():
+    known = {one.name: one.default for one in fields(TrainingArguments)}
+    assert RUN.keys() <= known.keys()
+    for name, told in RUN.items():
+        if match := re.search(r"default: (\d+)", told):
+            assert float(match[1]) == known[name]
 
 
 @pytest.mark.parametrize("ending", FILE_KINDS)

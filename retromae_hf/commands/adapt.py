@@ -6,7 +6,7 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 
-from ..training.arguments import AdaptArguments
+from ..training.adapting_arguments import AdaptArguments
 from .common import command, one_process, parse
 
 

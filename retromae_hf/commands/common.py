@@ -12,15 +12,15 @@ import signal
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..model.errors import RetroMAEError, RunInterruptedError, import_extra, in_one_sentence
+from ..model.errors import RetroMAEError, RunInterruptedError, in_one_sentence
+from .help import HELP, load_class, show_help
 
 FIRST_WORD_SECONDS = 10
 """How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
@@ -58,8 +58,6 @@ RENAMED = {
 }
 """What arguments that people know from elsewhere are called here; "" for what goes without saying."""
 
-HELP = ("-h", "--help", "--help-all", "--help_all")
-
 LONGEST_RECIPE = 100_000
 """Characters and values of a recipe, with what its aliases stand for written out."""
 
@@ -92,13 +90,19 @@ def parse(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if asked := set(HELP) & set(arguments):
-        show_help(command, description, classes, defaults or {}, positionals or {}, asked <= set(HELP[:2]))
+        show_help(command, description, classes, defaults or {}, positionals or {}, not asked <= set(HELP[:2]))
     from datasets.utils.logging import set_verbosity as set_datasets_verbosity
     from transformers import HfArgumentParser
 
+    class Parser(HfArgumentParser):
+        def _get_option_tuples(self, option_string: str) -> list[Any]:
+            """As in `argparse`, but that `--model` may stand for a flag that is there with hyphens too."""
+            return [*{found[0].dest: found for found in super()._get_option_tuples(option_string)[::-1]}.values()]
+
     set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
-    loaded = [_load(one) for one in classes]
-    parser = HfArgumentParser(loaded, prog=f"retromae-hf {command}", add_help=False)
+    _show_no_bar_of_single_files()
+    loaded = [load_class(one) for one in classes]
+    parser = Parser(loaded, prog=f"retromae-hf {command}", add_help=False)
     parser.error = _refuse
     for name in positionals or {}:
         parser.add_argument(name)
@@ -139,48 +143,15 @@ def _new_names(unknown: Iterable[Any], known: Container[str]) -> str:
     return "".join(f"{one}; " for one in told)
 
 
-def show_help(
-    command: str,
-    description: str,
-    classes: Sequence[Any],
-    defaults: Mapping[str, Any],
-    positionals: Mapping[str, str],
-    short: bool,
-) -> None:
-    """Print the flags in groups and exit; `short` leaves those of libraries out, which take seconds to import."""
-    named = [name.upper() for name in positionals]
-    words = " ".join(["%(prog)s", *(["[RECIPE.yaml]", *named, "[flags]"] if classes else named)])
-    parser = ArgumentParser(prog=f"retromae-hf {command}", usage=words, description=description, add_help=False)
-    for name, told in positionals.items():
-        parser.add_argument(name, help=told)
-    for cls in classes:
-        if isinstance(cls, str) and short:
-            parser.epilog = f"Every argument of {cls} is taken too; --help-all lists them."
-            continue
-        cls = _load(cls)
-        group = parser.add_argument_group(str(cls.__doc__).partition("\n")[0].rstrip("."))
-        for one in fields(cls):
-            if one.init:
-                made = None if one.default_factory is MISSING else one.default_factory()
-                default = defaults.get(one.name, one.default if made is None else made)
-                told = " (required)" if default is MISSING else f" (default: {default})" if default is not None else ""
-                kind = str(one.type)
-                group.add_argument(
-                    f"--{one.name}",
-                    metavar="{true,false}" if kind == "bool" else one.name.upper(),
-                    nargs="?" if kind == "bool" else "+" if kind.startswith("list") else None,
-                    help=" ".join(str(one.metadata.get("help", "")).split()) + told,
-                )
-    parser.print_help()
-    raise SystemExit(0)
+def _show_no_bar_of_single_files() -> None:
+    """Without the bars that transformers draws for each file of weights read or written; the Hub's stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
 
-
-def _load(cls: Any) -> Any:
-    """A dataclass, or the one that a dotted name stands for."""
-    if not isinstance(cls, str):
-        return cls
-    module, _, name = cls.rpartition(".")
-    return getattr(import_extra(module, "this command", "retrieval"), name)
+    hidden = are_progress_bars_disabled()
+    disable_progress_bar()
+    if not hidden:
+        enable_progress_bars()
 
 
 def _refuse(message: str) -> NoReturn:

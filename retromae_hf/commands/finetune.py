@@ -6,17 +6,17 @@ import shlex
 import sys
 
 from ..publishing.arguments import CardArguments
-from ..training.arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
+from ..training.finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from .common import command, parse
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Fine-tune and save."""
-    args, card_args, training_args = parse(
+    args, training_args, card_args = parse(
         "finetune",
         "Fine-tune an encoder for retrieval.",
-        [FinetuneArguments, CardArguments, "sentence_transformers.SentenceTransformerTrainingArguments"],
+        [FinetuneArguments, "sentence_transformers.SentenceTransformerTrainingArguments", CardArguments],
         argv,
         DEFAULT_FINETUNING_ARGUMENTS,
     )

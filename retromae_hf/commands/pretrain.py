@@ -14,10 +14,10 @@ from .common import command, parse
 @command
 def main(argv: list[str] | None = None) -> None:
     """Pretrain and save."""
-    args, model_args, card_args, training_args = parse(
+    args, model_args, training_args, card_args = parse(
         "pretrain",
         "Pretrain an encoder on a corpus.",
-        [DataArguments, ModelArguments, CardArguments, "transformers.TrainingArguments"],
+        [DataArguments, ModelArguments, "transformers.TrainingArguments", CardArguments],
         argv,
         DEFAULT_TRAINING_ARGUMENTS,
     )

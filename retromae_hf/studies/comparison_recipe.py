@@ -12,12 +12,8 @@ from transformers import TrainingArguments
 from ..checkpoints.arguments import ModelArguments
 from ..data.reading.whole_files import write_json
 from ..model.errors import RetroMAEError, check_at_least, check_choice, check_file_name
-from ..training.arguments import (
-    DEFAULT_FINETUNING_ARGUMENTS,
-    DEFAULT_TRAINING_ARGUMENTS,
-    DataArguments,
-    FinetuneArguments,
-)
+from ..training.arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
+from ..training.finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from .baselines import BASELINES
 from .field_types import check_types
 

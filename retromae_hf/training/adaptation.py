@@ -45,14 +45,10 @@ from ..retrieval.measures import paired_test, score_queries
 from ..retrieval.rankings import import_bm25s, read_trec_run
 from ..retrieval.search import load_index
 from ..retrieval.tasks import RetrievalTask, load_beir, save_beir
-from .arguments import (
-    DEFAULT_FINETUNING_ARGUMENTS,
-    DEFAULT_TRAINING_ARGUMENTS,
-    AdaptArguments,
-    DataArguments,
-    FinetuneArguments,
-)
+from .adapting_arguments import AdaptArguments
+from .arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 from .finetuning import finetune
+from .finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from .pretraining import pretrain
 from .rows.held_out_pairs import MIN_QUERIES, choose_pairs, hold_out_pairs
 

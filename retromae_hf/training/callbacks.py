@@ -163,11 +163,13 @@ class RetroMAECallback(TrainerCallback):
         who calls.
         """
         frame = inspect.currentframe()
-        while frame is not None and not isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
+        while frame is not None:
+            handler = frame.f_locals.get("self")
+            if isinstance(handler, CallbackHandler):
+                handler.callbacks.remove(self)
+                handler.callbacks.insert(0, self)
+                return
             frame = frame.f_back
-        if frame is not None:
-            handler.callbacks.remove(self)
-            handler.callbacks.insert(0, self)
 
     @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
     def _add_components(self, module: nn.Module, inputs: Any, outputs: RetroMAEPreTrainingOutput) -> None:

@@ -13,10 +13,10 @@ from ..model.attention import use_attention
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
-from .arguments import FinetuneArguments
+from .finetuning_arguments import FinetuneArguments
 from .finetuning_rows import prepare_rows
 from .health import HealthCallback
-from .resuming.training_run import begin_run, check_trainable, run_and_save
+from .resuming.training_run import begin_run, run_and_save
 from .stages import describe_finetuning
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ def finetune(
     """
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
-    run = begin_run(training_args, args.overwrite_output_dir, [args.model_name_or_path], args)
+    run = begin_run(training_args, args.overwrite_output_dir, False, [args.model_name_or_path], args)
     set_seed(training_args.seed)
     model = starting_encoder(args)
-    check_trainable(training_args, model, evaluates=False)
     with training_args.main_process_first(local=False, desc="preparing the data"):
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
         run.take_data(rows)

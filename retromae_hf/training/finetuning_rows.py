@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..model.errors import RetroMAEError
-from .arguments import MINERS, FinetuneArguments
+from .finetuning_arguments import MINERS, FinetuneArguments
 from .pretraining_data import load_held_out
 from .rows.finetuning_data import JudgedCorpus, load_training_data, read_hard_negatives, read_scored_negatives, shorten
 from .rows.negatives import checked, mine_with_bm25, mine_with_model

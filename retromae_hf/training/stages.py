@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.arguments import ModelArguments
 from ..publishing.record import describe_source, describe_sources, describe_start
-from .arguments import MINERS, DataArguments, FinetuneArguments
+from .arguments import DataArguments
+from .finetuning_arguments import MINERS, FinetuneArguments
 
 
 def describe_pretraining(

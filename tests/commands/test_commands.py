@@ -142,7 +142,8 @@ def test_the_recipes(recipe, corpus, tmp_path):
         if name in MODEL_OPTIONS:
             assert config[name] == value
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    losses, measured = log[0], {name for entry in log for name in entry}
+    losses, measured = log[2], {name for entry in log for name in entry}
+    assert [entry["step"] for entry in log[:3]] == [0, 0, 1]
     assert ("decoder_loss" in losses) == (config["decoding"] != "none")
     assert ("bow_loss" in losses) == (config["bow_loss_weight"] > 0)
     assert ("pair_loss" in losses) == (config["pair_objective"] in ("nsp", "sop"))
@@ -454,3 +455,18 @@ def test_overwriting_starts_anew_but_only_when_nothing_is_wrong(corpus, tmp_path
     assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert run(f"{line} --max_steps 1 --overwrite_output_dir") == 0
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_flag_may_be_cut_short_and_typed_with_hyphens(corpus, tmp_path, capsys):
+    assert run(f"pretrain --dataset {corpus} --model no-such-model --output-dir {tmp_path}/run {FAST}") == 2
+    assert "no-such-model" in capsys.readouterr().err
+    assert run(f"pretrain --dataset {corpus} --eval steps") == 2
+    assert "--eval could match" in capsys.readouterr().err
+
+
+def test_what_an_argument_needs_is_told_before_the_text_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("retromae_hf.training.pretraining.read_text", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    for option in ("--report_to wandb", "--optim adamw_bnb_8bit"):
+        assert run(f"pretrain --dataset texts.jsonl --output_dir {tmp_path}/run {option} --use_cpu true") == 2
+        assert "pip install" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import compiling
 import demo
 import demo_encoder
 import finetune_classifier
@@ -228,6 +229,14 @@ def test_the_gpu_report_runs_to_its_end_with_tiny_shapes(tmp_path, monkeypatch, 
         report["parts"][f"Trainer 32, {order}"]["padding_share"] for order in ("in random order", "grouped by length")
     )
     assert grouped <= random
+
+
+def test_compiling_is_told_beside_the_plain_step():
+    report = json.loads((ROOT / "model_cards/benchmark/compiling.json").read_text())
+    report["rows"] = report["rows"][:1]
+    report["rows"][0] |= {"graphs": 7, "first_step_seconds": 12.4, "seconds": {"plain": 2.0, "compiled": 3.0}}
+    assert compiling.table(report).splitlines()[2:] == ["| 128 | 7 | 12 | 3.000 | 2.000 | 1.50 |"]
+    assert "6 layers x 384" in compiling.conditions(report)
 
 
 def test_padding_is_counted():

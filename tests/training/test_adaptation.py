@@ -18,7 +18,7 @@ from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training import adaptation
 from retromae_hf.training.adaptation import adapt
-from retromae_hf.training.arguments import AdaptArguments
+from retromae_hf.training.adapting_arguments import AdaptArguments
 from retromae_hf.training.rows.held_out_pairs import choose_pairs, hold_out_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

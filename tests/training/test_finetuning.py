@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from retromae_hf import RetroMAEError
 from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.commands.main import main
-from retromae_hf.training.arguments import FinetuneArguments
+from retromae_hf.training.finetuning_arguments import FinetuneArguments
 from retromae_hf.training.finetuning_rows import training_rows, with_margins
 from retromae_hf.training.rows.finetuning_data import (
     load_training_data,

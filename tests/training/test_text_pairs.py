@@ -17,7 +17,8 @@ from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
 from retromae_hf.data.fingerprints import fingerprint_of_rows
 from retromae_hf.data.reading.text import split_first_sentence
 from retromae_hf.data.words import spans_of_words
-from retromae_hf.training.arguments import DataArguments, FinetuneArguments
+from retromae_hf.training.arguments import DataArguments
+from retromae_hf.training.finetuning_arguments import FinetuneArguments
 from retromae_hf.training.finetuning_rows import mined_rows, training_rows
 from retromae_hf.training.pretraining_data import load_text
 from retromae_hf.training.rows import PAIRS

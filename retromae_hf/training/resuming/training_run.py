@@ -38,14 +38,21 @@ LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
 
 
-def begin_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:
+def begin_run(
+    args: TrainingArguments, overwrite: bool, evaluates: bool, started_from: Iterable[str | None], *others: Any
+) -> Run:
     """See whether the arguments make a run, whether it may push to the Hub, and where it stands, before any work.
 
-    The arguments are those of `prepare_run`.
+    The arguments are those of `check_trainable` and of `prepare_run`.
     """
     check_training_arguments(args)
     prepare_pushes(args)
-    return prepare_run(args, overwrite, started_from, *others)
+    run = prepare_run(args, overwrite, started_from, *others)
+    if args.optim_target_modules is None:  # which only the model has
+        check_trainable(args, nn.Linear(1, 1), evaluates)
+    if not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False  # there is nothing to pin it for, as a warning would say at every loader
+    return run
 
 
 def check_training_arguments(args: TrainingArguments) -> None:

@@ -56,6 +56,12 @@ class EvaluateArguments:
             "help": "float32, bfloat16 or float16: half precision takes half the memory, and on a GPU less time."
         },
     )
+    query_prompt: str | None = field(
+        default=None, metadata={"help": "Text in front of every query; default: the model's own prompt."}
+    )
+    passage_prompt: str | None = field(
+        default=None, metadata={"help": "Text in front of every document; default: the model's own prompt."}
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -102,6 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         trust_remote_code=args.trust_remote_code,
         attn_implementation=args.attn_implementation,
         dtype=args.dtype,
+        query_prompt=args.query_prompt,
+        passage_prompt=args.passage_prompt,
     )
     if results is None:
         return

@@ -285,6 +285,9 @@ def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
             f"Of {', '.join(samples)} a sample of the documents was searched; among all of them the right ones are "
             "harder to find."
         )
+    prompts = ("query_prompt", "passage_prompt")
+    if prompted := [name for name, task in tasks.items() if any(task.get(one) is not None for one in prompts)]:
+        yield f"On {', '.join(prompted)} other prompts than its own stood in front of the texts (evaluation.json)."
     if tasks:
         yield f"It was judged on {', '.join(tasks)} alone; how it does on other collections is not known."
     else:

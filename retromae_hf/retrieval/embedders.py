@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -30,6 +30,9 @@ from ..model.errors import RetroMAEError, check_at_least, check_choice
 from ..model.layout import MODULES, find_file
 from ..model.modeling_retromae import RetroMAEModel
 from ..model.pretrained_model import RetroMAEPreTrainedModel
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 MODEL_FILES = ("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*")
 """Files that make a model's embeddings what they are, and that whoever loads it from the Hub has in the cache."""
@@ -132,6 +135,8 @@ def load_embedder(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     dtype: str = "float32",
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
 ) -> Embedder:
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
@@ -145,12 +150,16 @@ def load_embedder(
         trust_remote_code: whether code that comes with the model may run.
         attn_implementation: see `use_attention`.
         dtype: one of `DTYPES`, in which weights are held and embeddings computed.
+        query_prompt: text in front of every query; None: the model's own.
+        passage_prompt: likewise of every document.
 
     Raises:
         RetroMAEError: there is no model, it is pickled, it needs code of its own without `trust_remote_code`,
             sentence-transformers is needed and missing, or the last two arguments do not suit the model.
     """
     check_choice("dtype", dtype, DTYPES)
+    given = {"query": query_prompt, "document": passage_prompt}
+    prompts = {name: prompt for name, prompt in given.items() if prompt is not None}
     check_at_least(1, batch_size=batch_size)
     onnx_file = name_or_path if name_or_path.endswith(".onnx") else None
     if onnx_file is not None:
@@ -161,6 +170,8 @@ def load_embedder(
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
         model = load_checkpoint(RetroMAEModel, name_or_path).to(process_state().device, getattr(torch, dtype))
         use_attention(model, attn_implementation)
+        settings = model.config.sentence_settings
+        model.config.sentence_settings = settings | {"prompts": settings.get("prompts", {}) | prompts}
         return checkpoint_embedder(model, tokenizer, batch_size=batch_size, progress=progress)
     device = "cpu" if onnx_file is not None else str(process_state().device)
     encoder = load_sentence_transformer(name_or_path, trust_remote_code, device)
@@ -171,6 +182,12 @@ def load_embedder(
         raise RetroMAEError(
             f"{name_or_path} compares by {encoder.similarity_fn_name}; only cosine and dot product can be searched"
         )
+    encoder.prompts |= prompts
+    return sentence_embedder(encoder, batch_size, progress)
+
+
+def sentence_embedder(encoder: SentenceTransformer, batch_size: int | None = None, progress: bool = True) -> Embedder:
+    """The embedder of a sentence-transformers model that compares by cosine or dot product, as it says."""
     options: dict[str, Any] = {
         "batch_size": batch_size or texts_a_batch(encoder.device),
         "convert_to_tensor": True,

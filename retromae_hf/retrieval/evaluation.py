@@ -20,6 +20,8 @@ The results, schema 1, are one object for a model:
           "benchmark": {                    of a task of MTEB that was not sampled; else null
             "task": "SciFact", "subset": "default", "split": "test", "dataset": "mteb/scifact", "revision": "..."
           },
+          "query_prompt": null,             in front of every query, where it is not the model's own
+          "passage_prompt": null,           likewise of every document
           "search": "exact",                or "faiss"; null for the model "bm25"
           "measures": {"ndcg@10": 0.61, "mrr@10": 0.58, "recall@100": 0.91, "map@100": 0.57},
           "bm25": {                         where it was asked for beside a model
@@ -40,7 +42,7 @@ The results, schema 1, are one object for a model:
     }
 
 Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing. `hybrid` is
-the joining alone. Files of earlier versions have no "hybrid", "max_documents", "dtype" or "benchmark".
+the joining alone. Files of earlier versions have no "hybrid", "max_documents", "dtype", "benchmark" or prompts.
 """
 
 from __future__ import annotations
@@ -99,6 +101,8 @@ def evaluate_model(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     dtype: str = "float32",
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate a model on tasks; under `accelerate launch` every process has to call it, and they share the embedding.
 
@@ -115,6 +119,8 @@ def evaluate_model(
         trust_remote_code: whether code that comes with the model may run.
         attn_implementation: see `load_embedder`.
         dtype: likewise.
+        query_prompt: likewise.
+        passage_prompt: likewise.
 
     Returns:
         The results as the module's docstring describes them in the main process; None in the others.
@@ -140,10 +146,21 @@ def evaluate_model(
     with _folder_for_all(embeddings_dir) as folder:
         if dense:
             progress = state.is_local_main_process
-            embedder = load_embedder(name_or_path, batch_size, progress, trust_remote_code, attn_implementation, dtype)
+            embedder = load_embedder(
+                name_or_path,
+                batch_size,
+                progress,
+                trust_remote_code,
+                attn_implementation,
+                dtype,
+                query_prompt,
+                passage_prompt,
+            )
             identity = model_identity(name_or_path)
             if dtype != "float32":
                 identity += f" {dtype}"
+            if passage_prompt is not None:
+                identity += f" {passage_prompt!r}"
             embedded = {
                 task.name: _timed(
                     embed_to_shards, list(task.documents.values()), embedder.documents, identity, folder / task.name
@@ -170,7 +187,8 @@ def evaluate_model(
                 for kind, run in runs.items():
                     tag = {BM25: BM25, HYBRID: f"{name}+{BM25}"}.get(kind, name)
                     write_trec_run(run, Path(run_dir) / f"{task.name}-{kind}.trec", tag)
-            results[task.name] = describe(task, runs, searches.get(task.name), seconds)
+            entry = describe(task, runs, searches.get(task.name), seconds)
+            results[task.name] = {"query_prompt": query_prompt, "passage_prompt": passage_prompt, **entry}
     fingerprint = model_fingerprint(name_or_path) if dense else None
     of_model = {"model": name_or_path, "fingerprint": fingerprint, "dtype": dtype if dense else None}
     return {"schema": SCHEMA, **of_model, "tasks": results}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -113,13 +113,13 @@ def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
         return task
     qrels: dict[str, dict[str, int]] = {}
     chosen: set[str] = set()
-    for query in sorted(task.qrels, key=_chance):
+    for query in in_random_order(task.qrels):
         judged = task.qrels[query].keys() & task.documents.keys()
         if qrels and len(chosen | judged) > max_documents:
             break  # those behind it that need less would make another kind of task
         qrels[query] = task.qrels[query]
         chosen |= judged
-    others = sorted(task.documents.keys() - chosen, key=_chance)
+    others = in_random_order(task.documents.keys() - chosen)
     chosen.update(others[: max(max_documents - len(chosen), 0)])
     return replace(
         task,
@@ -131,9 +131,9 @@ def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
     )
 
 
-def _chance(name: str) -> bytes:
-    """A place in an order that is random and always the same."""
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+def in_random_order(names: Iterable[str]) -> list[str]:
+    """Each once, in an order that is random and always the same."""
+    return sorted(set(names), key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
 
 
 def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:

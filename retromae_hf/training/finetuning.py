@@ -6,13 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from ..checkpoints.sentence_models import load_sentence_transformer
 from ..model.attention import use_attention
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
+from ..retrieval.tasks import RetrievalTask
+from .dev_set import dev_evaluator, load_dev_set, plan_evaluations
 from .finetuning_arguments import FinetuneArguments
 from .finetuning_rows import prepare_rows
 from .health import HealthCallback
@@ -41,13 +43,18 @@ def finetune(
     """
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
-    run = begin_run(training_args, args.overwrite_output_dir, False, [args.model_name_or_path], args)
+    plan_evaluations(args, training_args)
+    watches = args.eval_dataset is not None
+    run = begin_run(training_args, args.overwrite_output_dir, watches, [args.model_name_or_path], args)
+    if run.checkpoint is not None:
+        training_args.eval_on_start = False  # a run that goes on has the row of step 0
     set_seed(training_args.seed)
     model = starting_encoder(args)
     with training_args.main_process_first(local=False, desc="preparing the data"):
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
+        task, rows = load_dev_set(args, rows)
         run.take_data(rows)
-    trainer = finetuning_trainer(args, training_args, model, rows)
+    trainer = finetuning_trainer(args, training_args, model, rows, task)
     longest = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
     stage = describe_finetuning(args, rows, int(longest))
     with describing(trainer, stage, args.model_name_or_path, card_args):
@@ -72,9 +79,13 @@ def starting_encoder(args: FinetuneArguments) -> SentenceTransformer:
 
 
 def finetuning_trainer(
-    args: FinetuneArguments, training_args: TrainingArguments, model: SentenceTransformer, rows: Dataset
+    args: FinetuneArguments,
+    training_args: TrainingArguments,
+    model: SentenceTransformer,
+    rows: Dataset,
+    task: RetrievalTask | None = None,
 ) -> SentenceTransformerTrainer:
-    """sentence-transformers' trainer on rows of `prepare_rows`.
+    """sentence-transformers' trainer on rows of `prepare_rows`, watched on a task where there is one.
 
     Raises:
         RetroMAEError: the rows fill no batch, or an argument cannot be used.
@@ -101,8 +112,13 @@ def finetuning_trainer(
     at_once = training_args.per_device_train_batch_size <= args.mini_batch_size
     loss = loss_of(args, model, training_args.world_size > 1, at_once)
     with in_one_sentence("the training arguments cannot be used"):
-        trainer = SentenceTransformerTrainer(model=model, args=training_args, train_dataset=rows, loss=loss)
+        evaluator = None if task is None else dev_evaluator(task, training_args.per_device_eval_batch_size)
+        trainer = SentenceTransformerTrainer(
+            model=model, args=training_args, train_dataset=rows, loss=loss, evaluator=evaluator
+        )
     trainer.add_callback(HealthCallback(loss=loss))
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     # The trainer would read a pickle there, as a whole where the checkpoint's own files ask for it.
     trainer._load_from_checkpoint = lambda folder: model.load_state_dict(  # type: ignore[assignment, method-assign]
         load_sentence_transformer(folder, args.trust_remote_code).state_dict()
@@ -111,7 +127,21 @@ def finetuning_trainer(
 
 
 def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool, at_once: bool) -> nn.Module:
-    """sentence-transformers' loss of an objective; `at_once` where a batch need not be cut, which takes less time."""
+    """sentence-transformers' loss of the arguments; `at_once` where a batch need not be cut, which takes less time."""
+    loss = _loss_of_objective(args, model, several_processes, at_once)
+    if args.matryoshka_dims is None:
+        return loss
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+    size = model.get_embedding_dimension()
+    if size is not None and max(args.matryoshka_dims) > size:
+        raise RetroMAEError(f"matryoshka_dims={args.matryoshka_dims} are more than the {size} numbers of an embedding")
+    return MatryoshkaLoss(model, loss, args.matryoshka_dims)
+
+
+def _loss_of_objective(
+    args: FinetuneArguments, model: SentenceTransformer, several_processes: bool, at_once: bool
+) -> nn.Module:
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
         DistillKLDivLoss,

@@ -43,6 +43,24 @@ class FinetuneArguments:
     dataset_split: str = field(
         default="train", metadata={"help": "Split of a Hub dataset or of a folder; in BEIR's layout qrels/SPLIT.tsv."}
     )
+    query_column: str | None = field(
+        default=None, metadata={"help": "Column of the queries; default: the one whose name tells, see the guide."}
+    )
+    positive_column: str | None = field(default=None, metadata={"help": "Likewise of the passages that answer them."})
+    negative_columns: list[str] | None = field(default=None, metadata={"help": "Likewise of the passages that do not."})
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "What nDCG@10 is watched on and the best checkpoint is chosen by: a folder in BEIR's layout, rows "
+            "of query and positive, or a share of the training queries to hold out, as 0.05."
+        },
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Its split; default: in BEIR's layout dev, else dataset_split."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better one after which the training stops."}
+    )
     pairs: str | None = field(
         default=None,
         metadata={
@@ -75,6 +93,10 @@ class FinetuneArguments:
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Rows to train on, drawn by the seed, where there are more; default: all."}
     )
+    matryoshka_dims: list[int] | None = field(
+        default=None,
+        metadata={"help": "First numbers of an embedding that serve alone too, as 384 128 64 (MatryoshkaLoss)."},
+    )
     query_length: int = field(default=32, metadata={"help": "Tokens of a query, special tokens included."})
     passage_length: int = field(default=140, metadata={"help": "Tokens of a passage, special tokens included."})
     query_prompt: str | None = field(default=None, metadata={"help": "Text in front of every query."})
@@ -104,7 +126,15 @@ class FinetuneArguments:
             negative_depth=self.negative_depth,
             mini_batch_size=self.mini_batch_size,
             max_train_samples=self.max_train_samples,
+            early_stopping_patience=self.early_stopping_patience,
+            matryoshka_dims=None if self.matryoshka_dims is None else min(self.matryoshka_dims, default=0),
         )
+        if self.early_stopping_patience is not None and self.eval_dataset is None:
+            raise RetroMAEError("early_stopping_patience needs something to watch; give --eval_dataset too")
+        if self.pairs is not None and self.columns():
+            raise RetroMAEError("pairs are made of text_column alone; leave query_column and the like out")
+        if self.eval_share is not None and not 0 < self.eval_share < 1:
+            raise RetroMAEError(f"eval_dataset={self.eval_dataset} as a share must be between 0 and 1")
         check_at_least(8, query_length=self.query_length, passage_length=self.passage_length)
         check_at_least(0, dev_queries=self.dev_queries)
         if self.pairs is not None:
@@ -133,3 +163,17 @@ class FinetuneArguments:
             )
         if self.teacher_scores is not None and self.objective == "contrastive":
             raise RetroMAEError("teacher_scores are for the objectives kl and margin_mse; choose one")
+
+    @property
+    def eval_share(self) -> float | None:
+        """`eval_dataset` as a share of the queries; None where it names something."""
+        try:
+            return float(self.eval_dataset or "")
+        except ValueError:
+            return None
+
+    def columns(self) -> dict[str, str]:
+        """What the user says that columns are: `query`, `positive` or `negative`, by their names."""
+        named = {self.query_column: "query", self.positive_column: "positive"}
+        named |= dict.fromkeys(self.negative_columns or [], "negative")
+        return {name: role for name, role in named.items() if name is not None}

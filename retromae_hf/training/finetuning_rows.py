@@ -48,18 +48,18 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
         logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
         data: JudgedCorpus | Dataset = pairs_from_text(held_out.untouched, args.pairs, seed)
     else:
-        data = load_training_data(*source, 0 if mined else args.num_negatives, args.objective, seed)
+        data = load_training_data(*source, 0 if mined else args.num_negatives, args.objective, seed, args.columns())
     if args.hard_negatives is None or mined:
-        rows = _whole(data.pairs() if isinstance(data, JudgedCorpus) else data, args.dataset)
+        rows = whole_rows(data.pairs() if isinstance(data, JudgedCorpus) else data, args.dataset)
         if mined:
             rows = mined_rows(args, rows, data if isinstance(data, JudgedCorpus) else None, model, seed)
     elif not isinstance(data, JudgedCorpus):
         raise RetroMAEError("a file of hard_negatives names ids; it goes with a folder in BEIR's layout")
     elif args.teacher_scores is None:
-        rows = _whole(read_hard_negatives(args.hard_negatives, data, args.num_negatives, seed), args.dataset)
+        rows = whole_rows(read_hard_negatives(args.hard_negatives, data, args.num_negatives, seed), args.dataset)
     else:
         scored = read_scored_negatives(args.hard_negatives, args.teacher_scores, data, args.num_negatives)
-        rows = _whole(scored, args.dataset)
+        rows = whole_rows(scored, args.dataset)
     if args.objective != "contrastive" and "label" not in rows.column_names:
         raise RetroMAEError(
             f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
@@ -100,7 +100,7 @@ def mined_rows(
     return checked(kept, pairs, args.num_negatives)
 
 
-def _whole(rows: Dataset, source: str) -> Dataset:
+def whole_rows(rows: Dataset, source: str) -> Dataset:
     """The rows that have all their texts; how many have not is said.
 
     Raises:

@@ -61,6 +61,7 @@ def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int)
         "objective": args.objective,
         "pairs": args.pairs,
         "similarity": args.similarity,
+        "matryoshka_dims": args.matryoshka_dims,
         "temperature": args.temperature,
         "hard_negatives": mined if mined in (None, *MINERS) else "a file",
         "num_negatives": None if mined is None else args.num_negatives,

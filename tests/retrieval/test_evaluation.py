@@ -86,6 +86,8 @@ def test_results_have_the_documented_schema(encoder_folder, zoo):
     assert entry == {
         "num_queries": 40,
         "num_documents": 120,
+        "query_prompt": None,
+        "passage_prompt": None,
         "max_documents": None,
         "num_unjudged_queries": 0,
         "missing_ids": {"num_judgments": 0, "queries": [], "documents": []},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,19 +61,32 @@ class Columns:
     scores: list[str]
 
 
-def find_columns(source: str, rows: Dataset) -> Columns:
+def find_columns(source: str, rows: Dataset, named: Mapping[str, str] | None = None) -> Columns:
     """Go by the names of the columns, and say what becomes of each.
 
     `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. Two columns of text whose
     names say nothing are a pair in their own order, and one beside a query or a positive is the other: that is a guess,
     and said to be one.
 
+    Args:
+        source: what to call the rows in messages.
+        rows: with any columns.
+        named: what the user says that columns are, "query", "positive" or "negative" by their names; no other column
+            is one then.
+
     Raises:
-        RetroMAEError: the names contradict each other, or do not tell which is the query and which the positive.
+        RetroMAEError: there is no such column, or the names contradict each other or do not tell which is the query
+            and which the positive.
     """
     found: dict[str | None, list[str]] = {role: [] for role in (*ROLES, None)}
+    named = named or {}
+    if absent := named.keys() - set(rows.column_names):
+        raise RetroMAEError(
+            f"{source} has no column {', '.join(sorted(absent))}; it has {', '.join(rows.column_names)}"
+        )
     for name in rows.column_names:
-        found[role_of(name)].append(name)
+        role = named.get(name) or role_of(name)
+        found["other" if name not in named and role in named.values() else role].append(name)
     for role in ("query", "positive", "label", "positive scores", "negative scores"):
         if len(found[role]) > 1:
             raise RetroMAEError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def load_training_data(
     num_negatives: int = 0,
     objective: str = "contrastive",
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> JudgedCorpus | Dataset:
     """A folder in BEIR's layout with qrels/SPLIT.tsv, or rows of text.
 
@@ -82,6 +83,8 @@ def load_training_data(
     tsv, beir = path.suffix.lower() == ".tsv" and path.is_file(), (path / "corpus.jsonl").is_file()
     if tsv or beir or source == "pydocs":
         check_whole(source, config_name, WHOLE if beir else split)
+    if columns and (beir or source == "pydocs"):
+        raise RetroMAEError(f"{source} has no columns to choose from; leave query_column and the like out")
     if source == "pydocs":
         return load_held_out_pydocs().pairs.rename_column("body", "positive")
     if beir:
@@ -97,7 +100,7 @@ def load_training_data(
         }
         return JudgedCorpus(task.queries, task.documents, {query: found for query, found in judged.items() if found})
     rows = read_tsv(path) if tsv else load_rows(source, config_name, split)
-    return uniform_rows(source, rows, num_negatives, objective, seed)
+    return uniform_rows(source, rows, num_negatives, objective, seed, columns)
 
 
 def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed: int) -> Dataset:

@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,14 @@ def _tsv_rows(file: str, names: tuple[str, ...], skip: bool, state: tuple[int, i
             yield dict(zip(names, cells, strict=True))
 
 
-def uniform_rows(source: str, rows: Dataset, num_negatives: int, objective: str, seed: int) -> Dataset:
+def uniform_rows(
+    source: str,
+    rows: Dataset,
+    num_negatives: int,
+    objective: str,
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+) -> Dataset:
     """Rows of `query`, `positive`, `negative_1` ... and, where the objective has a teacher, `label`: a score a passage.
 
     Each positive of a row makes one. Of more negatives than are wanted some are drawn, which depends on the seed and
@@ -94,25 +101,26 @@ def uniform_rows(source: str, rows: Dataset, num_negatives: int, objective: str,
         num_negatives: negatives of a row at most.
         objective: one of `OBJECTIVES`. For contrastive rows of label 0 are left out.
         seed: of the draw.
+        columns: what the user says of them, see `find_columns`.
 
     Raises:
         RetroMAEError: the columns do not tell what they are, or hold something else than that.
     """
-    columns = find_columns(source, rows)
+    found = find_columns(source, rows, columns)
     teacher = None if objective == "contrastive" else objective
     if teacher is None:
-        rows = _matching(source, rows, columns)
-    elif (columns.label is None) == (not columns.scores):
+        rows = _matching(source, rows, found)
+    elif (found.label is None) == (not found.scores):
         raise RetroMAEError(
             f"objective={objective} needs a teacher's scores; give teacher_scores, or rows with either a column label "
             "or pos_scores and neg_scores"
         )
-    elif not columns.negatives:
+    elif not found.negatives:
         raise RetroMAEError(f"objective={objective} compares passages of a query; give rows with negatives")
     if not len(rows):
         raise RetroMAEError(f"{source} holds no rows to train on; give some of query and positive that match")
     read = rows.map(
-        _Reader(source, columns, teacher),
+        _Reader(source, found, teacher),
         batched=True,
         with_indices=True,
         remove_columns=rows.column_names,

@@ -1,0 +1,150 @@
+"""Fine-tuning is watched on a dev set, of which it has trained on nothing, and keeps its best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+from retromae_hf import RetroMAEError
+from retromae_hf.commands.main import main
+from retromae_hf.retrieval.embedders import load_embedder
+from retromae_hf.retrieval.evaluation import evaluate_embedder
+from retromae_hf.retrieval.tasks import load_task
+from retromae_hf.training.dev_set import hold_out_queries, task_of_rows
+from retromae_hf.training.finetuning import loss_of
+from retromae_hf.training.finetuning_arguments import FinetuneArguments
+
+FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
+
+
+@pytest.fixture
+def finetune(encoder_folder, tmp_path):
+    def run(dataset, options, folder="model"):
+        line = f"--model_name_or_path {encoder_folder} --dataset {dataset} --output_dir {tmp_path / folder} {FAST}"
+        return main(["finetune", *line.split(), *options.split()])
+
+    return run
+
+
+@pytest.fixture
+def beir(beir):
+    for split in ("dev", "test"):
+        shutil.copyfile(beir / "qrels/train.tsv", beir / f"qrels/{split}.tsv")
+    return beir
+
+
+def logs_of(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def test_a_folder_with_dev_judgments_is_watched_and_the_best_checkpoint_kept(finetune, beir, encoder_folder, tmp_path):
+    assert finetune(beir, f"--eval_dataset {beir} --max_steps 4 --eval_steps 2 --learning_rate 1e-2") == 0
+    state = json.loads((tmp_path / "model/trainer_state.json").read_text())
+    measured = {entry["step"]: entry["eval_ndcg@10"] for entry in state["log_history"] if "eval_ndcg@10" in entry}
+    assert measured.keys() == {0, 2, 4}
+    task = load_task(str(beir), split="dev")
+    assert measured[0] == pytest.approx(evaluate_embedder(task, load_embedder(encoder_folder))["ndcg@10"])
+    assert state["best_metric"] == max(measured[2], measured[4])
+    kept = evaluate_embedder(task, load_embedder(str(tmp_path / "model")))["ndcg@10"]
+    assert kept == pytest.approx(state["best_metric"])
+
+
+def test_it_stops_early_and_goes_on_where_it_was_cut(finetune, beir, tmp_path, caplog):
+    options = "--eval_dataset 0.3 --early_stopping_patience 1 --eval_steps 1 --learning_rate 0 --max_steps 9"
+    assert finetune(beir, options) == 0
+    assert [entry["step"] for entry in logs_of(tmp_path / "model") if "eval_ndcg@10" in entry] == [0, 1, 2]
+    assert "nDCG@10 is watched on" in caplog.text
+
+
+def test_what_is_held_out_is_not_trained_on():
+    rows = Dataset.from_dict(
+        {
+            "query": [f"query {number // 2}" for number in range(40)],
+            "positive": [f"passage {number}" for number in range(40)],
+        }
+    )
+    task, others = hold_out_queries(rows, 0.25)
+    assert len(task.queries) == 5
+    assert len(others) == 30
+    assert not set(task.queries.values()) & set(others["query"][:])
+    assert len(task.documents) == 40
+    for query, text in task.queries.items():
+        number = int(text.split()[1])
+        assert {task.documents[one] for one in task.qrels[query]} == {
+            f"passage {2 * number}",
+            f"passage {2 * number + 1}",
+        }
+    assert hold_out_queries(rows.select(range(39, -1, -1)), 0.25)[0].queries.keys() == task.queries.keys()
+    with pytest.raises(RetroMAEError, match=r"a share of 0.01 of 20 queries leaves none"):
+        hold_out_queries(rows, 0.01)
+
+
+def test_rows_are_a_dev_set_by_the_columns_that_are_named(finetune, tmp_path):
+    rows = [{"heading": f"topic {n}", "body": f"all about topic {n}", "rest": f"else {n}"} for n in range(8)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    columns = "--query_column heading --positive_column body --negative_columns rest --max_steps 2 --eval_steps 1"
+    assert finetune(tmp_path / "train.jsonl", f"--eval_dataset {tmp_path / 'dev.jsonl'} {columns}") == 0
+    assert "eval_ndcg@10" in logs_of(tmp_path / "model")[0]
+
+
+def test_a_document_of_several_queries_stands_once():
+    rows = Dataset.from_dict({"query": ["a", "b", "a"], "positive": ["x", "x", "y"]})
+    task = task_of_rows(rows, ["a", "b"])
+    assert sorted(task.documents.values()) == ["x", "y"]
+    assert sorted(map(len, task.qrels.values())) == [1, 2]
+
+
+def test_matryoshka_trains_the_first_numbers_too(finetune, beir, encoder_folder, tmp_path):
+    arguments = FinetuneArguments(encoder_folder, str(beir), matryoshka_dims=[32, 8])
+    model = SentenceTransformer(encoder_folder)
+    assert isinstance(loss_of(arguments, model, several_processes=False, at_once=True), MatryoshkaLoss)
+    with pytest.raises(RetroMAEError, match="are more than the 32 numbers of an embedding"):
+        loss_of(FinetuneArguments(encoder_folder, "x", matryoshka_dims=[64]), model, False, True)
+    assert finetune(beir, "--matryoshka_dims 32 8 --mini_batch_size 1 --max_steps 1 --logging_steps 1") == 0
+    assert logs_of(tmp_path / "model")[0]["loss"] > 0
+
+
+def test_prompts_are_flags_of_evaluate_too(encoder_folder, beir, tmp_path):
+    results = tmp_path / "results.json"
+    line = f"evaluate --model_name_or_path {encoder_folder} --dataset {beir} --output {results}"
+    embeddings = f"--embeddings_dir {tmp_path / 'kept'}"
+    measured = []
+    for prompts in ([], ["--query_prompt", "query: ", "--passage_prompt", "the otter sleeps "]):
+        assert main([*line.split(), *embeddings.split(), *prompts]) == 0
+        measured.append(json.loads(results.read_text()))
+    assert [one["tasks"]["beir"]["passage_prompt"] for one in measured] == [None, "the otter sleeps "]
+    plain, prompted = (load_embedder(encoder_folder, passage_prompt=one) for one in (None, "the otter sleeps "))
+    texts = ["a river", "a bridge"]
+    assert torch.equal(prompted.documents(texts), plain.documents([f"the otter sleeps {text}" for text in texts]))
+    assert torch.equal(prompted.queries(texts), plain.queries(texts))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("--eval_strategy steps", "give --eval_dataset too, 0.05 for a share"),
+        ("--early_stopping_patience 2", "give --eval_dataset too"),
+        ("--eval_dataset 1.5", "must be between 0 and 1"),
+        ("--eval_dataset 0.2 --metric_for_best_model f1", "metric_for_best_model='f1'"),
+        ("--query_column no", "has no columns to choose from"),
+        ("--pairs crop --query_column no", "leave query_column and the like out"),
+        ("--matryoshka_dims 0", "matryoshka_dims=0"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(finetune, beir, capsys, options, error):
+    assert finetune(beir, f"{options} --max_steps 1") == 2
+    assert error in capsys.readouterr().err
+
+
+def test_a_column_that_is_not_there_is_named(finetune, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"query": "q", "positive": "p"}\n')
+    assert finetune(file, "--query_column quest --max_steps 1") == 2
+    assert "has no column quest; it has query, positive" in capsys.readouterr().err

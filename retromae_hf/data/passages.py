@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Sequence, Value
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from ..model.errors import RetroMAEError
+from ..model.errors import RetroMAEError, check_at_least
 from .fingerprints import fingerprint_of_mapped
 from .reading.text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
@@ -37,6 +37,8 @@ def tokenize_passages(
     num_proc: int | None = None,
     pairs: bool = False,
     word_segmenter: WordSegmenter | None = None,
+    stride: int = 0,
+    max_passages_per_document: int | None = None,
 ) -> Dataset:
     """Cut documents into tokenised passages at sentence ends.
 
@@ -58,6 +60,8 @@ def tokenize_passages(
         pairs: make pairs of segments.
         word_segmenter: takes a text apart into words, for whole-word masks of Chinese (`chinese_segmenter`); of other
             scripts the collator finds the words by itself.
+        stride: tokens that a passage shares at most with the one before it; as many whole sentences as fit.
+        max_passages_per_document: of a longer document the first ones; None takes all.
 
     Returns:
         A dataset with the columns `input_ids` (int32, special tokens included), `length` (tokens of it), `passage_id`
@@ -67,7 +71,9 @@ def tokenize_passages(
     Raises:
         RetroMAEError: no document holds a token, or an argument is out of range.
     """
-    options = cutting_options(tokenizer, max_length, short_seq_prob, seed, pairs, word_segmenter)
+    options = cutting_options(
+        tokenizer, max_length, short_seq_prob, seed, pairs, word_segmenter, stride, max_passages_per_document
+    )
     features = {"input_ids": Sequence(Value("int32")), "length": Value("int32")}
     features |= {"passage_id": Value("int64"), "document_id": Value("int64")}
     if pairs:
@@ -156,6 +162,8 @@ def cutting_options(
     seed: int,
     pairs: bool,
     word_segmenter: WordSegmenter | None,
+    stride: int = 0,
+    max_passages_per_document: int | None = None,
 ) -> dict[str, Any]:
     """What `cut_passages` is told beside the documents, from the arguments of `tokenize_passages`.
 
@@ -169,6 +177,11 @@ def cutting_options(
         raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
     if not 0 <= short_seq_prob <= 1:
         raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
+    check_at_least(1, max_passages_per_document=max_passages_per_document)
+    if not 0 <= stride < room:
+        raise RetroMAEError(f"stride={stride} must be 0 or more, and below the {room} tokens of text in a passage")
+    if stride and pairs:
+        raise RetroMAEError("the segments of a pair follow one another; leave stride out, or the pair objective")
     if not tokenizer.is_fast:
         raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
     return {
@@ -178,6 +191,8 @@ def cutting_options(
         "short_seq_prob": short_seq_prob,
         "seed": seed,
         "words": None if word_segmenter is None else (word_table(tokenizer), word_segmenter),
+        "stride": stride,
+        "max_passages": max_passages_per_document,
     }
 
 
@@ -190,6 +205,8 @@ def cut_passages(
     short_seq_prob: float,
     seed: int,
     words: tuple[torch.Tensor, WordSegmenter] | None,
+    stride: int,
+    max_passages: int | None,
 ) -> dict[str, list[Any]]:
     """The passages of some documents as columns, see `tokenize_passages`.
 
@@ -206,11 +223,11 @@ def cut_passages(
     rows |= {"word_ids": []} if words else {}
     for index, (tokens, lengths, starts) in zip(indices, _tokenize_documents(texts, tokenizer, words), strict=True):
         targets = _targets(room, short_seq_prob, f"{seed} {index}")
-        segments = list(_pack(lengths, room, targets))
+        segments = list(_pack(lengths, room, targets, stride))
         spans = (
             _pair_up(segments, list(accumulate(lengths))) if pairs else [(start, end, end) for start, end in segments]
         )
-        for place, (start, middle, end) in enumerate(spans):
+        for place, (start, middle, end) in enumerate(spans[:max_passages]):
             first, second = tokens[start:middle], tokens[middle:end]
             ids = np.concatenate(frame.parts(first, second), dtype=np.int32, casting="unsafe")
             rows["input_ids"].append(ids)
@@ -283,16 +300,24 @@ def _targets(room: int, short_seq_prob: float, seed: str) -> Iterator[int]:
         yield generator.randint(min(3, room), room) if generator.random() < short_seq_prob else room
 
 
-def _pack(lengths: Iterable[int], room: int, targets: Iterator[int]) -> Iterator[tuple[int, int]]:
-    """Where passages of at most `room` tokens start and end that hold sentences of these lengths one after another."""
+def _pack(lengths: Iterable[int], room: int, targets: Iterator[int], stride: int) -> Iterator[tuple[int, int]]:
+    """Where passages of at most `room` tokens start and end that hold sentences of these lengths one after another.
+
+    A passage begins with the last sentences of the one before it, where these have `stride` tokens at most and leave
+    room for the next one.
+    """
     start = end = 0
+    begins: list[int] = []  # of the passage's sentences
     target = next(targets)
     for length in lengths:
         for done in range(0, length, room):
             piece = min(length - done, room)
             if end > start and end - start + piece > target:
                 yield start, end
-                start, target = end, next(targets)
+                target = next(targets)
+                begins = [at for at in begins if at > start and end - at <= stride and end - at + piece <= target]
+                start = begins[0] if begins else end
+            begins.append(end)
             end += piece
     if end > start:
         yield start, end

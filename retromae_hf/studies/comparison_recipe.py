@@ -110,6 +110,7 @@ class Comparison:
             "include_num_input_tokens_seen": "non_padding",
             # Measured once, at the end.
             "eval_strategy": "steps",
+            "eval_on_start": False,  # its seconds would count as training
             "eval_steps": values.get("max_steps"),
         }
         start = told.get("start")

@@ -38,7 +38,8 @@ class TextArguments:
     dataset: list[str] = field(
         metadata={
             "help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file (packed too, as .jsonl.gz), a folder of them or "
-            "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus. Several are one text."
+            "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus. Of a .txt file a line is "
+            "a document, of a folder of them a file is, and blank lines are none. Several are one text."
         }
     )
     dataset_weights: list[float] | None = field(
@@ -82,6 +83,13 @@ class TextArguments:
         default=10_000, metadata={"help": "Passages of a stream that each worker shuffles among themselves."}
     )
     max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
+    stride: int = field(
+        default=0,
+        metadata={"help": "Tokens that a passage shares with the one before it: as many whole sentences as fit."},
+    )
+    max_passages_per_document: int | None = field(
+        default=None, metadata={"help": "Of a longer document the first so many passages; default: all."}
+    )
     short_seq_prob: float = field(
         default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
     )

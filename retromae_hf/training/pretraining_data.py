@@ -177,6 +177,8 @@ def make_passages(
         args.preprocessing_num_workers,
         pairs=pair_objective in SEGMENT_OBJECTIVES,
         word_segmenter=text.segmenter,
+        stride=args.stride,
+        max_passages_per_document=args.max_passages_per_document,
     )
     # Arrays, which the loader need not take apart into Python's numbers.
     passages = passages.with_format("numpy")

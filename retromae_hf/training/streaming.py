@@ -85,7 +85,16 @@ def open_passage_stream(
             "take --pair_objective contrast, sop or none, or leave streaming out"
         )
     pairs = pair_objective in SEGMENT_OBJECTIVES
-    options = cutting_options(tokenizer, args.max_length, args.short_seq_prob, run.seed, pairs, word_segmenter)
+    options = cutting_options(
+        tokenizer,
+        args.max_length,
+        args.short_seq_prob,
+        run.seed,
+        pairs,
+        word_segmenter,
+        args.stride,
+        args.max_passages_per_document,
+    )
     identity = {
         "num_shards": documents.num_shards,
         "first_document": documents.first,
@@ -93,7 +102,14 @@ def open_passage_stream(
         "pair_objective": pair_objective,
         **{
             name: getattr(args, name)
-            for name in ("max_length", "short_seq_prob", "segment_chinese", "shuffle_buffer_size")
+            for name in (
+                "max_length",
+                "short_seq_prob",
+                "stride",
+                "max_passages_per_document",
+                "segment_chinese",
+                "shuffle_buffer_size",
+            )
         },
         "tokenizer": fingerprint_of_tokenizer(tokenizer),
     }

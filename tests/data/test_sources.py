@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 
 import pytest
 from conftest import CHINESE_TEXTS
@@ -64,15 +65,27 @@ def test_passages_have_the_very_tokens_of_their_document(kind, texts):
     lengths=st.lists(st.integers(1, 40), max_size=12),
     room=st.integers(1, 20),
     targets=st.lists(st.integers(1, 20), min_size=500, max_size=500),
+    stride=st.integers(0, 20),
 )
-def test_packing_keeps_every_token_in_order_and_never_overflows(lengths, room, targets):
-    passages = list(_pack(lengths, room, iter([min(target, room) for target in targets])))
-    assert [token for passage in passages for token in range(*passage)] == list(range(sum(lengths)))
+def test_packing_keeps_every_token_in_order_and_never_overflows(lengths, room, targets, stride):
+    passages = list(_pack(lengths, room, iter([min(target, room) for target in targets]), stride))
+    assert sorted({token for passage in passages for token in range(*passage)}) == list(range(sum(lengths)))
     assert all(0 < end - start <= room for start, end in passages)
+    for (start, end), (next_start, next_end) in pairwise(passages):
+        assert start < next_start
+        assert next_start <= end < next_end
+        assert end - next_start <= stride
 
 
 def test_sentences_that_fit_are_not_cut():
-    assert list(_pack([2, 2, 3], 4, iter([4] * 9))) == [(0, 4), (4, 7)]
+    assert list(_pack([2, 2, 3], 4, iter([4] * 9), 0)) == [(0, 4), (4, 7)]
+
+
+def test_passages_share_the_sentences_that_fit_into_the_stride():
+    assert list(_pack([2] * 5, 6, iter([6] * 9), 2)) == [(0, 6), (4, 10)]
+    assert list(_pack([2] * 5, 6, iter([6] * 9), 3)) == [(0, 6), (4, 10)]
+    assert list(_pack([2] * 5, 6, iter([6] * 9), 1)) == [(0, 6), (6, 10)]
+    assert list(_pack([2, 2, 5], 6, iter([6] * 9), 4)) == [(0, 4), (4, 9)], "a sentence is not cut for it"
 
 
 def test_passages_hold_whole_sentences_and_the_special_tokens(texts, tokenizer):
@@ -99,6 +112,17 @@ def test_short_targets_make_more_and_shorter_passages(tokenizer):
     long, short = (tokenize_passages(documents, tokenizer, 32, probability) for probability in (0.0, 0.9))
     assert sum(long["length"]) - 2 * len(long) == sum(short["length"]) - 2 * len(short)
     assert len(short) > 1.4 * len(long)
+
+
+def test_a_stride_and_a_bound_of_passages(tokenizer):
+    documents = Dataset.from_dict({"text": ["The fox. The wolf. The otter. " * 9, "The otter."]})
+    plain, shared = (tokenize_passages(documents, tokenizer, 16, stride=stride) for stride in (0, 6))
+    assert len(shared) > len(plain)
+    first, second = (tokenizer.decode(row, skip_special_tokens=True) for row in shared["input_ids"][:2])
+    assert any(first.endswith(second[:length]) for length in range(8, len(second)))
+    bounded = tokenize_passages(documents, tokenizer, 16, max_passages_per_document=2)
+    assert bounded["document_id"][:] == [0, 0, 1]
+    assert bounded["input_ids"][:2] == plain["input_ids"][:2]
 
 
 def test_documents_without_a_token_are_dropped_and_counted(tokenizer, caplog):
@@ -171,6 +195,9 @@ def test_bad_arguments_are_one_sentence(tokenizer):
     for arguments, message in (
         ({"max_length": 2}, "no room for a token"),
         ({"max_length": 16, "short_seq_prob": 1.5}, "short_seq_prob"),
+        ({"max_length": 16, "stride": 14}, "stride=14 must be 0 or more, and below the 14 tokens"),
+        ({"max_length": 16, "stride": 2, "pairs": True}, "leave stride out"),
+        ({"max_length": 16, "max_passages_per_document": 0}, "max_passages_per_document=0"),
     ):
         with pytest.raises(RetroMAEError, match=message):
             tokenize_passages(documents, tokenizer, **arguments)

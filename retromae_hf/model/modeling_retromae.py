@@ -180,10 +180,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             warn_of_missing_labels(self.config, decoder_labels, pair_labels, bow_labels, document_id)
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
-            words = self.encoder.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
+            words = self.masked_lm.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
             input_ids, decoder_input_ids = words.split(len(input_ids))
         else:  # of ids some families look whether there is padding, and the host waits
-            input_ids = self.encoder.get_input_embeddings()(input_ids)
+            input_ids = self.masked_lm.get_input_embeddings()(input_ids)
         slots, decoder_slots = bookkeeping.get("label_slots"), bookkeeping.get("decoder_label_slots")
         if self.config.decoding == "condenser":  # its head predicts what the encoder has to
             decoder_labels, decoder_slots = labels, slots
@@ -243,7 +243,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if self.config.decoding != "condenser":
             return self.encode(input_ids, attention_mask, token_type_ids), None
         self._check_length(input_ids)
-        return self.backbone.last_and_middle_states(self.encoder, input_ids, attention_mask, token_type_ids)
+        return self.backbone.last_and_middle_states(self.masked_lm, input_ids, attention_mask, token_type_ids)
 
     def decode(
         self,
@@ -275,7 +275,7 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         elif decoder_input_ids is None:
             raise RetroMAEError("decoder_labels need decoder_input_ids; DataCollatorForRetroMAE makes both")
         else:
-            tokens = self._with_own_positions(self.backbone.embed(self.encoder, decoder_input_ids, token_type_ids))
+            tokens = self._with_own_positions(self.backbone.embed(self.masked_lm, decoder_input_ids, token_type_ids))
         context = torch.cat([h, tokens[:, 1:]], dim=1)
         if self.config.decoding == "enhanced":
             queries, rows = self._queries(h, context.shape[1]), torch.arange(1, context.shape[1], device=h.device)
@@ -292,9 +292,9 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     def _queries(self, h: Tensor, length: int) -> Tensor:
         """The queries H1 of enhanced decoding without their row 0, which carries no label: `[B, L - 1, H]` (eq. 4)."""
         if self.config.decoder_query == "embedded":
-            embedded = self.backbone.embed(self.encoder, h.expand(-1, length, -1))
+            embedded = self.backbone.embed(self.masked_lm, h.expand(-1, length, -1))
             return self._with_own_positions(embedded)[:, 1:]
-        positions = self.backbone.position_embeddings(self.encoder, length)
+        positions = self.backbone.position_embeddings(self.masked_lm, length)
         return h + (self.decoder_positions.weight[:length] if positions is None else positions)[1:]
 
     def _with_own_positions(self, embedded: Tensor) -> Tensor:

@@ -66,6 +66,11 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         with safetensors_only(pretrained_model_name_or_path or "", kwargs.get("subfolder") or ""):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
+    @property
+    def masked_lm(self) -> PreTrainedModel:
+        """The encoder itself, a `*ForMaskedLM`, also where PEFT has wrapped it and put adapters into its layers."""
+        return self.encoder.get_base_model() if hasattr(self.encoder, "get_base_model") else self.encoder
+
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
@@ -77,7 +82,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
             RetroMAEError: the batch is longer than the encoder's positions.
         """
         self._check_length(input_ids)
-        return self.backbone.token_states(self.encoder, input_ids, attention_mask, token_type_ids)
+        return self.backbone.token_states(self.masked_lm, input_ids, attention_mask, token_type_ids)
 
     def pool(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The sentence embeddings `[B, H]` of last hidden states `[B, L, H]`: [CLS]'s, or the real tokens' mean."""
@@ -93,7 +98,10 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
         The losses take these three; nobody needs all of the logits `features @ weight.T + bias` at once.
         """
-        return (self.backbone.head_features(self.encoder, states), *self.backbone.output_projection(self.encoder))
+        return (
+            self.backbone.head_features(self.masked_lm, states),
+            *self.backbone.output_projection(self.masked_lm),
+        )
 
     def token_loss(self, states: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of `states` `[T, H]` against `labels` `[T]` through the encoder's masked-LM head."""
@@ -104,7 +112,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         return token_accuracy(*self.head(states), labels)
 
     def _check_length(self, tokens: Tensor) -> None:
-        limit = self.backbone.max_positions(self.encoder.config)
+        limit = self.backbone.max_positions(self.masked_lm.config)
         if tokens.shape[1] > limit:
             raise RetroMAEError(
                 f"passages of {tokens.shape[1]} tokens do not fit the encoder's {limit} positions; "
@@ -113,11 +121,11 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module | None:
         """The encoder's word embeddings; None where accelerate shards the model, see `get_output_embeddings`."""
-        return None if sharded_by_accelerate() else self.encoder.get_input_embeddings()
+        return None if sharded_by_accelerate() else self.masked_lm.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the encoder's word embeddings."""
-        self.encoder.set_input_embeddings(value)
+        self.masked_lm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The encoder's output projection; None where accelerate shards the model.
@@ -126,15 +134,15 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         The losses read weight and bias without calling, and masked-LM heads share them with other modules, so they
         have to stay in the root's unit, which is whole from the forward pass to the end of the backward pass.
         """
-        return None if sharded_by_accelerate() else self.encoder.get_output_embeddings()
+        return None if sharded_by_accelerate() else self.masked_lm.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the encoder's output projection."""
-        self.encoder.set_output_embeddings(new_embeddings)
+        self.masked_lm.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the encoder's vocabulary; its configuration, which is part of this one, follows."""
-        return self.backbone.resize_vocabulary(self.encoder, *args, **kwargs)
+        return self.backbone.resize_vocabulary(self.masked_lm, *args, **kwargs)
 
 
 def load_encoder(name_or_path: str, repooled: bool = False) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def export_encoder(
     folder prompts, cuts, normalises and compares as that does.
 
     Args:
-        model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM` (a baseline).
+        model: a `RetroMAEForPreTraining`, a `RetroMAEModel` or a plain `*ForMaskedLM` (a baseline); one with adapters
+            of PEFT is merged, and stays as it is itself.
         tokenizer: its tokenizer.
         folder: where to write; made if need be.
         pooling: "cls" or "mean"; by default the model's own, which is "cls" of a plain `*ForMaskedLM`.
@@ -42,6 +44,7 @@ def export_encoder(
     Raises:
         RetroMAEError: `pooling` is unknown or the encoder's family is not.
     """
+    model = merged(model)
     pooling = pooling or getattr(model.config, "pooling", "cls")
     check_choice("pooling", pooling, POOLINGS)
     folder = Path(folder)
@@ -90,6 +93,7 @@ def export_sparse_encoder(
     Raises:
         RetroMAEError: the encoder's family is not known.
     """
+    model = merged(model)
     folder = Path(folder)
     pooled = {"pooling_strategy": "max", "activation_function": "relu"}
     parts = {"SpladePooling": pooled}
@@ -99,6 +103,16 @@ def export_sparse_encoder(
     encoder, max_length = _save(model, tokenizer, folder)
     write_export_card(folder, "sparse-encoder", source, encoder, max_length, similarity="dot")
     return folder
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """A copy with PEFT's adapters merged into the weights; a model without any is returned as it is."""
+    if hasattr(model, "merge_and_unload"):
+        return copy.deepcopy(model).merge_and_unload()
+    if hasattr(getattr(model, "encoder", None), "merge_and_unload"):
+        model = copy.deepcopy(model)
+        model.encoder = model.encoder.merge_and_unload()
+    return model
 
 
 def _settings_of(model: PreTrainedModel) -> dict[str, Any]:

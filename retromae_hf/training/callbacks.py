@@ -26,6 +26,7 @@ from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainin
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
+from .adapters import train_new_parts_in_full, without_adapters
 
 DECODER_INPUTS = (
     "decoder_input_ids",
@@ -65,6 +66,17 @@ class RetroMAECallback(TrainerCallback):
         self._collator: DataCollatorForRetroMAE | None = None
         self._order: torch.Generator | None = None
         self._hook: Any = None
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: RetroMAEForPreTraining,
+        **kwargs: Any,
+    ) -> None:
+        """Let new parts learn beside adapters of PEFT, before there is an optimizer."""
+        train_new_parts_in_full(model)
 
     def on_train_begin(
         self,
@@ -122,7 +134,7 @@ class RetroMAECallback(TrainerCallback):
             share = (1 + math.cos(math.pi * state.global_step / state.max_steps)) / 2
             weight = final + share * (model.config.bow_loss_weight - final)
             # Filled on the device: a copy of a number from the host would wait for what is queued there.
-            model.bow_loss_weight = torch.full((), weight, device=args.device)
+            without_adapters(model).bow_loss_weight = torch.full((), weight, device=args.device)
 
     def on_log(
         self,
@@ -150,7 +162,7 @@ class RetroMAECallback(TrainerCallback):
     ) -> None:
         """Stop summing."""
         self._hook.remove()
-        model.bow_loss_weight = None
+        without_adapters(model).bow_loss_weight = None
 
     def _tell_epoch(self) -> None:
         if self._collator is not None:

@@ -33,6 +33,7 @@ TRIED = {
     "AutoModelForPreTraining.from_pretrained(": "test_its_examples_of_the_hub_run",
     "compute_with_onnx(": "test_its_example_of_onnx_runs",
     "register_backbone(": "test_its_example_of_a_family_runs",
+    "get_peft_model(": "test_its_example_of_adapters_runs",
 }
 """What tells a piece of Python from the others, and the test that runs it."""
 
@@ -178,6 +179,11 @@ class MeadowForMaskedLM(BertForMaskedLM):
     def lm_head(self):
         transform = self.cls.predictions.transform
         return Namespace(dense=transform.dense, norm=transform.LayerNorm)
+
+
+def test_its_example_of_adapters_runs(encoder_folder):
+    model = run(example_with("get_peft_model(").replace("bert-base-uncased", encoder_folder))["model"]
+    assert any("lora_A" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def test_its_example_of_a_family_runs(encoder_config, tmp_path, monkeypatch):

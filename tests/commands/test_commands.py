@@ -378,7 +378,7 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --adam_beta1 2", "cannot be used: Invalid beta parameter"),
         ("pretrain {train} --dataloader_persistent_workers true", "persistent_workers option needs num_workers"),
         ("pretrain {train} --metric_for_best_model ndcg", "metric_for_best_model='ndcg' is unknown; choose one of"),
-        ("finetune {missing} --dataset {here}/absent.tsv --eval_strategy steps", "you didn't pass an `eval_dataset`"),
+        ("finetune {missing} --dataset {here}/absent.tsv --eval_strategy steps", "give --eval_dataset too"),
         ("export --model_name_or_path {here}/hollow --output_dir {here}/out", "no checkpoint that can be loaded"),
         ("export --model_name_or_path {run} --output_dir {run}", "not an empty folder"),
         ("export --model_name_or_path {here}/wordless --output_dir {here}/out", "no tokenizer"),

@@ -68,9 +68,10 @@ def load_checkpoint(model_class: type[Checkpoint], name_or_path: str) -> Checkpo
     with loading(f"{name_or_path} holds no model that can be loaded"):
         kind = read_config(name_or_path).get("model_type")
     if kind != RetroMAEConfig.model_type:
+        held = "no model" if kind is None else f"a {kind} model"
         raise RetroMAEError(
-            f"{name_or_path} holds a {kind} model, not a RetroMAE checkpoint; name the folder that pretraining wrote "
-            "(an exported encoder has no decoder any more)"
+            f"{name_or_path} holds {held}, not a RetroMAE checkpoint; name the folder that pretraining wrote (an "
+            "exported encoder has no decoder any more)"
         )
     with loading(f"{name_or_path} holds no checkpoint that can be loaded"):
         check_complete(model_class, name_or_path)

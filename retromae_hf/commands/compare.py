@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError, import_extra, in_one_sentence
 from .common import HELP, command, one_process, parse, read_recipe
 
 DESCRIPTION = "Compare pretraining objectives, as a recipe says, in one process. What was cut off goes on."
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     if start := given.pop("model_name_or_path", None):
         recipe["model"] = {**(recipe.get("model") or {}), "model_name_or_path": start}
     recipe |= given
+    for module, extra in {"sentence_transformers": "retrieval", "bm25s": "retrieval", "matplotlib": "plot"}.items():
+        import_extra(module, "compare", extra)  # the last one draws, hours later
     from ..studies.comparison import compare
     from ..studies.comparison_recipe import Comparison, distribute
     from ..studies.comparison_report import conditions, draw, table

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -470,3 +471,11 @@ def test_what_an_argument_needs_is_told_before_the_text_is_read(tmp_path, capsys
     for option in ("--report_to wandb", "--optim adamw_bnb_8bit"):
         assert run(f"pretrain --dataset texts.jsonl --output_dir {tmp_path}/run {option} --use_cpu true") == 2
         assert "pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "extra"), [("sentence_transformers", "retrieval"), ("matplotlib", "plot")])
+def test_compare_names_a_missing_extra_before_it_begins(module, extra, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run(f"compare {ROOT}/examples/recipes/compare/compare-cpu.yaml --output_dir {tmp_path}/out") == 2
+    assert f"compare needs the package {module}; pip install 'retromae-hf[{extra}]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

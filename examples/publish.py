@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import bad_inputs
+import choosing
 import compiling
 import demo
 import first_result
@@ -124,6 +125,8 @@ def blocks() -> dict[str, str]:
     refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
     return {
         "result": first_result.block(tuned[0], comparisons[0]),
+        "choices": choosing.choices(tuned[0], comparisons[0], tuned[1]),
+        "normal": choosing.normal(comparisons[0]),
         "tuned": "\n\n".join(comparison(one) for one in tuned),
         "demo": demo.table(adapted),
         "answers": f"```console\n{demo.answers(adapted)}\n```",

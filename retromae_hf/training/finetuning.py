@@ -102,7 +102,8 @@ def finetuning_trainer(
         **({"query": args.query_prompt} if args.query_prompt else {}),
         **(dict.fromkeys(passages, args.passage_prompt) if args.passage_prompt else {}),
     } or None
-    logger.info("%s rows with %d negatives each", f"{len(rows):,}", len(passages) - 1)
+    with_negatives = f" with {len(passages) - 1} negatives each" * (len(passages) > 1)
+    logger.info("fine-tuning on %s rows%s", f"{len(rows):,}", with_negatives)
     if any(isinstance(part, Router) for part in model):
         training_args.router_mapping = {"query": "query", **dict.fromkeys(passages, "document")}
     batch = training_args.per_device_train_batch_size * training_args.world_size

@@ -45,7 +45,8 @@ def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int
     source = args.dataset, args.dataset_config_name, args.dataset_split
     if args.pairs is not None:
         held_out = load_held_out(*source, args.text_column, args.dev_queries)
-        logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
+        if args.dev_queries:
+            logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
         data: JudgedCorpus | Dataset = pairs_from_text(held_out.untouched, args.pairs, seed)
     else:
         data = load_training_data(*source, 0 if mined else args.num_negatives, args.objective, seed, args.columns())

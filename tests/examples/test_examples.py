@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import choosing
 import compiling
 import demo
 import demo_encoder
@@ -229,6 +230,20 @@ def test_the_gpu_report_runs_to_its_end_with_tiny_shapes(tmp_path, monkeypatch, 
         report["parts"][f"Trainer 32, {order}"]["padding_share"] for order in ("in random order", "grouped by length")
     )
     assert grouped <= random
+
+
+def test_the_choice_is_told_by_what_was_measured():
+    tuned, crops, scratch = (
+        json.loads((ROOT / f"model_cards/{name}/results.json").read_text())
+        for name in ("compare-minilm", "compare-minilm-shift", "compare-cpu")
+    )
+    tuned["objectives"]["untrained"]["finetuned"]["pydocs"]["mrr@10"]["mean"] = 0.987
+    crops["objectives"]["longer"]["finetuning_seconds"] = 7 * crops["objectives"]["untrained"]["finetuning_seconds"]
+    table = choosing.choices(tuned, scratch, crops)
+    assert "0.987 fine-tuned" in table
+    assert "in 7 times the seconds" in table
+    rows = choosing.normal(scratch).splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:6]] == ["100", "600", "1,100", "1,500"]
 
 
 def test_compiling_is_told_beside_the_plain_step():

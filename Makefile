@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Nothing is downloaded from the Hub by the demo or the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-.PHONY: setup demo from-scratch test lint bench bench-growth support soak space space-test clean
+.PHONY: setup demo from-scratch model test test-lowest lint bench bench-growth support soak space space-test clean
 
 setup: .venv/ready
 
@@ -25,9 +25,28 @@ demo: setup
 from-scratch: setup
 	$(OFFLINE) $(BIN)/python examples/from_scratch.py
 
+# A small encoder from nothing, of 15 MB at most, to search with.
+model: setup
+	$(OFFLINE) $(BIN)/python examples/small_model.py
+
 # Two files of tests at a time, with one thread each: most of them start processes and wait.
 test: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# A short suite with the lowest versions that pyproject.toml allows; PYTHON=python3.10 TORCH=torch==2.11.0 for the oldest of all.
+SHORT := tests/model tests/data/test_collator.py tests/data/test_sources.py tests/training/test_training.py \
+	tests/training/test_pretraining.py tests/training/test_finetuning.py tests/training/test_dev_set.py \
+	tests/training/test_adapters.py tests/publishing tests/retrieval/test_evaluation.py tests/commands/test_commands.py
+
+test-lowest: .venv-lowest/ready
+	$(OFFLINE) OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(SHORT)
+
+.venv-lowest/ready: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/lowest.txt \
+		--editable ".[retrieval,faiss,chinese,unigram,onnx,plot,dev]"
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -61,7 +80,7 @@ soak: setup
 	$(OFFLINE) $(BIN)/python examples/bad_inputs.py
 	$(OFFLINE) $(BIN)/python examples/fuzz.py
 
-# The page in a browser, with the demo's model, or CHECKPOINT=..., ENCODER=... and CORPUS=...
+# The page in a browser, with what `make model` or `make from-scratch` made, or CHECKPOINT=..., ENCODER=... and CORPUS=...
 space: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[space]"
 	$(BIN)/python examples/space/app.py
@@ -72,5 +91,5 @@ space-test: setup
 	$(OFFLINE) $(BIN)/python -m pytest tests/examples/test_space.py
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ import fuzz
 import onnx_cost
 import padding
 import published_cards
+import small_model
 import soak
 import stream_memory
 import support
@@ -63,6 +64,11 @@ PUBLISHED = {
         ROOT / f"runs/{name}/{file}": ROOT / f"model_cards/{name}/{file}"
         for name in (*COMPARISONS, *TUNED, *AT_EQUAL_SECONDS)
         for file in ("results.json", "comparison.png")
+    },
+    ROOT / "runs/small-model/results.json": ROOT / "model_cards/small-model/results.json",
+    **{
+        ROOT / f"runs/small-model/encoder/{file}": ROOT / f"model_cards/small-model/{file}"
+        for file in ("README.md", "training-1.png", "training-2.png")
     },
     ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
@@ -106,9 +112,9 @@ def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
 
 def blocks() -> dict[str, str]:
     """What is written between the markers, by their names."""
-    adapted, scratch = (
+    adapted, scratch, small = (
         json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8"))
-        for name in ("demo", "from-scratch")
+        for name in ("demo", "from-scratch", "small-model")
     )
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
@@ -131,6 +137,7 @@ def blocks() -> dict[str, str]:
         "demo": demo.table(adapted),
         "answers": f"```console\n{demo.answers(adapted)}\n```",
         "scratch": f"{from_scratch_report.table(scratch)}\n\n{from_scratch_report.conditions(scratch)}",
+        "small": f"{small_model.table(small)}\n\n{small_model.conditions(small)}",
         "objectives": objectives(),
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",

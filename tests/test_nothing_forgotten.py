@@ -84,3 +84,14 @@ def test_the_help_of_a_run_tells_the_defaults():
 @pytest.mark.parametrize("ending", FILE_KINDS)
 def test_a_kind_of_corpus_is_named_in_the_help(ending):
     assert ending in help_of(DataArguments, "dataset")
+
+
+def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed():
+    """`make test-lowest` installs tests/lowest.txt; torch's is the build at hand."""
+    tried = dict(line.split("==") for line in (ROOT / "tests/lowest.txt").read_text().splitlines() if "==" in line)
+    allowed = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text()))
+    of_tools = {"torch", "mypy", "ruff", "setuptools"}
+    of_other_extras = {"pretense", "datatrove", "orjson", "zstandard", "gradio", "playwright", "beir"}
+    assert tried.keys() == allowed.keys() - of_tools - of_other_extras
+    for name, version in tried.items():
+        assert re.fullmatch(rf"{re.escape(allowed[name])}(\.0)*", version), name

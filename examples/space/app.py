@@ -1,6 +1,6 @@
 """The page: what a sentence embedding remembers of a passage, and a search of a corpus, for a browser.
 
-Three variables of the environment say with what; without them they are those of `make from-scratch`.
+Three variables of the environment say with what; without them those of `make model` or `make from-scratch`.
     CHECKPOINT  training checkpoint, decoder included: a folder or a Hub name
     ENCODER     model to search with; the checkpoint itself where only that is given
     CORPUS      what to search: pydocs, a file, a folder or a Hub dataset
@@ -22,7 +22,11 @@ from retromae_hf.checkpoints.loading import load_checkpoint, load_tokenizer
 from retromae_hf.explanation import other_passages
 from retromae_hf.retrieval.search import PYDOCS, SearchIndex, load_index
 
-DEMO_CHECKPOINT, DEMO_ENCODER = "runs/from-scratch/retromae", "runs/from-scratch/retromae-finetuned"
+MADE_HERE = {
+    "runs/small-model/pretrained": "runs/small-model/encoder",
+    "runs/from-scratch/retromae": "runs/from-scratch/retromae-finetuned",
+}
+"""Checkpoints of `make model` and `make from-scratch`, the better one first, with the encoders to search with."""
 MAX_CHARACTERS = 4000
 RESULTS = 5
 
@@ -71,18 +75,19 @@ def serve(page: gr.Blocks, **options: Any) -> str:
 
 
 def load() -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase, SearchIndex]:
-    """What the environment names, or what `make from-scratch` made.
+    """What the environment names, or what was made here.
 
     Raises:
-        RetroMAEError: something cannot be loaded, or from_scratch.py has not run.
+        RetroMAEError: something cannot be loaded, or nothing was made.
     """
-    named = os.environ.get("CHECKPOINT")
-    checkpoint = named or DEMO_CHECKPOINT
-    if not named and not Path(checkpoint).is_dir():
+    made = (one for one, encoder in MADE_HERE.items() if Path(encoder).is_dir())
+    checkpoint = os.environ.get("CHECKPOINT") or next(made, None)
+    if checkpoint is None:
         raise RetroMAEError(
-            f"there is no {checkpoint}; run `make from-scratch` first, or name a checkpoint in CHECKPOINT"
+            f"there is none of {', '.join(MADE_HERE)}; run `make model` or `make from-scratch` first, or name a "
+            "checkpoint in CHECKPOINT"
         )
-    encoder = os.environ.get("ENCODER") or (checkpoint if named else DEMO_ENCODER)
+    encoder = os.environ.get("ENCODER") or MADE_HERE.get(checkpoint, checkpoint)
     corpus = os.environ.get("CORPUS") or PYDOCS
     print(f"Checkpoint {checkpoint}; searching {corpus} with {encoder}, embedded anew where it has changed", flush=True)
     model = load_checkpoint(RetroMAEForPreTraining, checkpoint).eval()

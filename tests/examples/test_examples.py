@@ -19,11 +19,13 @@ import from_scratch_report
 import gpu_report
 import padding
 import pytest
+import small_model
 import soak
 import stream_memory
 import torch
-from conftest import ROOT, sentences
+from conftest import ROOT, sentences, write_beir
 from datasets import Dataset
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
@@ -244,6 +246,30 @@ def test_the_choice_is_told_by_what_was_measured():
     assert "in 7 times the seconds" in table
     rows = choosing.normal(scratch).splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:6]] == ["100", "600", "1,100", "1,500"]
+
+
+def test_a_small_model_is_made_by_the_commands_and_goes_on(texts, tmp_path, monkeypatch, capsys):
+    for settings in (small_model.PRETRAINING, small_model.FINETUNING):
+        monkeypatch.setitem(settings, "per_device_train_batch_size", 2)
+    for name, value in {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 200}.items():
+        monkeypatch.setitem(small_model.ENCODER, name, value)
+    corpus, folder = tmp_path / "corpus.txt", tmp_path / "small"
+    corpus.write_text("\n".join(f"{text} {sentences(number)}" for number, text in enumerate(texts)))
+    options = f"--dataset {corpus} --task {write_beir(tmp_path / 'task')} --steps 2 --folder {folder}".split()
+    small_model.main(options)
+    report = json.loads((folder / "results.json").read_text())
+    files = [folder / "encoder/model.safetensors", folder / "encoder/onnx/model_int8.onnx"]
+    assert report["bytes"] == sum(file.stat().st_size for file in files)
+    assert {tensor.dtype for tensor in load_file(files[0]).values()} == {torch.float16}
+    assert SentenceTransformer(str(folder / "encoder"), device="cpu").encode("hello").shape == (32,)
+    assert "MRR" in (folder / "encoder/README.md").read_text()
+    assert "| BM25 | | task |" in capsys.readouterr().out
+    before = files[0].read_bytes()
+    small_model.main(options)
+    assert files[0].read_bytes() == before
+    monkeypatch.setattr(small_model, "LARGEST", 10)
+    with pytest.raises(SystemExit, match="more than"):
+        small_model.main(options)
 
 
 def test_compiling_is_told_beside_the_plain_step():

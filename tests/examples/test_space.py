@@ -113,7 +113,7 @@ def test_without_the_demo_it_says_so(app, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CHECKPOINT", raising=False)
     assert app.main() == 2
     assert capsys.readouterr().err.startswith(
-        "space: error: there is no runs/from-scratch/retromae; run `make from-scratch` first"
+        "space: error: there is none of runs/small-model/pretrained, runs/from-scratch/retromae; run `make model` or"
     )
 
 

@@ -24,7 +24,7 @@ LARGEST = 15_000_000
 
 TASK = "pydocs"
 ENCODER = {"vocab_size": 6000, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "max_length": 64}
-PRETRAINING = {"learning_rate": 1e-3, "per_device_train_batch_size": 128, "logging_steps": 50, "save_steps": 250}
+PRETRAINING = {"learning_rate": 1e-3, "per_device_train_batch_size": 64, "logging_steps": 50, "save_steps": 250}
 FINETUNING = {
     "learning_rate": 5e-4,
     "per_device_train_batch_size": 128,

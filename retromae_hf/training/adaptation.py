@@ -50,6 +50,7 @@ from .arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 from .finetuning import finetune
 from .finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from .pretraining import pretrain
+from .resuming.training_run import check_reporters
 from .rows.held_out_pairs import MIN_QUERIES, choose_pairs, hold_out_pairs
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def adapt(args: AdaptArguments) -> dict[str, Any]:
     """
     started = time.monotonic()
     import_bm25s()
+    check_reporters(args.report_to)
     folder = Path(args.output_dir)
     noted = _begin(args, folder)
     with loading(f"{args.model_name_or_path} holds no model that can be loaded"):
@@ -142,7 +144,7 @@ def adapt(args: AdaptArguments) -> dict[str, Any]:
 
 def _begin(args: AdaptArguments, folder: Path) -> dict[str, Any]:
     """What the folder notes of an adaptation that was cut off, or a new note."""
-    wanted = {name: value for name, value in asdict(args).items() if name != "output_dir"}
+    wanted = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "report_to")}
     noted = read_json(folder / "adapt.json")
     if noted is None:
         if folder.is_dir() and any(folder.iterdir()):
@@ -248,19 +250,21 @@ def _seconds_a_step(train: Callable[..., Trainer], *args: Any) -> float:
     return seconds_of(train(*args, TRIAL_STEPS).state) / TRIAL_STEPS
 
 
-def _common(folder: Path, steps: int, seed: int) -> dict[str, Any]:
+def _common(args: AdaptArguments, folder: Path, steps: int) -> dict[str, Any]:
+    trial = steps <= TRIAL_STEPS
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return {
         "output_dir": str(folder),
         "max_steps": steps,
-        "seed": seed,
+        "seed": args.seed,
         "bf16": on_gpu,
         "save_strategy": "steps",
         "save_steps": max(steps // 4, 25),
         "save_total_limit": 1,
+        "logging_strategy": "no" if trial else "steps",
         "logging_steps": max(min(steps // 10, 50), 1),
         "eval_strategy": "no",
-        "report_to": "none",
+        "report_to": "none" if trial else args.report_to,
     }
 
 
@@ -268,7 +272,7 @@ def _pretraining(args: AdaptArguments, folder: Path, steps: int) -> Trainer:
     """RetroMAE on the text to train on."""
     data = DataArguments(dataset=[str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
     model = ModelArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
-    training = TrainingArguments(**DEFAULT_TRAINING_ARGUMENTS | _common(folder, steps, args.seed))
+    training = TrainingArguments(**DEFAULT_TRAINING_ARGUMENTS | _common(args, folder, steps))
     return pretrain(data, model, training, default_rate=True)
 
 
@@ -298,7 +302,7 @@ def _finetune(args: AdaptArguments, kind: str, start: str, folder: Path, steps: 
         trust_remote_code=args.trust_remote_code,
     )
     batch = {"per_device_train_batch_size": min(_batch(), max(_lines(text) // 2 // MIN_BATCHES, 2))}
-    values = DEFAULT_FINETUNING_ARGUMENTS | _common(folder, steps, args.seed) | batch
+    values = DEFAULT_FINETUNING_ARGUMENTS | _common(args, folder, steps) | batch
     return finetune(tuning, SentenceTransformerTrainingArguments(**values))
 
 

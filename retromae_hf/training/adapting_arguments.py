@@ -46,6 +46,9 @@ class AdaptArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset or of a folder."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     seed: int = field(default=42, metadata={"help": "Of crops, order, masks and new weights."})
+    report_to: str = field(
+        default="none", metadata={"help": "tensorboard, wandb or another reporter that is installed."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the model; have read it before."}
     )

@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, Trainer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...checkpoints.hub import prepare_pushes, pushing
@@ -101,6 +102,13 @@ def check_trainable(
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
         )
+
+
+def check_reporters(names: str | list[str]) -> None:
+    """Raise `RetroMAEError` for a reporter that is unknown or not installed, in `Trainer`'s words."""
+    with in_one_sentence("report_to cannot be used"):
+        for reporter in get_reporting_integration_callbacks(names):
+            reporter()
 
 
 def check_processes(args: TrainingArguments) -> None:

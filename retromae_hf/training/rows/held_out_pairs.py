@@ -28,7 +28,7 @@ def choose_pairs(documents: Dataset, seed: int) -> str:
     tried = documents.select(_order(documents)[:TRIED_DOCUMENTS])
     for kind in PAIRS[:-1]:
         try:
-            if 2 * len(pairs_from_text(tried, kind, seed)) >= len(tried):
+            if 2 * len(pairs_from_text(tried, kind, seed, told=False)) >= len(tried):
                 return kind
         except RetroMAEError:  # none at all, or no titles
             continue
@@ -60,8 +60,9 @@ def hold_out_pairs(
             f"{len(order)} different documents are too few to hold a task out of them; at least "
             f"{HELD_OUT_SHARE * MIN_QUERIES} are needed, to measure what training gives"
         )
-    held_out = pairs_from_text(documents.select(order[:count]), kind, seed)
-    others = pairs_from_text(documents.select(order[count : max(bodies, count + 1)]), kind, seed)["positive"][:]
+    held_out = pairs_from_text(documents.select(order[:count]), kind, seed, told=False)
+    searched_too = documents.select(order[count : max(bodies, count + 1)])
+    others = pairs_from_text(searched_too, kind, seed, told=False)["positive"][:]
     times, documents_of = Counter(held_out["query"][:]), {text: f"d{number}" for number, text in enumerate(others, 1)}
     queries_of, qrels = {}, {}
     for number, (query, positive) in enumerate(zip(held_out["query"][:], held_out["positive"][:], strict=True), 1):

@@ -27,7 +27,7 @@ MIN_CROPPED_WORDS = MIN_QUERY_WORDS + MIN_BODY_WORDS
 _FEATURES = Features({"query": Value("large_string"), "positive": Value("large_string")})
 
 
-def pairs_from_text(documents: Dataset, kind: str, seed: int) -> Dataset:
+def pairs_from_text(documents: Dataset, kind: str, seed: int, told: bool = True) -> Dataset:
     """At most one pair of each document, in the documents' order; those that yield none are counted.
 
     Pairs follow from the texts (and, for crops, the seed) alone, not from the order of the documents or their names.
@@ -39,6 +39,7 @@ def pairs_from_text(documents: Dataset, kind: str, seed: int) -> Dataset:
             random crop -> another one, each a tenth to a half of at most `CROPPED_WORDS` words in a row and at least
             `MIN_QUERY_WORDS`; they may overlap, as in Contriever, arXiv 2112.09118).
         seed: of the crops.
+        told: whether to log how many there are, and what was left out.
 
     Returns:
         The columns `query` and `positive`.
@@ -71,13 +72,14 @@ def pairs_from_text(documents: Dataset, kind: str, seed: int) -> Dataset:
         raise RetroMAEError(
             f"no document is long enough for pairs={kind}: all have {short}; give longer ones, or other pairs"
         )
-    logger.info(
-        "%s pairs of %s documents; %s have %s and were left out",
-        f"{len(pairs):,}",
-        f"{len(documents):,}",
-        f"{len(documents) - len(pairs):,}",
-        short,
-    )
+    if told:
+        logger.info(
+            "%s pairs of %s documents; %s have %s and were left out",
+            f"{len(pairs):,}",
+            f"{len(documents):,}",
+            f"{len(documents) - len(pairs):,}",
+            short,
+        )
     return pairs
 
 

@@ -363,7 +363,10 @@ def bad(tmp_path, corpus, checkpoint, encoder_folder, tokenizer):
         ("pretrain {train} --deepspeed {here}/absent.json", ""),
         ("pretrain {train} --label_smoothing_factor 0.1", "label_smoothing_factor needs logits"),
         ("pretrain {train} --report_to no_such_reporter", "the training arguments cannot be used"),
-        ("adapt --model_name_or_path {encoder} --dataset {here} --output_dir {here}/a --report_to no_such_one", "report_to cannot be used"),
+        (
+            "adapt --model_name_or_path {encoder} --dataset {here} --output_dir {here}/a --report_to no_such_one",
+            "report_to cannot be used",
+        ),
         ("pretrain --dataset {corpus} --output_dir {corpus}/out", "cannot be written"),
         ("pretrain {here}/list.yaml", "max_length in the recipe is a list"),
         ("pretrain {here}/recipe.yaml", "unknown arguments: no_such_argument"),

@@ -226,9 +226,9 @@ def test_its_results_are_in_the_schema_of_the_command(tmp_path):
 
 
 def test_its_flags_exist(capsys):
-    # of accelerate launch and torchrun, of examples, and of hf upload
+    # of accelerate launch and torchrun, of examples, of hf upload and of tensorboard
     known = {"--num_processes", "--mixed_precision", "--config_file", "--standalone", "--nproc_per_node", "--folder"}
-    known.add("--exclude")
+    known |= {"--exclude", "--logdir"}
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help-all"])

@@ -54,34 +54,30 @@ def plan_evaluations(args: FinetuneArguments, training_args: TrainingArguments) 
     check_choice("metric_for_best_model", training_args.metric_for_best_model.removeprefix("eval_"), DEFAULT_MEASURES)
 
 
-def load_dev_set(args: FinetuneArguments, rows: Dataset) -> tuple[RetrievalTask | None, Dataset]:
-    """What the run is watched on, and the rows that are left to train on.
-
-    Of more than `MAX_DOCUMENTS` documents a sample is searched, see `sampled`.
-
-    Args:
-        args: `eval_dataset` names the dev set.
-        rows: of `prepare_rows`.
+def load_dev_set(args: FinetuneArguments) -> RetrievalTask | None:
+    """What `eval_dataset` names; None where that is nothing, or a share of rows that are not there yet.
 
     Raises:
-        RetroMAEError: it cannot be read, or nothing would be left on one side.
+        RetroMAEError: it cannot be read.
     """
-    if args.eval_dataset is None:
-        return None, rows
-    if (share := args.eval_share) is not None:
-        task, rows = hold_out_queries(rows, share)
-    elif (Path(args.eval_dataset).expanduser() / "corpus.jsonl").is_file():
-        task = load_beir(Path(args.eval_dataset).expanduser(), args.eval_split or "dev")
-    else:
-        split = args.eval_split or args.dataset_split
-        pairs = load_training_data(args.eval_dataset, args.dataset_config_name, split, columns=args.columns())
-        pairs = whole_rows(cast(Dataset, pairs), args.eval_dataset)
-        task = task_of_rows(pairs, pairs["query"][:])
+    if args.eval_dataset is None or args.eval_share is not None:
+        return None
+    folder = Path(args.eval_dataset).expanduser()
+    if (folder / "corpus.jsonl").is_file():
+        return _watched(load_beir(folder, args.eval_split or "dev"))
+    split = args.eval_split or args.dataset_split
+    pairs = load_training_data(args.eval_dataset, args.dataset_config_name, split, columns=args.columns())
+    pairs = whole_rows(cast(Dataset, pairs), args.eval_dataset)
+    return _watched(task_of_rows(pairs, pairs["query"][:]))
+
+
+def _watched(task: RetrievalTask) -> RetrievalTask:
+    """The task, or a sample of it; how large it is is said."""
     task = sampled(task, MAX_DOCUMENTS)
     logger.info(
         "nDCG@10 is watched on %s queries among %s documents", f"{len(task.queries):,}", f"{len(task.documents):,}"
     )
-    return task, rows
+    return task
 
 
 def hold_out_queries(rows: Dataset, share: float) -> tuple[RetrievalTask, Dataset]:
@@ -97,7 +93,7 @@ def hold_out_queries(rows: Dataset, share: float) -> tuple[RetrievalTask, Datase
     if not 0 < count < len(queries):
         raise RetroMAEError(f"a share of {share} of {len(queries)} queries leaves none on one side; take another one")
     chosen = set(in_random_order(queries)[:count])
-    task = task_of_rows(rows, chosen)
+    task = _watched(task_of_rows(rows, chosen))
     return task, rows.filter(lambda query: query not in chosen, input_columns="query")
 
 

@@ -14,7 +14,7 @@ from ..model.errors import RetroMAEError, in_one_sentence
 from ..publishing.arguments import CardArguments
 from ..publishing.card_writer import describing
 from ..retrieval.tasks import RetrievalTask
-from .dev_set import dev_evaluator, load_dev_set, plan_evaluations
+from .dev_set import dev_evaluator, hold_out_queries, load_dev_set, plan_evaluations
 from .finetuning_arguments import FinetuneArguments
 from .finetuning_rows import prepare_rows
 from .health import HealthCallback
@@ -51,8 +51,10 @@ def finetune(
     set_seed(training_args.seed)
     model = starting_encoder(args)
     with training_args.main_process_first(local=False, desc="preparing the data"):
+        task = load_dev_set(args)
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
-        task, rows = load_dev_set(args, rows)
+        if args.eval_share is not None:
+            task, rows = hold_out_queries(rows, args.eval_share)
         run.take_data(rows)
     trainer = finetuning_trainer(args, training_args, model, rows, task)
     longest = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)

@@ -17,6 +17,7 @@ import onnx_cost
 from safetensors.torch import load_file, save_file
 
 from retromae_hf.commands.main import main as retromae_hf
+from retromae_hf.data.reading.whole_files import write_json
 
 FOLDER = Path("runs/small-model")
 LARGEST = 15_000_000
@@ -84,11 +85,14 @@ def hand_over(tuned: Path, small: Path) -> None:
     shutil.copytree(tuned, small, ignore=shutil.ignore_patterns("checkpoint-*", "_*", "trainer_state.json", "eval"))
     weights = {name: tensor.half() for name, tensor in load_file(tuned / "model.safetensors").items()}
     save_file(weights, small / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((small / "training.json").read_text(encoding="utf-8"))
+    write_json(small / "training.json", record | {"name": "small-model"})  # and not after a stage's folder
 
 
 def table(report: dict) -> str:
     """The report as a Markdown table."""
-    lines = [onnx_cost.table(report).replace("| PyTorch |", "| PyTorch, stored in float16 |")]
+    kept = {"float16": report["models"]["PyTorch"], "ONNX, int8": report["models"]["ONNX, int8"]}
+    lines = [onnx_cost.table(report | {"models": kept})]
     for task, measures in report["bm25"].items():
         figures = " | ".join(f"{measures[measure]:.4f}" for measure in onnx_cost.MEASURES)
         lines.append(f"| BM25 | | {task} | {figures} |")

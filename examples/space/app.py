@@ -32,8 +32,9 @@ RESULTS = 5
 
 TITLE = "What an embedding remembers"
 INTRODUCTION = """# What an embedding remembers
-A RetroMAE encoder turns a passage into one vector, and a decoder of a single layer rebuilds the passage from it. Beside
-it stands the same from the vectors of other passages: the difference is what the vector carries of this one."""
+A RetroMAE encoder turns a passage into one vector, by which the search finds it. A decoder of a single layer rebuilds
+the passage from the vector; beside it stands the same from the vectors of other passages: the difference is what this
+one carries."""
 PASSAGES = (
     "Returns a new tensor with the elements of the input tensor sorted along a given dimension in ascending order.",
     "Return a list of the names of the files in the given directory. Raises an error if the path does not exist.",
@@ -52,6 +53,8 @@ THEME = gr.themes.Base(
     body_text_color_subdued_dark="*neutral_300",
     block_label_text_color="*neutral_700",
     block_title_text_color="*neutral_700",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
     color_accent="*primary_700",
     slider_color="*primary_600",
 )
@@ -112,48 +115,54 @@ def build(model: RetroMAEForPreTraining, tokenizer: PreTrainedTokenizerBase, ind
             return notice_html(f"{str(error)[:1].upper()}{str(error)[1:]}."), ""
         return explanation_html(explanation), tokens_html(explanation)
 
-    def search(question: str) -> str:
+    def search(question: str) -> tuple[str, Any]:
         if not question.strip():
-            return notice_html("Type a question above.")
+            return notice_html("Type a question above."), gr.skip()
         (results,) = index.search([question[:MAX_CHARACTERS]], RESULTS)
-        return results_html(results)
+        return results_html(results), results[0].text[:MAX_CHARACTERS]
 
     explain_embedding(model, tokenizer, PASSAGES[0], others=others)  # says now what would be wrong with the model
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
-        with gr.Tab("What it remembers"):
-            passage = gr.Textbox(PASSAGES[0], label="Passage", lines=3, max_lines=8, max_length=MAX_CHARACTERS)
-            visible = gr.Slider(
-                0,
-                100,
-                0,
-                step=5,
-                label="Other tokens that the decoder sees, %",
-                info="At 0 it has the embedding and the positions alone. A token never sees itself.",
-            )
-            first, figures = explain(PASSAGES[0], 0)
-            explained = gr.HTML(first)
-            with gr.Accordion("Every token in figures", open=False):
-                table = gr.HTML(figures)
-            gr.Examples([[example] for example in PASSAGES], passage, label="Other passages")
-            gr.on(
-                [passage.change, visible.change],
-                explain,
-                [passage, visible],
-                [explained, table],
-                show_progress="hidden",
-                trigger_mode="always_last",
-            )
-        with gr.Tab("Search"):
-            question = gr.Textbox(
-                label="Question",
-                placeholder=f"Search {len(index.documents):,} documents",
-                max_length=MAX_CHARACTERS,
-            )
-            button = gr.Button("Search", variant="primary")
-            found = gr.HTML(notice_html("The documents whose embeddings are nearest to the question's come first."))
-            gr.Examples([[example] for example in QUESTIONS], question, found, search, run_on_click=True)
-            gr.on([question.submit, button.click], search, question, found, show_progress="minimal")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                gr.Markdown("## Search")
+                question = gr.Textbox(
+                    label="Question",
+                    placeholder=f"Search {len(index.documents):,} documents",
+                    max_length=MAX_CHARACTERS,
+                )
+                button = gr.Button("Search", variant="primary")
+                found = gr.HTML(notice_html("What is found first is looked into beside it."))
+                asked_before = gr.Column()
+            with gr.Column(scale=3, min_width=320):
+                gr.Markdown("## What its vector remembers")
+                passage = gr.Textbox(PASSAGES[0], label="Passage", lines=3, max_lines=8, max_length=MAX_CHARACTERS)
+                first, figures = explain(PASSAGES[0], 0)
+                explained = gr.HTML(first)
+                visible = gr.Slider(
+                    0,
+                    100,
+                    0,
+                    step=5,
+                    label="Other tokens that the decoder sees, %",
+                    info="At 0 it has the embedding and the positions alone. A token never sees itself.",
+                )
+                with gr.Accordion("Every token in figures", open=False):
+                    table = gr.HTML(figures)
+                gr.Examples([[example] for example in PASSAGES], passage, label="Other passages")
+        asked, answered = [question.submit, button.click], [found, passage]
+        gr.on(asked, search, question, answered, show_progress="minimal")
+        with asked_before:
+            gr.Examples([[example] for example in QUESTIONS], question, answered, search, run_on_click=True)
+        gr.on(
+            [passage.change, visible.change],
+            explain,
+            [passage, visible],
+            [explained, table],
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
     return page
 
 

@@ -30,12 +30,14 @@ class SearchResult:
     Attributes:
         ranks: by the names of the rankings that are joined, those whose reciprocals the score is the sum of, None where
             a ranking lacks the document; empty where the score is the model's.
+        text: the whole document.
     """
 
     name: str
     line: str
     score: float
     ranks: dict[str, int | None] = field(default_factory=dict)
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class SearchIndex:
         return [
             [
                 SearchResult(
-                    self.documents[int(index)]["name"],
-                    best_line(self.embedder, query, self.documents[int(index)]["text"]),
+                    (document := self.documents[int(index)])["name"],
+                    best_line(self.embedder, query, document["text"]),
                     score,
                     {} if self.words is None else {name: _rank_in(run[number], index) for name, run in runs.items()},
+                    document["text"],
                 )
                 for index, score in found[number].items()
             ]

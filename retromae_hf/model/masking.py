@@ -219,14 +219,14 @@ def corrupt_tokens(
         The corrupted ids and the labels (the original id where a token was chosen, else -100), both int64 `[B, L]`.
     """
     positions = torch.arange(input_ids.shape[1], dtype=torch.int32, device=input_ids.device)
-    choose, action, replacement = streams
-    seeds = seeds[:, None]
-    chosen = candidates & _below(random_bits(seeds, choose, positions if word_ids is None else word_ids), ratio)
+    # All three draws at once: batches are small, and what takes time is the number of operations.
+    rows = torch.tensor(streams, dtype=torch.int32, device=input_ids.device)[:, None, None]
+    columns = positions if word_ids is None else torch.stack([word_ids, *(2 * [positions.expand_as(word_ids)])])
+    choices, actions, replacements = random_bits(seeds[:, None], rows, columns)
+    chosen = candidates & _below(choices, ratio)
     labels = input_ids.masked_fill(~chosen, IGNORE_INDEX)
-    actions = random_bits(seeds, action, positions)
     masked = _below(actions, mask_replace_prob)
     corrupted = input_ids.masked_fill(chosen & masked, mask_token_id)
     replaced = chosen & ~masked & _below(actions, mask_replace_prob + random_replace_prob)
-    drawn = random_bits(seeds, replacement, positions) & 0x7FFFFFFF
-    random_ids = replacement_ids[drawn % len(replacement_ids)]
+    random_ids = replacement_ids[(replacements & 0x7FFFFFFF) % len(replacement_ids)]
     return torch.where(replaced, random_ids, corrupted), labels

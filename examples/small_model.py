@@ -1,6 +1,6 @@
 """A small encoder from nothing, at most 15 MB, made by the commands that a user would type; `make model`.
 
-    python examples/small_model.py     # twenty minutes on two cores; typed again it goes on where it was cut off
+    python examples/small_model.py     # half an hour on two cores; typed again it goes on where it was cut off
 
 The text is the documentation in the Python environment. What comes out lies in runs/small-model/encoder: weights in
 float16, an ONNX file with 8-bit weights, and the card; `make space` and `retromae-hf search` take it.

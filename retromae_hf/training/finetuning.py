@@ -46,8 +46,6 @@ def finetune(
     plan_evaluations(args, training_args)
     watches = args.eval_dataset is not None
     run = begin_run(training_args, args.overwrite_output_dir, watches, [args.model_name_or_path], args)
-    if run.checkpoint is not None:
-        training_args.eval_on_start = False  # a run that goes on has the row of step 0
     set_seed(training_args.seed)
     model = starting_encoder(args)
     with training_args.main_process_first(local=False, desc="preparing the data"):

@@ -54,8 +54,8 @@ def pretrain(
         training_args.learning_rate = TUNED_LEARNING_RATE
     started_from = (start, model_args.config_name, model_args.tokenizer_name)
     run = begin_run(training_args, args.overwrite_output_dir, True, started_from, args, model_args)
-    if run.checkpoint is not None or training_args.eval_strategy == "no":
-        training_args.eval_on_start = False  # a run that goes on has the row of step 0
+    if training_args.eval_strategy == "no":
+        training_args.eval_on_start = False
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="preparing the data"):
         text = read_text(args, model_args, training_args, run.checkpoint)

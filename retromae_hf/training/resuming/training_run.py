@@ -51,6 +51,8 @@ def begin_run(
     run = prepare_run(args, overwrite, started_from, *others)
     if args.optim_target_modules is None:  # which only the model has
         check_trainable(args, nn.Linear(1, 1), evaluates)
+    if run.checkpoint is not None:
+        args.eval_on_start = False  # a run that goes on has the row of step 0
     if not torch.accelerator.is_available():
         args.dataloader_pin_memory = False  # there is nothing to pin it for, as a warning would say at every loader
     return run

@@ -23,13 +23,12 @@ from datasets import Dataset
 from from_scratch_report import draw, searches, table
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from small_model import run
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_encoder
 from retromae_hf.checkpoints.arguments import ModelArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.commands.export import main as export
-from retromae_hf.commands.pretrain import main as pretrain
 from retromae_hf.data.reading.pydocs import HeldOut, load_held_out_pydocs
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.retrieval.embedders import load_embedder
@@ -182,7 +181,6 @@ def pretrain_and_export(row: str, steps: int, bf16: bool, clock: dict[str, float
     with timed(clock, f"{row}_pretraining"):
         run(
             "pretrain",
-            pretrain,
             dataset="pydocs",
             output_dir=FOLDER / row,
             overwrite_output_dir=True,
@@ -197,16 +195,8 @@ def pretrain_and_export(row: str, steps: int, bf16: bool, clock: dict[str, float
             preprocessing_num_workers=PROCESSES,
             **options,
         )
-    run("export", export, model_name_or_path=FOLDER / row, output_dir=new_folder(f"{row}-encoder"))
+    run("export", model_name_or_path=FOLDER / row, output_dir=new_folder(f"{row}-encoder"))
     return json.loads((FOLDER / row / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-
-
-def run(name: str, command: Any, **options: Any) -> None:
-    """Show a command and run it."""
-    argv = [str(part) for option, value in options.items() for part in (f"--{option}", value)]
-    print(f"$ retromae-hf {name} {' '.join(argv)}", flush=True)
-    if status := command(argv):
-        raise SystemExit(status)
 
 
 def finetuning_pairs(held_out: HeldOut) -> Dataset:

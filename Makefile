@@ -55,30 +55,30 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --against pretense --output runs/benchmark/small.json
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base.json \
+	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --against pretense --output runs/benchmark/small.json
+	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --shape base --output runs/benchmark/base.json \
 		--lengths 128 --parts collator step
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --output runs/benchmark/base-memory.json \
+	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --shape base --output runs/benchmark/base-memory.json \
 		--lengths 128 --tokens_per_batch 4096 --parts memory
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --lengths 128 --parts profile --output runs/benchmark/profile.json
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --shape base --lengths 128 --parts profile \
+	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --lengths 128 --parts profile --output runs/benchmark/profile.json
+	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --shape base --lengths 128 --parts profile \
 		--output runs/benchmark/profile-base.json
-	$(OFFLINE) $(BIN)/python examples/padding.py
+	$(OFFLINE) $(BIN)/python examples/measure/padding.py
 
 # The same number of tokens a batch in ever longer passages.
 bench-growth: setup
-	$(OFFLINE) $(BIN)/retromae-hf benchmark --lengths 128 512 2048 8192 --tokens_per_batch 8192 --dropout 0 \
+	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --lengths 128 512 2048 8192 --tokens_per_batch 8192 --dropout 0 \
 		--rounds 3 --parts step memory --output runs/benchmark/growth.json
 
 # Every objective with every family of encoders, tried out on tiny models.
 support: setup
-	$(OFFLINE) $(BIN)/python examples/support.py
+	$(OFFLINE) $(BIN)/python examples/measure/support.py
 
 # Small runs, killed again and again, end as uncut ones do; bad and random inputs get a sentence each.
 soak: setup
-	$(OFFLINE) $(BIN)/python examples/soak.py
-	$(OFFLINE) $(BIN)/python examples/bad_inputs.py
-	$(OFFLINE) $(BIN)/python examples/fuzz.py
+	$(OFFLINE) $(BIN)/python examples/measure/soak.py
+	$(OFFLINE) $(BIN)/python examples/measure/bad_inputs.py
+	$(OFFLINE) $(BIN)/python examples/measure/fuzz.py
 
 # The page in a browser, with what `make model` or `make from-scratch` made, or CHECKPOINT=..., ENCODER=... and CORPUS=...
 space: setup

@@ -18,8 +18,8 @@ import torch
 from demo_encoder import NAME, demo_encoder
 
 from retromae_hf.commands.adapt import main as adapt
-from retromae_hf.data.reading.pydocs import read_docstrings
-from retromae_hf.data.reading.whole_files import written_aside
+from retromae_hf.data.disk import written_aside
+from retromae_hf.data.pydocs import read_docstrings
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.publishing.record import public_name
 from retromae_hf.retrieval.search import format_results, load_index

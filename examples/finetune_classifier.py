@@ -10,7 +10,7 @@ from collections import Counter
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-from retromae_hf.data.reading.pydocs import load_pydocs
+from retromae_hf.data.pydocs import load_pydocs
 
 PACKAGES = 10
 

@@ -27,9 +27,9 @@ from small_model import run
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_encoder
-from retromae_hf.checkpoints.arguments import ModelArguments
+from retromae_hf.arguments.pretraining import ModelArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.data.reading.pydocs import HeldOut, load_held_out_pydocs
+from retromae_hf.data.pydocs import HeldOut, load_held_out_pydocs
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder

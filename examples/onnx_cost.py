@@ -14,7 +14,7 @@ from typing import Any
 
 from retromae_hf.checkpoints.onnx import ONNX_FILE, export_onnx
 from retromae_hf.retrieval.evaluation import evaluate_model
-from retromae_hf.retrieval.named_tasks import load_tasks
+from retromae_hf.retrieval.tasks import load_tasks
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 

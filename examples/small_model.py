@@ -17,7 +17,7 @@ import onnx_cost
 from safetensors.torch import load_file, save_file
 
 from retromae_hf.commands.main import main as retromae_hf
-from retromae_hf.data.reading.whole_files import write_json
+from retromae_hf.data.disk import write_json
 
 FOLDER = Path("runs/small-model")
 LARGEST = 15_000_000

@@ -8,7 +8,7 @@ from .checkpoints.auto_classes import register_with_transformers
 __version__ = "0.1.0"
 
 HOMES = {
-    "Backbone": "model.backbone",
+    "Backbone": "model.families",
     "DataCollatorForRetroMAE": "data.collator",
     "EmbeddingExplanation": "explanation",
     "RetrievalCallback": "training.callbacks",
@@ -22,11 +22,11 @@ HOMES = {
     "explain_embedding": "explanation",
     "export_encoder": "publishing.export",
     "export_sparse_encoder": "publishing.export",
-    "extend_positions": "checkpoints.positions",
-    "load_documents": "data.reading.sources",
-    "load_reference_checkpoint": "checkpoints.reference",
-    "predict_words": "predicted_words",
-    "register_backbone": "model.backbones",
+    "extend_positions": "checkpoints.starting_model",
+    "load_documents": "data.documents",
+    "load_reference_checkpoint": "checkpoints.foreign",
+    "predict_words": "explanation",
+    "register_backbone": "model.families",
     "tokenize_passages": "data.passages",
 }
 """What is importable from the package, and the file that each name lives in, which is imported when it is asked for."""

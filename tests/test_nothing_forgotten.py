@@ -11,15 +11,14 @@ from conftest import ROOT
 from transformers import TrainingArguments
 
 from retromae_hf import RetroMAEConfig, RetroMAEPreTrainingOutput
-from retromae_hf.checkpoints.arguments import MODEL_OPTIONS, ModelArguments
-from retromae_hf.commands.help import EXAMPLES, RUN
+from retromae_hf.arguments.pretraining import MODEL_OPTIONS, DataArguments, ModelArguments
+from retromae_hf.commands.common import EXAMPLES, RUN
 from retromae_hf.commands.main import COMMANDS, main
-from retromae_hf.data.reading.rows import FILE_KINDS
-from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.data.files import FILE_KINDS
 from retromae_hf.model.configuration_retromae import DECODINGS, DEFAULT_DECODING, PAIR_OBJECTIVES
+from retromae_hf.model.families import BACKBONES
 from retromae_hf.publishing import model_card
 from retromae_hf.publishing.record import LOGGED
-from retromae_hf.training.arguments import DataArguments
 from retromae_hf.training.callbacks import COMPONENTS
 
 RECIPES = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in (ROOT / "examples/recipes").glob("*.yaml")]

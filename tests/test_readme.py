@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, BertC
 
 from retromae_hf import export_encoder
 from retromae_hf.commands.main import COMMANDS, main
-from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.model.families import BACKBONES
 from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_beir
 
@@ -188,7 +188,7 @@ def test_its_example_of_adapters_runs(encoder_folder):
 
 def test_its_example_of_a_family_runs(encoder_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("retromae_hf.model.backbones.BACKBONES", dict(BACKBONES))
+    monkeypatch.setattr("retromae_hf.model.families.BACKBONES", dict(BACKBONES))
     AutoConfig.register("meadow", MeadowConfig)
     AutoModelForMaskedLM.register(MeadowConfig, MeadowForMaskedLM)
     sizes = {name: value for name, value in encoder_config.to_dict().items() if name != "model_type"}

@@ -1,22 +1,129 @@
-"""The model and the tokenizer that a run starts with: new ones, a checkpoint's, or those of the run to resume."""
+"""More positions than a checkpoint was trained with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..arguments.pretraining import EXTENSIONS, SIZES, ModelArguments
 from ..data.tokenizers import train_tokenizer
-from ..model.attention import use_attention
-from ..model.backbones import BACKBONES, backbone_for
 from ..model.configuration_retromae import RetroMAEConfig
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.encoders import RetroMAEPreTrainedModel, use_attention
+from ..model.errors import RetroMAEError, check_choice, in_one_sentence
+from ..model.families import BACKBONES, backbone_for
 from ..model.modeling_retromae import RetroMAEForPreTraining
-from .arguments import SIZES, ModelArguments
+from .foreign import load_reference_decoder
 from .loading import load_checkpoint, load_config, load_tokenizer
-from .new_encoders import fit_to_tokenizer, new_encoder_config
-from .positions import extend_positions
-from .reference import load_reference_decoder
+
+
+def extend_positions(model: RetroMAEPreTrainedModel, max_length: int, method: str = "tile") -> None:
+    """Give a model learned positions for longer passages, in place; training must teach it what they mean.
+
+    The encoder's table of position embeddings grows, and the decoder's own where it has one. Rotary and relative
+    encoders have no table to grow, only a limit. What was done is written into the encoder's configuration, as
+    `position_extension`, and so goes with every checkpoint and export.
+
+    Args:
+        model: the model.
+        max_length: tokens of the longest passage from now on, special tokens included.
+        method: "tile" repeats the learned positions one after another, so that every neighbourhood is one that the
+            encoder knows; "interpolate" stretches them linearly, so that the whole range is used once.
+
+    Raises:
+        RetroMAEError: `method` is unknown, or the model has as many positions already.
+    """
+    check_choice("extend_positions", method, EXTENSIONS)
+    config = model.config.encoder_config
+    backbone = model.backbone
+    before = backbone.max_positions(config)
+    if max_length <= before:
+        raise RetroMAEError(f"the encoder has {before} positions, no fewer than max_length={max_length}; leave them")
+    if backbone.has_position_table(config):
+        embeddings = model.encoder.base_model.embeddings
+        _extend(embeddings.position_embeddings, max_length, method, backbone.position_offset(config))
+        for name in ("position_ids", "token_type_ids"):  # constants, one for each position
+            if isinstance(old := getattr(embeddings, name, None), Tensor):
+                size = max_length + backbone.position_offset(config)
+                new = torch.arange(size, device=old.device) if name == "position_ids" else old.new_zeros(size)
+                setattr(embeddings, name, new[None])
+    if hasattr(model, "decoder_positions"):
+        _extend(model.decoder_positions, max_length, method)
+    # The model's and its parts' configurations may be copies of one another.
+    first = getattr(config, "position_extension", {}).get("from", before)
+    for each in {id(c): c for c in (config, model.encoder.config, model.encoder.base_model.config)}.values():
+        backbone.set_max_positions(each, max_length)
+        each.position_extension = {"from": first, "to": max_length, "method": method}
+
+
+@torch.no_grad()
+def _extend(table: nn.Embedding, length: int, method: str, offset: int = 0) -> None:
+    """Make a table `length` positions long; its first `offset` rows, which are of no position, stay as they are."""
+    unused, learned = table.weight[:offset], table.weight[offset:]
+    if method == "tile":
+        extended = learned[torch.arange(length, device=learned.device) % len(learned)]
+    else:
+        extended = interpolate(learned.T[None], size=length, mode="linear", align_corners=True)[0].T
+    table.weight = nn.Parameter(torch.cat([unused, extended]), requires_grad=table.weight.requires_grad)
+    table.num_embeddings = len(table.weight)
+
+
+def new_encoder_config(
+    model_type: str,
+    tokenizer: PreTrainedTokenizerBase,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    max_length: int,
+) -> PreTrainedConfig:
+    """The configuration of a new encoder of a family, without dropout, for a tokenizer's vocabulary.
+
+    Args:
+        model_type: the family, a key of `BACKBONES`.
+        tokenizer: its tokenizer.
+        hidden_size: H; the feed-forward layers are four times as wide.
+        num_hidden_layers: layers.
+        num_attention_heads: attention heads, which must divide `hidden_size`.
+        max_length: tokens of the longest passage, special tokens included.
+    """
+    backbone = BACKBONES[model_type]
+    # As in ModernBERT: pretraining sees a text a few times at most, so there is nothing to regularise.
+    shape = {"intermediate_size": 4 * hidden_size, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    config = AutoConfig.for_model(
+        model_type,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        **{backbone.config_names.get(name, name): value for name, value in shape.items()},
+        **backbone.new_config,
+    )
+    if backbone.embedding_size(config) > hidden_size:
+        config.embedding_size = hidden_size
+    fit_to_tokenizer(config, tokenizer)
+    backbone.set_max_positions(config, max_length)
+    return config
+
+
+def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a configuration the size of a tokenizer's vocabulary and its special tokens.
+
+    Raises:
+        RetroMAEError: the family wants padding to have another id.
+    """
+    wanted = backbone_for(config).padding_id
+    if wanted not in (None, tokenizer.pad_token_id):
+        raise RetroMAEError(
+            f"{config.model_type} takes the id {wanted} for padding, which the tokenizer has at "
+            f"{tokenizer.pad_token_id}; use its own, or a new one of tokenizer_type bpe or unigram"
+        )
+    config.vocab_size = max(tokenizer.get_vocab().values()) + 1  # among the ids there may be gaps
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = config.cls_token_id = tokenizer.cls_token_id
+    config.eos_token_id = config.sep_token_id = tokenizer.sep_token_id
+
 
 MODULES = ("decoding", "num_decoder_layers", "pair_objective")
 """Those of `MODEL_OPTIONS` that decide which weights there are."""

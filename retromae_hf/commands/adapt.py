@@ -6,7 +6,7 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 
-from ..training.adapting_arguments import AdaptArguments
+from ..arguments.finetuning import AdaptArguments
 from .common import command, one_process, parse
 
 

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..arguments.pretraining import CardArguments
 from ..model.errors import in_one_sentence
-from ..publishing.arguments import CardArguments
 from .common import command, parse, process_rank
 
 

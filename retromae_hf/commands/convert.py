@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
             "target": "A new folder, or for a single file a new .safetensors file.",
         },
     )
-    from ..checkpoints.conversion import convert
+    from ..checkpoints.foreign import convert
 
     print(convert(words.source, words.target))
 

@@ -75,7 +75,7 @@ class EvaluateArguments:
     )
 
     def __post_init__(self) -> None:
-        from ..retrieval.nearest import EXACT, FAISS
+        from ..retrieval.rankings import EXACT, FAISS
 
         check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc, max_documents=self.max_documents)
         if self.search not in (None, EXACT, FAISS):
@@ -87,9 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure a model on tasks, print the table and write the results."""
     (args,) = parse("evaluate", "Measure how well a model retrieves.", [EvaluateArguments], argv)
     from ..retrieval.embedders import process_state
-    from ..retrieval.evaluation import evaluate_model
-    from ..retrieval.evaluation_table import format_table
-    from ..retrieval.named_tasks import load_tasks, write_mteb_results
+    from ..retrieval.evaluation import evaluate_model, format_table
+    from ..retrieval.tasks import load_tasks, write_mteb_results
 
     output = None if args.output is None else writable(args.output)
     folders = {

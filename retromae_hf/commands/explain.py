@@ -35,10 +35,18 @@ def main(argv: list[str] | None = None) -> None:
     """Explain one passage."""
     (args,) = parse("explain", "Show what a passage's sentence embedding remembers of it.", [ExplainArguments], argv)
     from ..checkpoints.loading import load_checkpoint, load_tokenizer
-    from ..data.reading.sources import load_documents
-    from ..explanation import PYTHONS_OWN, as_table, conclusion, explain_embedding, in_colours, other_passages
+    from ..data.documents import load_documents
+    from ..explanation import (
+        PYTHONS_OWN,
+        as_table,
+        conclusion,
+        explain_embedding,
+        in_colours,
+        other_passages,
+        predict_words,
+        words_as_table,
+    )
     from ..model.modeling_retromae import RetroMAEForPreTraining
-    from ..predicted_words import predict_words, words_as_table
     from ..retrieval.embedders import process_state
 
     model = load_checkpoint(RetroMAEForPreTraining, args.model_name_or_path).to(process_state().device)

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..checkpoints.hub import create_repo, push_folder
     from ..checkpoints.loading import load_checkpoint, load_tokenizer
     from ..checkpoints.onnx import export_onnx
-    from ..data.reading.whole_files import folder_written_aside, vacant
+    from ..data.disk import folder_written_aside, vacant
     from ..model.modeling_retromae import RetroMAEForPreTraining
     from ..publishing.card_writer import name_repository
     from ..publishing.export import export_encoder, export_sparse_encoder

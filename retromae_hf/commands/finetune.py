@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 
-from ..publishing.arguments import CardArguments
-from ..training.finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
+from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
+from ..arguments.pretraining import CardArguments
 from .common import command, parse
 
 

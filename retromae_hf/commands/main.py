@@ -13,7 +13,6 @@ COMMANDS = {
     "export": "turn a training checkpoint into a folder that loads everywhere",
     "evaluate": "measure retrieval on a task",
     "compare": "compare pretraining objectives, as a recipe says",
-    "benchmark": "measure what RetroMAE costs beside plain masked language modelling",
     "card": "write a model's card again, with evaluation results",
     "explain": "show what a passage's sentence embedding remembers of it",
     "search": "search the documentation in this Python environment, or a corpus of your own",

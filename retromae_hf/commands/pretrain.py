@@ -5,9 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 
-from ..checkpoints.arguments import ModelArguments
-from ..publishing.arguments import CardArguments
-from ..training.arguments import DEFAULT_TRAINING_ARGUMENTS, LEARNING_RATE, DataArguments
+from ..arguments.pretraining import (
+    DEFAULT_TRAINING_ARGUMENTS,
+    LEARNING_RATE,
+    CardArguments,
+    DataArguments,
+    ModelArguments,
+)
 from .common import command, parse
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from ..model.bookkeeping import counts_of
 from ..model.configuration_retromae import (
     DEFAULT_DECODER_MASK_RATIO,
     DEFAULT_DECODING,
@@ -26,6 +25,7 @@ from ..model.configuration_retromae import (
     check_replacement,
     check_shared,
 )
+from ..model.counting import counts_of
 from ..model.errors import RetroMAEError, check_at_least
 from ..model.masking import (
     DECODER_ACTION,
@@ -36,8 +36,7 @@ from ..model.masking import (
     draw_rows,
     passage_seeds,
 )
-from .segment_pairs import SEGMENT_COLUMNS, PairMaker, Row
-from .spans import draw_spans
+from .pairs import SEGMENT_COLUMNS, PairMaker, Row, draw_spans
 from .words import number_words, word_starts, word_table
 
 SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective", "bow_source")

@@ -16,8 +16,8 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError, check_at_least
-from .fingerprints import fingerprint_of_mapped
-from .reading.text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
+from .documents import fingerprint_of_mapped
+from .text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from tokenizers import (
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice, import_extra
-from .reading.text import cut_long, in_groups, without_surrogates
+from .text import cut_long, in_groups, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -9,9 +9,17 @@ from typing import Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .errors import RetroMAEError, check_choice, in_one_sentence
-from .layout import SETTINGS
 
 DECODINGS = ("enhanced", "basic", "condenser", "none")
+SETTINGS = {
+    "normalize": bool,
+    "max_seq_length": int,
+    "do_lower_case": bool,
+    "prompts": dict,
+    "default_prompt_name": str,
+    "similarity_fn_name": str,
+}
+"""What such a model says of its embeddings beside the pooling, and of which type that is."""
 POOLINGS = ("cls", "mean")
 SEGMENT_OBJECTIVES = ("nsp", "sop")
 """Pair objectives on passages of two segments, which a head tells true from false."""

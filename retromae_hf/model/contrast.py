@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .distributed import count_processes, gather_rows
+from .counting import count_processes, gather_rows
 from .errors import RetroMAEError
 from .losses import without_autocast
 

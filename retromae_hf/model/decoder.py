@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
-from .backbone import DecoderShape
-from .bookkeeping import labelled_rows
+from .counting import labelled_rows
+from .families import DecoderShape
 
 BLOCK_ROWS = 256
 """Rows of attention at a time where the mask is made on the way; measured to be as fast as all at once on a CPU."""

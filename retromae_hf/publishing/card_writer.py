@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from ..model.backbones import max_text_length
+from ..arguments.pretraining import CardArguments
 from ..model.errors import first_line
-from .arguments import CardArguments
+from ..model.families import max_text_length
 from .model_card import write_card
 from .record import (
     RunClock,

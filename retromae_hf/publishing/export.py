@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.reading.whole_files import write_json
-from ..model.backbones import max_text_length
+from ..data.disk import write_json
 from ..model.configuration_retromae import POOLINGS
+from ..model.encoders import RetroMAEPreTrainedModel
 from ..model.errors import check_choice
-from ..model.pretrained_model import RetroMAEPreTrainedModel
+from ..model.families import max_text_length
 from .card_writer import write_export_card
 
 

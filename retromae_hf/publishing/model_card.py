@@ -1,8 +1,4 @@
-"""The model card of a checkpoint or an encoder, made of its record and of results of `retromae-hf evaluate`.
-
-Nothing in a card is typed by hand: its text is in `model_card.md.jinja`, its figures are those of `training.json`
-and of the results, rounded. One is computed: the energy, which is the power times the time.
-"""
+"""Text from outside, such as names in a stranger's record, as a card may show it: it never becomes Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -14,19 +10,79 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from ..data.reading.whole_files import write_json
+from ..data.disk import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.embedders import model_fingerprint
 from ..retrieval.evaluation import BM25, HYBRID, SCHEMA
 from ..retrieval.measures import MEASURE_NAMES
-from .card_pictures import draw_pictures, has_curve
-from .card_text import as_text, code
-from .eval_results import write_eval_results
+from .pictures import draw_pictures, has_curve
 from .record import RECORD_FILE, public_name
 
 logger = logging.getLogger(__name__)
+
+_PLAIN = re.compile(
+    r"(?!.*(://|www\.))([^\W_]([^\W_]|(?<=[^\W_])_(?=[^\W_])|[ .,:/+()%='-]|@\d+(?![\w.-]))*)?", re.IGNORECASE
+)
+"""What means nothing in Markdown, wherever it stands within a line, and is made no link."""
+
+
+def as_text(value: Any) -> Any:
+    """A value whose strings, keys and those in lists and mappings included, are plain text or code, of one line."""
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else _span(value)
+    if isinstance(value, dict):
+        return {as_text(name): as_text(inner) for name, inner in value.items()}
+    return [as_text(inner) for inner in value] if isinstance(value, list) else value
+
+
+def code(text: str) -> str:
+    """What `as_text` has made, as code."""
+    return text if text.startswith("`") else _span(text)
+
+
+def _span(text: str) -> str:
+    """A text as code that holds in a table and outside of it: no escape of backticks and bars does in both."""
+    printable = "".join(one if one.isprintable() else " " for one in text)
+    return f"`{' '.join(printable.split()).replace('`', chr(39)).replace('|', '¦') or ' '}`"
+
+
+FOLDER = ".eval_results"
+NOTES = "nDCG@10 in percent, by retromae-hf evaluate, without instructions"
+"""By which a file is known as ours."""
+
+
+def write_eval_results(folder: Path, results: dict[str, Any] | None) -> None:
+    """Write a file for each task of MTEB among a model's results, and take away those of earlier results.
+
+    Nobody else's benchmark is on the Hub under a name that leaderboards know: pydocs and folders have no file.
+
+    Args:
+        folder: the model's.
+        results: as `evaluation` describes them; None where there are none.
+    """
+    place = folder / FOLDER
+    for file in place.glob("*.yaml"):
+        if NOTES in file.read_text(encoding="utf-8", errors="replace"):
+            file.unlink()
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for task in (results or {"tasks": {}})["tasks"].values():
+        if (one := task.get("benchmark")) is not None:
+            entry = EvalResultEntry(
+                dataset_id=one["dataset"],
+                task_id=f"{one['task']}_{one['subset']}_{one['split']}",  # as MTEB registers them
+                value=round(100 * task["measures"]["ndcg@10"], 3),
+                dataset_revision=one["revision"],
+                notes=NOTES,
+            )
+            entries.setdefault(one["task"], []).append(entry)
+    for name, of_task in entries.items():
+        place.mkdir(exist_ok=True)
+        text = yaml.safe_dump(eval_result_entries_to_yaml(of_task), sort_keys=False)
+        (place / f"{name}.yaml").write_text(text, encoding="utf-8")
+
 
 CARD_FILE = "README.md"
 RESULTS_FILE = "evaluation.json"

@@ -59,9 +59,9 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerCont
 from transformers.trainer_callback import ExportableState
 from transformers.utils import cached_file
 
-from ..data.reading.whole_files import read_json
+from ..data.disk import read_json
+from ..model.encoders import is_modular
 from ..model.errors import RetroMAEError
-from ..model.layout import is_modular
 
 RECORD_FILE = "training.json"
 SCHEMA = 1

@@ -1,49 +1,4 @@
-"""Evaluates a model on retrieval tasks: embed, search, score, with BM25 beside it.
-
-The results, schema 1, are one object for a model:
-
-    {
-      "schema": 1,
-      "model": "runs/mine/encoder",         as it was named; or "bm25"
-      "fingerprint": "5c1e...",             `model_fingerprint`, by which a card knows its results; null for "bm25"
-      "dtype": "float32",                   in which it embeds; null for "bm25"
-      "tasks": {
-        "scifact": {                        the folder's or the benchmark's name
-          "num_queries": 300,               judged ones, which the measures are means over
-          "num_documents": 5183,
-          "max_documents": null,            or of how many `sampled` made the task, as every count here has it
-          "num_unjudged_queries": 809,      left out
-          "missing_ids": {                  what the qrels name and the collection lacks
-            "num_judgments": 0, "queries": [], "documents": []
-          },
-          "num_queries_in_corpus": 0,       by their ids; unless judged, they are left out of their own hits
-          "benchmark": {                    of a task of MTEB that was not sampled; else null
-            "task": "SciFact", "subset": "default", "split": "test", "dataset": "mteb/scifact", "revision": "..."
-          },
-          "query_prompt": null,             in front of every query, where it is not the model's own
-          "passage_prompt": null,           likewise of every document
-          "search": "exact",                or "faiss"; null for the model "bm25"
-          "measures": {"ndcg@10": 0.61, "mrr@10": 0.58, "recall@100": 0.91, "map@100": 0.57},
-          "bm25": {                         where it was asked for beside a model
-            "measures": {"ndcg@10": 0.66, ...},
-            "paired_test": {                the model against BM25, by measure
-              "ndcg@10": {"difference": -0.05, "p_value": 0.01}, ...
-            }
-          },
-          "hybrid": {                       then also of both rankings, by `reciprocal_rank_fusion`
-            "measures": {"ndcg@10": 0.7, ...},
-            "paired_test": {                both against the model alone, by measure
-              "ndcg@10": {"difference": 0.09, "p_value": 0.0001}, ...
-            }
-          },
-          "seconds": {"embed": 41.2, "search": 0.3, "bm25": 0.9, "hybrid": 0.1}
-        }
-      }
-    }
-
-Measures are in [0, 1]. `embed` is what this run took: documents that an earlier one embedded cost nothing. `hybrid` is
-the joining alone. Files of earlier versions have no "hybrid", "max_documents", "dtype", "benchmark" or prompts.
-"""
+"""Results of an evaluation as a table that people read, in a terminal as on a page."""
 
 from __future__ import annotations
 
@@ -57,13 +12,78 @@ from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
-from .embedders import Embedder, load_embedder, model_fingerprint, model_identity, process_state
-from .embedding_shards import embed_to_shards
-from .fusion import reciprocal_rank_fusion
-from .measures import Run, mean_values, paired_test, score_queries, score_run
-from .nearest import BLOCK_DOCUMENTS, EXACT, FAISS, choose_search, import_faiss
-from .rankings import bm25_run, check_trec_ids, dense_run, import_bm25s, write_trec_run
+from .embedders import Embedder, embed_to_shards, load_embedder, model_fingerprint, model_identity, process_state
+from .measures import MEASURE_NAMES, Run, mean_values, paired_test, score_queries, score_run
+from .rankings import (
+    BLOCK_DOCUMENTS,
+    EXACT,
+    FAISS,
+    bm25_run,
+    check_trec_ids,
+    choose_search,
+    dense_run,
+    import_bm25s,
+    import_faiss,
+    reciprocal_rank_fusion,
+    write_trec_run,
+)
 from .tasks import RetrievalTask
+
+SIGNIFICANT = 0.05
+"""The p-value below which a difference is marked."""
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """A Markdown table for every task, a row a ranking: the model's, BM25's and both joined, where they were measured.
+
+    Args:
+        results: as `evaluation` describes them, of earlier versions too.
+    """
+    tables = [_table(results["model"], task, entry) for task, entry in results["tasks"].items()]
+    if any(BM25 in entry for entry in results["tasks"].values()):
+        tables.append(
+            "**: the best of its column. + and -: above and below the model by more than chance "
+            f"(paired randomisation test, p < {SIGNIFICANT})."
+        )
+    return "\n\n".join(tables)
+
+
+def _table(model: str, task: str, entry: dict[str, Any]) -> str:
+    rankings: dict[str, tuple[Any, Any]] = {"BM25" if model == BM25 else model: (entry["measures"], {})}
+    rankings |= {
+        name: (entry[kind]["measures"], entry[kind]["paired_test"])
+        for kind, name in ((BM25, "BM25"), (HYBRID, "both joined"))
+        if kind in entry
+    }
+    took = entry["seconds"]
+    alone = [took.get("embed", 0) + took.get("search", 0), took.get(BM25, 0)]
+    seconds = [sum(alone)] if len(rankings) == 1 else [*alone, sum(took.values())]
+    rows = [["", *MEASURE_NAMES.values(), "seconds"]]
+    for (name, (measures, tests)), spent in zip(rankings.items(), seconds, strict=False):
+        cells = []
+        for measure in MEASURE_NAMES:
+            value = measures[measure]
+            best = len(rankings) > 1 and value == max(others[measure] for others, _ in rankings.values())
+            # BM25's test is the model's against it, the other one's against the model.
+            sign = -1 if name == "BM25" else 1
+            cells.append(_cell(value, best, sign, tests.get(measure)))
+        rows.append([name, *cells, f"{spent:,.1f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
+    lines.insert(1, f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
+    size = f"{task}: {entry['num_queries']:,} queries, {entry['num_documents']:,} documents"
+    if entry.get("max_documents") is not None:
+        size += f", a sample (--max_documents {entry['max_documents']})"
+    return "\n".join([size, "", *lines])
+
+
+def _cell(value: float, best: bool, sign: int, test: dict[str, float] | None) -> str:
+    """A measure with its marks, as wide as any other one."""
+    frame, mark = "**" if best else "  ", " "
+    if test is not None and test["p_value"] < SIGNIFICANT:
+        mark = "+" if sign * test["difference"] > 0 else "-"
+    return f"{frame}{value:.3f}{frame}{mark}"
+
 
 SCHEMA = 1
 BM25, HYBRID = "bm25", "hybrid"

@@ -15,7 +15,7 @@ import numpy as np
 from ir_measures import AP, RR, R, nDCG
 from scipy.stats import permutation_test
 
-from ..data.reading.text import without_surrogates
+from ..data.text import without_surrogates
 from ..model.errors import RetroMAEError
 
 METRIC = Path(__file__).parent / "metrics" / "retrieval"

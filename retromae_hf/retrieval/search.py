@@ -12,13 +12,10 @@ from datasets import Dataset
 from datasets.config import HF_CACHE_HOME
 from torch import Tensor
 
-from ..data.reading.pydocs import PYDOCS
-from ..data.reading.sources import load_documents
-from .embedders import Embedder, load_embedder, model_identity
-from .embedding_shards import embed_to_shards
-from .fusion import best_first, reciprocal_rank_fusion
-from .nearest import RANKING_DEPTH, rank
-from .rankings import BM25Index, import_bm25s
+from ..data.documents import load_documents
+from ..data.pydocs import PYDOCS
+from .embedders import Embedder, embed_to_shards, load_embedder, model_identity
+from .rankings import RANKING_DEPTH, BM25Index, best_first, import_bm25s, rank, reciprocal_rank_fusion
 
 NAME_COLUMNS = ("name", "title", "_id", "id")
 

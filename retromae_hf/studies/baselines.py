@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..arguments.pretraining import DataArguments
 from ..checkpoints.loading import load_config, load_tokenizer
 from ..data.passages import tokenize_passages
-from ..model.backbones import backbone_for
-from ..training.arguments import DataArguments
-from ..training.pretraining_data import load_text
+from ..model.families import backbone_for
+from ..training.pretraining import load_text
 
 if TYPE_CHECKING:
     from torch import nn

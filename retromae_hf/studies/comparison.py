@@ -1,9 +1,7 @@
-"""The paper's comparison on one's own text: objectives that differ in nothing else, zero-shot and fine-tuned alike.
+"""How many steps of each objective take the same seconds.
 
-Every objective starts from the same weights, sees the same passages in the same order for the same number of steps, is
-evaluated, fine-tuned in the same way and evaluated again, for every seed. What an objective has come to with a seed is
-a cell; its result is a file, so that a comparison that was cut off goes on with the cells that are missing, and a
-training that a signal has stopped from the checkpoint that was saved then.
+A run that a clock stops would depend on what else the machine does at that time. So the objectives take turns in short
+trials before anything is trained, and what each cell makes are the steps that the seconds allow at this speed.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import gc
 import json
 import logging
 import shutil
+import statistics
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,25 +20,49 @@ import torch
 from transformers import set_seed
 
 from ..checkpoints.starting_model import load_model_and_tokenizer
-from ..data.reading.whole_files import write_json
+from ..data.disk import write_json
 from ..publishing.export import export_encoder
 from ..publishing.record import seconds_of
 from ..retrieval.embedders import load_embedder
 from ..retrieval.evaluation import run_in_memory
 from ..retrieval.measures import score_queries
-from ..retrieval.named_tasks import load_tasks
-from ..retrieval.tasks import RetrievalTask
+from ..retrieval.tasks import RetrievalTask, load_tasks
 from ..training.finetuning import finetune
-from ..training.pretraining import pretrain
-from ..training.pretraining_data import load_text
+from ..training.pretraining import load_text, pretrain
 from ..training.resuming.run_folder import lock_folder
-from ..training.resuming.saved_checkpoints import checkpoints, last_complete_checkpoint
+from ..training.resuming.saving import checkpoints, last_complete_checkpoint
 from .baselines import average, train_baseline
 from .comparison_recipe import ENCODERS, UNTRAINED, Comparison, keep_recipe
 from .comparison_report import MEASURES, RESULT, STAGES, summarise
-from .equal_seconds import plan_steps
 
 logger = logging.getLogger(__name__)
+
+ROUNDS, TRIAL_STEPS = 3, 10
+
+
+def plan_steps(comparison: Comparison) -> None:
+    """Let a comparison with `max_seconds` know the steps of its objectives, which its folder keeps."""
+    if comparison.max_seconds is None:
+        return
+    file, trial = comparison.folder / "steps.json", comparison.folder / "_trial"
+    planned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    missing = [name for name in comparison.objectives if name not in planned]
+    trials: dict[str, list[float]] = {name: [] for name in missing}
+    for turn in range(ROUNDS):
+        for name in missing:
+            logger.info("Measuring how long a step of %s takes, %d of %d", name, turn + 1, ROUNDS)
+            shutil.rmtree(trial, ignore_errors=True)
+            data, model, training_args = comparison.arguments(name, comparison.seeds[0])
+            training_args.output_dir, training_args.max_steps = str(trial), TRIAL_STEPS
+            training_args.eval_strategy = "no"
+            trials[name].append(seconds_of(pretrain(data, model, training_args).state) / TRIAL_STEPS)
+    shutil.rmtree(trial, ignore_errors=True)
+    for name, seconds in trials.items():
+        step = statistics.median(seconds)
+        planned[name] = {"seconds_a_step": step, "steps": max(round(comparison.max_seconds / step), 1)}
+    write_json(file, planned)
+    comparison.steps = {name: planned[name]["steps"] for name in comparison.objectives}
+
 
 SHORT = 128
 """Tokens of a passage up to which plain attention is the faster one to train with on a CPU."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS
+from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 from ..publishing.record import describe_environment, public_name
 from ..retrieval.evaluation import evaluate_bm25
 from ..retrieval.measures import paired_test
 from ..retrieval.tasks import RetrievalTask
-from ..training.arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
-from ..training.finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS
 from .comparison_recipe import UNTRAINED, Comparison
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")

@@ -29,26 +29,24 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from ..checkpoints.arguments import ModelArguments
+from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, AdaptArguments, FinetuneArguments
+from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
 from ..checkpoints.hub import loading
-from ..checkpoints.sentence_models import load_sentence_transformer
-from ..data.reading.sources import load_documents
-from ..data.reading.whole_files import folder_written_aside, read_json, vacant, write_json
+from ..checkpoints.loading import load_sentence_transformer
+from ..data.disk import folder_written_aside, read_json, vacant, write_json
+from ..data.documents import load_documents
 from ..model.errors import RetroMAEError
-from ..publishing.before_after import MEASURE, before_after_table, draw_before_after, is_better, verdict
 from ..publishing.card_writer import describe_sentence_transformer
 from ..publishing.export import export_encoder
 from ..publishing.model_card import write_card
+from ..publishing.pictures import MEASURE, before_after_table, draw_before_after, is_better, verdict
 from ..publishing.record import RECORD_FILE, is_tuned_retriever, model_name, require_record, seconds_of
 from ..retrieval.evaluation import HYBRID, evaluate_model
 from ..retrieval.measures import paired_test, score_queries
 from ..retrieval.rankings import import_bm25s, read_trec_run
 from ..retrieval.search import load_index
 from ..retrieval.tasks import RetrievalTask, load_beir, save_beir
-from .adapting_arguments import AdaptArguments
-from .arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 from .finetuning import finetune
-from .finetuning_arguments import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from .pretraining import pretrain
 from .resuming.training_run import check_reporters
 from .rows.held_out_pairs import MIN_QUERIES, choose_pairs, hold_out_pairs

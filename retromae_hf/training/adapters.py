@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..model.pretrained_model import RetroMAEPreTrainedModel
+from ..model.encoders import RetroMAEPreTrainedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,9 +17,8 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
-from ..model.bookkeeping import labelled_rows
 from ..model.contrast import contrast_logits
-from ..model.distributed import average_over_processes, count_processes, gathered
+from ..model.counting import average_over_processes, count_processes, gathered, labelled_rows
 from ..model.errors import RetroMAEError
 from ..model.masking import passage_seeds
 from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput

@@ -14,8 +14,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..model.errors import RetroMAEError
-from .resuming.saved_checkpoints import last_complete_checkpoint
-from .resuming.saving import weights_are_finite
+from .resuming.saving import last_complete_checkpoint, weights_are_finite
 
 logger = logging.getLogger(__name__)
 

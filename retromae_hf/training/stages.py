@@ -7,10 +7,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..checkpoints.arguments import ModelArguments
+from ..arguments.finetuning import MINERS, FinetuneArguments
+from ..arguments.pretraining import DataArguments, ModelArguments
 from ..publishing.record import describe_source, describe_sources, describe_start
-from .arguments import DataArguments
-from .finetuning_arguments import MINERS, FinetuneArguments
 
 
 def describe_pretraining(

@@ -16,11 +16,10 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModelForMaskedLM
 
 from retromae_hf import RetroMAEError, RetroMAEForPreTraining
-from retromae_hf.checkpoints import unpickling
-from retromae_hf.checkpoints.arguments import ModelArguments
-from retromae_hf.checkpoints.conversion import convert
-from retromae_hf.checkpoints.reference import DECODER_MODULES
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.arguments.pretraining import ModelArguments
+from retromae_hf.checkpoints import foreign as unpickling
+from retromae_hf.checkpoints.foreign import DECODER_MODULES, convert
+from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
 from retromae_hf.commands.main import main
 
@@ -145,7 +144,7 @@ def test_what_grows_when_it_is_read_is_refused(here, tmp_path, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound a process's memory")
 def test_memory_is_bounded():
-    code = "from retromae_hf.checkpoints.unpickling import bound_memory; bound_memory(1 << 28); "
+    code = "from retromae_hf.checkpoints.foreign import bound_memory; bound_memory(1 << 28); "
     code += "bytearray(1 << 27); print('small'); bytearray(1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "small\n"

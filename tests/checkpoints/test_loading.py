@@ -14,8 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, R
 from transformers import AutoTokenizer, BertForMaskedLM, T5Config, T5EncoderModel
 
 from retromae_hf import RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, RetroMAEModel, export_encoder
-from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_tokenizer
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_sentence_transformer, load_tokenizer
 from retromae_hf.commands.main import main
 from retromae_hf.retrieval.embedders import load_embedder, model_identity
 

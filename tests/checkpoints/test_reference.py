@@ -11,7 +11,7 @@ from transformers import BertConfig, XLMRobertaConfig, XLMRobertaForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
 
 from retromae_hf import RetroMAEError, load_reference_checkpoint
-from retromae_hf.checkpoints.reference import DECODER_MODULES
+from retromae_hf.checkpoints.foreign import DECODER_MODULES
 
 # The two released objectives.
 OBJECTIVES = {"retromae": {}, "dupmae": {"decoder_query": "embedded", "bow_loss_weight": 0.1}}

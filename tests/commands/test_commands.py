@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertTokenizer
 
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
-from retromae_hf.checkpoints.arguments import MODEL_OPTIONS
+from retromae_hf.arguments.pretraining import MODEL_OPTIONS
 from retromae_hf.commands.common import command, read_recipe
 from retromae_hf.commands.main import COMMANDS, main
-from retromae_hf.data.reading.pydocs import load_held_out_pydocs
-from retromae_hf.retrieval.evaluation_table import format_table
+from retromae_hf.data.pydocs import load_held_out_pydocs
+from retromae_hf.retrieval.evaluation import format_table
 
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 FAST = "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200"
@@ -79,7 +79,7 @@ def test_export_evaluate_and_search(checkpoint, tmp_path, capsys, monkeypatch, t
     assert measured[0] == measured[1]
     assert measured[2]["mrr@10"] == 1.0
     documents = Dataset.from_dict({"name": [f"zoo.Animal{i}" for i in range(9)] + ["zoo._hidden"], "text": texts[:10]})
-    monkeypatch.setattr("retromae_hf.data.reading.sources.load_pydocs", lambda num_proc: documents)
+    monkeypatch.setattr("retromae_hf.data.documents.load_pydocs", lambda num_proc: documents)
     capsys.readouterr()
     for _ in range(2):  # the second time from the cache
         assert main(["search", str(encoder), "a quick fox", "--top", "3"]) == 0
@@ -225,7 +225,7 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tm
 @pytest.fixture
 def tiny_pydocs(monkeypatch, texts):
     documents = Dataset.from_dict({"name": [f"zoo.name{i}" for i in range(len(texts))], "text": texts})
-    monkeypatch.setattr("retromae_hf.data.reading.pydocs.load_pydocs", lambda num_proc: documents)
+    monkeypatch.setattr("retromae_hf.data.pydocs.load_pydocs", lambda num_proc: documents)
     load_held_out_pydocs.cache_clear()
     yield
     load_held_out_pydocs.cache_clear()

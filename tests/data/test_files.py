@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
-import retromae_hf.data.reading.rows
+import retromae_hf.data.files
 from retromae_hf import RetroMAEError, load_documents
-from retromae_hf.data.document_stream import DocumentStream
-from retromae_hf.data.reading.sources import load_rows
+from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.data.documents import load_rows
+from retromae_hf.data.streams import DocumentStream
 from retromae_hf.retrieval.tasks import _texts
-from retromae_hf.training.arguments import DataArguments
-from retromae_hf.training.pretraining_data import load_text
+from retromae_hf.training.pretraining import load_text
 
 
 def lines(*rows) -> str:
@@ -316,10 +316,10 @@ def test_titles_belong_to_the_text_of_collections_alone(tmp_path):
 def test_the_same_files_are_read_once_and_broken_lines_told_each_time(tmp_path, caplog, monkeypatch):
     put(tmp_path / "a.jsonl", lines("a", "b", "c") + "{\n")
     first = load_documents(tmp_path / "a.jsonl")
-    monkeypatch.setattr(retromae_hf.data.reading.rows, "LOOKED_AT", 1)
+    monkeypatch.setattr(retromae_hf.data.files, "LOOKED_AT", 1)
     seen = []
-    parsed = retromae_hf.data.reading.rows._parsed
-    monkeypatch.setattr(retromae_hf.data.reading.rows, "_parsed", lambda line: seen.append(line) or parsed(line))
+    parsed = retromae_hf.data.files._parsed
+    monkeypatch.setattr(retromae_hf.data.files, "_parsed", lambda line: seen.append(line) or parsed(line))
     again = load_documents(tmp_path / "a.jsonl")
     assert len(seen) == 1, "which is looked at for the columns"
     assert first["text"][:] == again["text"][:]

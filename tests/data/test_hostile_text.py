@@ -11,7 +11,7 @@ from datasets import Dataset
 
 import retromae_hf.data.passages
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
-from retromae_hf.data.reading.text import LONGEST_READ, cut_long
+from retromae_hf.data.text import LONGEST_READ, cut_long
 from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.model.errors import LONGEST_NAME, check_file_name
 from retromae_hf.retrieval.embedders import embed

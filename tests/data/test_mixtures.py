@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError, load_documents
+from retromae_hf.arguments.pretraining import DataArguments
 from retromae_hf.commands.main import main
-from retromae_hf.data.document_stream import DocumentStream
-from retromae_hf.data.reading.mixtures import mix_documents, sample_documents
-from retromae_hf.training.arguments import DataArguments
-from retromae_hf.training.pretraining_data import load_text
+from retromae_hf.data.documents import mix_documents, sample_documents
+from retromae_hf.data.streams import DocumentStream
+from retromae_hf.training.pretraining import load_text
 
 
 def source(name: str, count: int) -> tuple[str, Dataset]:
@@ -134,7 +134,7 @@ def test_a_run_on_two_sources_goes_on_as_it_was_and_says_what_it_read(two_files,
 
 def test_of_pydocs_among_others_the_test_is_left_out(two_files, monkeypatch):
     held_out = type("HeldOut", (), {"pretraining": Dataset.from_dict({"text": ["a body"] * 5})})
-    monkeypatch.setattr("retromae_hf.training.pretraining_data.load_held_out_pydocs", lambda num_proc: held_out)
+    monkeypatch.setattr("retromae_hf.training.pretraining.load_held_out_pydocs", lambda num_proc: held_out)
     documents, task = load_text(DataArguments(["pydocs", two_files[0]], dev_queries=0), 0)
     assert documents["text"][:5] == ["a body"] * 5
     assert len(documents) == 45

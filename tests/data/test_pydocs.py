@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from retromae_hf.data.reading import pydocs
-from retromae_hf.data.reading.pydocs import hold_out, load_pydocs, read_docstrings
-from retromae_hf.data.reading.text import split_first_sentence
+from retromae_hf.data import pydocs
+from retromae_hf.data.pydocs import hold_out, load_pydocs, read_docstrings
+from retromae_hf.data.text import split_first_sentence
 from retromae_hf.retrieval.tasks import dev_task, reported_task
 
 SOURCE = '''

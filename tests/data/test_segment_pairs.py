@@ -19,8 +19,8 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     tokenize_passages,
 )
+from retromae_hf.data.pairs import PairMaker
 from retromae_hf.data.passages import Frame, _pair_up
-from retromae_hf.data.segment_pairs import PairMaker
 from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.model.masking import IGNORE_INDEX
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
 from retromae_hf.data.passages import _pack
-from retromae_hf.data.reading.text import cut_sentences
+from retromae_hf.data.text import cut_sentences
 from retromae_hf.data.tokenizers import train_tokenizer
 
 

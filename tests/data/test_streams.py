@@ -12,9 +12,8 @@ from conftest import write_shards
 from datasets import Dataset
 
 from retromae_hf import RetroMAEError
-from retromae_hf.data.document_stream import ROWS_AT_ONCE, DocumentStream, Place
-from retromae_hf.data.passage_stream import Bookmarks, PassageStream
 from retromae_hf.data.passages import cut_passages, cutting_options
+from retromae_hf.data.streams import ROWS_AT_ONCE, Bookmarks, DocumentStream, PassageStream, Place
 
 
 def open_stream(folder, seed=0) -> DocumentStream:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import benchmark
 import choosing
 import compiling
 import demo
@@ -30,9 +31,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 from retromae_hf import export_encoder
-from retromae_hf.data.reading.pydocs import hold_out, load_held_out_pydocs
+from retromae_hf.data.pydocs import hold_out, load_held_out_pydocs
 from retromae_hf.model.errors import RetroMAEError
-from retromae_hf.studies import benchmark
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,8 +91,8 @@ def test_an_example_can_be_read_in_one_sitting(example):
 
 @pytest.fixture
 def small_pydocs(documents, monkeypatch):
-    monkeypatch.setattr("retromae_hf.data.reading.pydocs.TEST_QUERIES", 15)
-    monkeypatch.setattr("retromae_hf.data.reading.pydocs.DEV_QUERIES", 5)
+    monkeypatch.setattr("retromae_hf.data.pydocs.TEST_QUERIES", 15)
+    monkeypatch.setattr("retromae_hf.data.pydocs.DEV_QUERIES", 5)
     for user in ("data.reading.pydocs", "data.reading.sources"):
         monkeypatch.setattr(f"retromae_hf.{user}.load_pydocs", lambda num_proc: documents)
     load_held_out_pydocs.cache_clear()
@@ -171,7 +171,7 @@ import numpy
 from safetensors.numpy import save_file
 
 sys.path.insert(0, ROOT)
-from retromae_hf.training.resuming.saved_checkpoints import last_complete_checkpoint, mark_complete
+from retromae_hf.training.resuming.saving import last_complete_checkpoint, mark_complete
 
 goes_on, output = sys.argv[1] == "goes-on", Path(sys.argv[-1])
 output.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 
+import benchmark
 import full_scale
 import full_scale_data
 import publish
@@ -18,8 +19,7 @@ from datasets import Dataset
 
 from retromae_hf import load_documents
 from retromae_hf.commands.main import COMMANDS
-from retromae_hf.studies import benchmark
-from retromae_hf.training.rows.finetuning_data import JudgedCorpus, read_hard_negatives, read_scored_negatives
+from retromae_hf.training.rows.training_rows import JudgedCorpus, read_hard_negatives, read_scored_negatives
 
 DOES = {
     "pretrain": "training.pretraining.pretrain",

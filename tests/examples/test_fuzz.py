@@ -1,4 +1,4 @@
-"""Made-up inputs come to a result that holds or to a `RetroMAEError`; `examples/fuzz.py` tries many more."""
+"""Made-up inputs come to a result that holds or to a `RetroMAEError`; `examples/measure/fuzz.py` tries many more."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from itertools import takewhile
 import prepare_corpus
 import pytest
 
-from retromae_hf.data.document_stream import DocumentStream, Place
+from retromae_hf.data.streams import DocumentStream, Place
 
 
 @pytest.fixture

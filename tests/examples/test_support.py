@@ -8,7 +8,7 @@ import pytest
 import support
 from conftest import ROOT
 
-from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.model.families import BACKBONES
 
 PAIRS = dict.fromkeys(
     [

@@ -11,10 +11,10 @@ from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining
-from retromae_hf.checkpoints.arguments import ModelArguments
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.arguments.pretraining import ModelArguments
+from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.model.attention import use_attention
+from retromae_hf.model.encoders import use_attention
 from retromae_hf.retrieval.embedders import load_embedder
 
 

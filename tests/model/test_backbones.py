@@ -30,9 +30,9 @@ from retromae_hf import (
     extend_positions,
     register_backbone,
 )
-from retromae_hf.checkpoints.arguments import ModelArguments
+from retromae_hf.arguments.pretraining import ModelArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.model.backbones import BACKBONES, BertBackbone, backbone_for
+from retromae_hf.model.families import BACKBONES, BertBackbone, backbone_for
 
 SIZES = {
     "hidden_size": 32,
@@ -320,7 +320,7 @@ class MeadowBackbone(BertBackbone):
 @pytest.fixture
 def meadow(monkeypatch):
     """A family of a user's own, known to transformers and, here, to the package."""
-    monkeypatch.setattr("retromae_hf.model.backbones.BACKBONES", dict(BACKBONES))
+    monkeypatch.setattr("retromae_hf.model.families.BACKBONES", dict(BACKBONES))
     AutoConfig.register("meadow", MeadowConfig)
     AutoModelForMaskedLM.register(MeadowConfig, MeadowForMaskedLM)
     AutoModel.register(MeadowConfig, MeadowModel)

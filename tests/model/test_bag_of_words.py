@@ -8,7 +8,7 @@ from conftest import features_of
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEForPreTraining
 from retromae_hf.model import losses
-from retromae_hf.model.bag_of_words import bag_of_words, bag_of_words_loss
+from retromae_hf.model.losses import bag_of_words, bag_of_words_loss
 
 
 def test_a_bag_by_hand():

@@ -20,7 +20,7 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     tokenize_passages,
 )
-from retromae_hf.data.spans import draw_spans
+from retromae_hf.data.pairs import draw_spans
 from retromae_hf.model.contrast import contrast_logits
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError
-from retromae_hf.model.bookkeeping import counts_of
+from retromae_hf.model.counting import counts_of
 from retromae_hf.model.masking import IGNORE_INDEX, draw_rows
 
 RATIO = 0.4

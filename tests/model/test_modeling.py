@@ -22,17 +22,11 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertLayer
 
-from retromae_hf import (
-    DataCollatorForRetroMAE,
-    RetroMAEConfig,
-    RetroMAEError,
-    RetroMAEForPreTraining,
-    RetroMAEModel,
-)
-from retromae_hf.checkpoints.reference import DECODER_MODULES
-from retromae_hf.model.backbone import DecoderShape
-from retromae_hf.model.bookkeeping import labels_in_slots
+from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, RetroMAEModel
+from retromae_hf.checkpoints.foreign import DECODER_MODULES
+from retromae_hf.model.counting import labels_in_slots
 from retromae_hf.model.decoder import DecoderLayer
+from retromae_hf.model.families import DecoderShape
 from retromae_hf.model.masking import IGNORE_INDEX, visibility_mask
 
 

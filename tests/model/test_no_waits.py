@@ -8,7 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from retromae_hf import DataCollatorForRetroMAE
-from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.model.families import BACKBONES
 
 FAMILIES = [family for family in BACKBONES if family in CONFIG_MAPPING]
 CASES = [

@@ -22,8 +22,7 @@ from retromae_hf import (
     export_encoder,
     tokenize_passages,
 )
-from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_tokenizer
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_sentence_transformer, load_tokenizer
 from retromae_hf.commands.main import main
 from retromae_hf.retrieval.embedders import load_embedder
 

@@ -10,8 +10,7 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from retromae_hf.publishing.card_text import as_text
-from retromae_hf.publishing.model_card import build_card
+from retromae_hf.publishing.model_card import as_text, build_card
 from retromae_hf.publishing.record import new_record
 
 NASTY = [

@@ -18,13 +18,11 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from retromae_hf import RetroMAEError
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.retrieval.embedders import Embedder, load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder, evaluate_model, run_in_memory
-from retromae_hf.retrieval.fusion import reciprocal_rank_fusion
 from retromae_hf.retrieval.measures import DEFAULT_MEASURES, score_run
-from retromae_hf.retrieval.nearest import RANKING_DEPTH
-from retromae_hf.retrieval.rankings import bm25_run, dense_run
+from retromae_hf.retrieval.rankings import RANKING_DEPTH, bm25_run, dense_run, reciprocal_rank_fusion
 from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, sampled
 
 
@@ -201,7 +199,7 @@ def test_two_processes_share_the_embedding_and_find_the_same(mean_encoder, zoo, 
     folder = write_zoo(tmp_path / "zoo", zoo)
     # 30 documents a shard, so that both have some.
     program = (
-        "import sys, retromae_hf.retrieval.embedding_shards as shards\n"
+        "import sys, retromae_hf.retrieval.embedders as shards\n"
         "shards.embed_to_shards.__defaults__ = (30,)\n"
         "from retromae_hf.commands.evaluate import main\n"
         "sys.exit(main())\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retromae_hf.retrieval.evaluation_table import format_table
+from retromae_hf.retrieval.evaluation import format_table
 from retromae_hf.retrieval.measures import MEASURE_NAMES
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retromae_hf.retrieval.fusion import reciprocal_rank_fusion
-from retromae_hf.retrieval.nearest import RANKING_DEPTH
+from retromae_hf.retrieval.rankings import RANKING_DEPTH, reciprocal_rank_fusion
 
 
 def test_a_document_scores_the_sum_of_its_reciprocal_ranks_whatever_the_scores_were():

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError
-from retromae_hf.retrieval.embedders import embed, in_batches, load_embedder, model_identity
-from retromae_hf.retrieval.embedding_shards import embed_to_shards
-from retromae_hf.retrieval.nearest import LARGE_CORPUS, choose_search, import_faiss, rank, search_exact, search_faiss
+from retromae_hf.retrieval.embedders import embed, embed_to_shards, in_batches, load_embedder, model_identity
+from retromae_hf.retrieval.rankings import LARGE_CORPUS, choose_search, import_faiss, rank, search_exact, search_faiss
 
 TEXTS = [f"text {number}" for number in range(25)]
 

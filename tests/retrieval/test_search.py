@@ -10,8 +10,7 @@ from datasets import Dataset
 
 from retromae_hf import RetroMAEError
 from retromae_hf.retrieval.embedders import Embedder
-from retromae_hf.retrieval.fusion import reciprocal_rank_fusion
-from retromae_hf.retrieval.rankings import BM25Index
+from retromae_hf.retrieval.rankings import BM25Index, reciprocal_rank_fusion
 from retromae_hf.retrieval.search import SearchIndex, format_results, load_index
 
 TEXTS = ["the otter swims", "bells ring", "the wolf and the otter sleep", "a tower of bells"]

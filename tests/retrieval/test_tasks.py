@@ -14,10 +14,17 @@ from datasets import Dataset
 from huggingface_hub import parse_eval_result_entries
 
 from retromae_hf import RetroMAEError
-from retromae_hf.publishing.eval_results import write_eval_results
+from retromae_hf.publishing.model_card import write_eval_results
 from retromae_hf.retrieval.evaluation import evaluate_bm25
-from retromae_hf.retrieval.named_tasks import load_tasks, write_mteb_results
-from retromae_hf.retrieval.tasks import Benchmark, RetrievalTask, load_beir, load_task, sampled
+from retromae_hf.retrieval.tasks import (
+    Benchmark,
+    RetrievalTask,
+    load_beir,
+    load_task,
+    load_tasks,
+    sampled,
+    write_mteb_results,
+)
 
 
 def test_beir_layout(tmp_path):

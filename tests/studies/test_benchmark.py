@@ -6,15 +6,16 @@ import json
 import sys
 from types import SimpleNamespace
 
+import benchmark
 import pytest
+import step_profile
 import torch
+from benchmark_report import table
 from datasets import Dataset
 from torch.nn.functional import scaled_dot_product_attention
 
 from retromae_hf.commands.main import main
 from retromae_hf.model.losses import linear_cross_entropy
-from retromae_hf.studies import benchmark, step_profile
-from retromae_hf.studies.benchmark_report import table
 
 
 @pytest.fixture

@@ -275,8 +275,8 @@ def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe,
         trials.append(name)
         return 10 * speeds[name][(len(trials) - 1) // len(speeds)]
 
-    monkeypatch.setattr("retromae_hf.studies.equal_seconds.pretrain", lambda *args: SimpleNamespace(state=args))
-    monkeypatch.setattr("retromae_hf.studies.equal_seconds.seconds_of", seconds_of)
+    monkeypatch.setattr("retromae_hf.studies.comparison.pretrain", lambda *args: SimpleNamespace(state=args))
+    monkeypatch.setattr("retromae_hf.studies.comparison.seconds_of", seconds_of)
     pretraining = {name: value for name, value in recipe["pretraining"].items() if name != "max_steps"}
     recipe |= {"seeds": [0], "max_seconds": 3, "pretraining": pretraining}
     recipe["objectives"] = {"mlm": {"decoding": "none"}, "retromae": {}, "sparse": {"decoder_label_ratio": 0.5}}

@@ -19,8 +19,8 @@ from retromae_hf import (
     export_encoder,
     tokenize_passages,
 )
-from retromae_hf.checkpoints.new_encoders import new_encoder_config
-from retromae_hf.model.backbones import BACKBONES
+from retromae_hf.checkpoints.starting_model import new_encoder_config
+from retromae_hf.model.families import BACKBONES
 from retromae_hf.publishing.export import merged
 from retromae_hf.training.adapters import train_new_parts_in_full, without_adapters
 

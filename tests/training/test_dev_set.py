@@ -12,13 +12,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 from retromae_hf import RetroMAEError
+from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.commands.main import main
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
 from retromae_hf.retrieval.tasks import load_task
-from retromae_hf.training.dev_set import hold_out_queries, task_of_rows
-from retromae_hf.training.finetuning import loss_of
-from retromae_hf.training.finetuning_arguments import FinetuneArguments
+from retromae_hf.training.finetuning import hold_out_queries, loss_of, task_of_rows
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
 

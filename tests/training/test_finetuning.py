@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from retromae_hf import RetroMAEError
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
+from retromae_hf.arguments.finetuning import FinetuneArguments
+from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.commands.main import main
-from retromae_hf.training.finetuning_arguments import FinetuneArguments
-from retromae_hf.training.finetuning_rows import training_rows, with_margins
-from retromae_hf.training.rows.finetuning_data import (
+from retromae_hf.training.rows.negatives import mine_with_bm25, mine_with_model
+from retromae_hf.training.rows.training_rows import (
     load_training_data,
     read_hard_negatives,
     read_scored_negatives,
     shorten,
+    training_rows,
+    with_margins,
 )
-from retromae_hf.training.rows.negatives import mine_with_bm25, mine_with_model
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"
 
@@ -93,7 +94,7 @@ def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_p
     for part in ("checkpoint-2", "_mined-negatives"):
         (tmp_path / "a" / part).rename(tmp_path / "b" / part)
     # What was mined is not mined again.
-    monkeypatch.setattr("retromae_hf.training.finetuning_rows.mine_with_model", None)
+    monkeypatch.setattr("retromae_hf.training.rows.training_rows.mine_with_model", None)
     resumed = weights(tmp_path / "b", "--resume_from_checkpoint", "true")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uncut.items())
 

@@ -10,12 +10,11 @@ from datasets import Dataset
 from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, RetroMAEForPreTraining, tokenize_passages
+from retromae_hf.arguments.pretraining import DataArguments
 from retromae_hf.commands.pretrain import main as pretrain
-from retromae_hf.training.arguments import DataArguments
-from retromae_hf.training.head_warmup import HeadWarmup, plan_head_warmup
 from retromae_hf.training.resuming.run_folder import Run
 from retromae_hf.training.resuming.training_run import check_trainable
-from retromae_hf.training.trainer import AccumulatingTrainer
+from retromae_hf.training.trainer import AccumulatingTrainer, HeadWarmup, plan_head_warmup
 
 
 @pytest.fixture(scope="module")

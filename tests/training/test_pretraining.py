@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import TrainingArguments
 
-from retromae_hf.checkpoints.arguments import ModelArguments
+from retromae_hf.arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
 from retromae_hf.commands.pretrain import main
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.training import pretraining
-from retromae_hf.training.arguments import DEFAULT_TRAINING_ARGUMENTS, DataArguments
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from retromae_hf import (
     tokenize_passages,
 )
 from retromae_hf.commands import common, pretrain
-from retromae_hf.model.bookkeeping import counts_of
+from retromae_hf.model.counting import counts_of
 from retromae_hf.training.resuming.training_run import check_processes
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"

@@ -111,7 +111,7 @@ def test_what_a_stream_cannot_do_is_one_sentence(line, tmp_path, capsys, texts, 
 
 
 def test_a_shard_that_breaks_in_a_worker_is_one_sentence(line, corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("retromae_hf.data.document_stream.HEAD_DOCUMENTS", 1)  # so that the second is not read before
+    monkeypatch.setattr("retromae_hf.data.streams.HEAD_DOCUMENTS", 1)  # so that the second is not read before
     (corpus / "001.jsonl").write_text('{"text": "The fox')
     assert run(f"{line} --output_dir {tmp_path}/run --dataloader_num_workers 1") == 2
     (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("retromae-hf: error: ")]
@@ -150,7 +150,7 @@ def test_a_folder_of_the_users_stays(line, tmp_path):
 TWO_PROCESSES = """
 import sys, torch
 from retromae_hf.commands import pretrain
-from retromae_hf.data.passage_stream import PassageStream
+from retromae_hf.data.streams import PassageStream
 original, asked = PassageStream.__getitem__, []
 def noted(self, index):
     passage = original(self, index)

@@ -13,17 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError
-from retromae_hf.checkpoints.sentence_models import load_sentence_transformer
-from retromae_hf.data.fingerprints import fingerprint_of_rows
-from retromae_hf.data.reading.text import split_first_sentence
+from retromae_hf.arguments.finetuning import PAIRS, FinetuneArguments
+from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.checkpoints.loading import load_sentence_transformer
+from retromae_hf.data.documents import fingerprint_of_rows
+from retromae_hf.data.text import split_first_sentence
+from retromae_hf.data.text_pairs import CROPPED_WORDS, MIN_CROPPED_WORDS, _crops, pairs_from_text
 from retromae_hf.data.words import spans_of_words
-from retromae_hf.training.arguments import DataArguments
-from retromae_hf.training.finetuning_arguments import FinetuneArguments
-from retromae_hf.training.finetuning_rows import mined_rows, training_rows
-from retromae_hf.training.pretraining_data import load_text
-from retromae_hf.training.rows import PAIRS
-from retromae_hf.training.rows.finetuning_data import JudgedCorpus
-from retromae_hf.training.rows.text_pairs import CROPPED_WORDS, MIN_CROPPED_WORDS, _crops, pairs_from_text
+from retromae_hf.training.pretraining import load_text
+from retromae_hf.training.rows.training_rows import JudgedCorpus, mined_rows, training_rows
 from retromae_hf.training.stages import describe_finetuning
 
 WORDS = st.sampled_from(["otter", "wolf", "我", "们", "ไก่", "re-tie,", "e\u0301t\u00e9", "🦊", "meadow."])
@@ -80,11 +78,11 @@ def test_of_pydocs_the_reported_queries_are_never_in_a_pair(documents_held_out, 
 
 @pytest.fixture
 def documents_held_out(texts, monkeypatch):
-    from retromae_hf.data.reading.pydocs import hold_out
+    from retromae_hf.data.pydocs import hold_out
 
     documents = Dataset.from_dict({"name": [f"name{number}" for number in range(len(texts))], "text": texts})
     held_out = hold_out(documents, 10, 50)
-    monkeypatch.setattr("retromae_hf.training.pretraining_data.load_held_out_pydocs", lambda num_proc=None: held_out)
+    monkeypatch.setattr("retromae_hf.training.pretraining.load_held_out_pydocs", lambda num_proc=None: held_out)
     return held_out
 
 

@@ -10,10 +10,9 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from retromae_hf import RetroMAEError
-from retromae_hf.data.reading.sources import load_rows
-from retromae_hf.training.rows.columns import role_of
-from retromae_hf.training.rows.finetuning_data import load_training_data
-from retromae_hf.training.rows.text_rows import uniform_rows
+from retromae_hf.data.documents import load_rows
+from retromae_hf.training.rows.text_rows import role_of, uniform_rows
+from retromae_hf.training.rows.training_rows import load_training_data
 
 PAIR = {"query": "who swims", "positive": "an otter"}
 FLAG = {

@@ -19,7 +19,7 @@ from retromae_hf import (
     RetroMAEForPreTraining,
     tokenize_passages,
 )
-from retromae_hf.predicted_words import predict_words, words_as_table
+from retromae_hf.explanation import predict_words, words_as_table
 from retromae_hf.retrieval.tasks import RetrievalTask
 from retromae_hf.training.callbacks import measure_decoder
 

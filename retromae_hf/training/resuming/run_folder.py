@@ -17,10 +17,10 @@ from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ...data.fingerprints import fingerprint_of_rows
-from ...data.reading.whole_files import read_json, write_json
+from ...data.disk import read_json, write_json
+from ...data.documents import fingerprint_of_rows
 from ...model.errors import RetroMAEError, in_one_sentence
-from .saved_checkpoints import (
+from .saving import (
     checkpoints,
     damaged_file,
     is_complete,

@@ -23,8 +23,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ...checkpoints.hub import prepare_pushes, pushing
 from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
 from .run_folder import Run, prepare_run, read_state
-from .saved_checkpoints import last_complete_checkpoint, remove_beyond, remove_incomplete
-from .saving import SavingCallback, best_checkpoint, save_without_paths, weights_are_finite
+from .saving import (
+    SavingCallback,
+    best_checkpoint,
+    last_complete_checkpoint,
+    remove_beyond,
+    remove_incomplete,
+    save_without_paths,
+    weights_are_finite,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections import Counter
 
 from datasets import Dataset
 
+from ...arguments.finetuning import PAIRS
+from ...data.text_pairs import pairs_from_text
 from ...model.errors import RetroMAEError
 from ...retrieval.tasks import RetrievalTask
-from . import PAIRS
-from .text_pairs import pairs_from_text
 
 TRIED_DOCUMENTS = 1000
 """Documents that show which pairs a text yields."""

@@ -23,7 +23,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from retromae_hf.commands.main import main
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.training.resuming.run_folder import check_all_agree
-from retromae_hf.training.resuming.saved_checkpoints import (
+from retromae_hf.training.resuming.saving import (
+    SavingCallback,
     checkpoints,
     is_complete,
     last_complete_checkpoint,
@@ -33,7 +34,6 @@ from retromae_hf.training.resuming.saved_checkpoints import (
     remove_incomplete,
     step_of,
 )
-from retromae_hf.training.resuming.saving import SavingCallback
 
 SMALL = (
     "--use_cpu --disable_tqdm true --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --vocab_size 200 "

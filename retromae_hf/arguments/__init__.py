@@ -1,0 +1,1 @@
+"""What a user may say to the commands: light to import, for their help."""

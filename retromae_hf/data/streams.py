@@ -1,0 +1,462 @@
+"""Documents read from files or the Hub while they are asked for, divided among readers, without end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import IterableDataset
+from torch.utils.data import get_worker_info
+
+from ..arguments.pretraining import ERROR, SKIP
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.masking import passage_seeds
+from .documents import check_columns, check_text, find_source, load_hub
+from .files import (
+    NAME_COLUMNS,
+    SourceFiles,
+    check_on_broken_line,
+    column_names,
+    document_of,
+    in_batches,
+    is_titled,
+    read_documents,
+    report_broken,
+    report_null,
+)
+from .passages import DOCUMENT_BITS
+
+ROWS_AT_ONCE = 64
+"""Rows that are read at once; a reader that goes on from a place starts at one of their firsts."""
+
+SHARDS_PER_READER = 4
+"""With so many shards for each reader, each reads shards of its own. With fewer, which may be of very different sizes,
+each reads all of them and takes every so many-th row."""
+
+# The head of the stream is held out from training: so much of it at most, and at most this share of the stream.
+HEAD_DOCUMENTS = 1000
+HEAD_CHARACTERS = 16_000_000
+HEAD_SHARE = 0.1
+
+KEPT_PART = 64
+"""Parts of a source that have fewer shards are split off anew every time, since all of them take memory."""
+
+
+class Place(NamedTuple):
+    """Where a reader stands: the pass over the source, how many shards of it are behind, the next row of the shard.
+
+    This is all that it takes to go on. The shard is read up to the row again then, without being taken apart; so does
+    the `load_state_dict` of `datasets`, whose states are of no use to another version of it.
+    """
+
+    epoch: int = 0
+    shards: int = 0
+    row: int = 0
+
+
+class DatasetShards:
+    """The shards of a dataset of `datasets` that is read as a stream.
+
+    Args:
+        rows: the dataset.
+        text_column: column that holds the text.
+        source: what to call it in messages.
+        title_column: column of titles to put in front of the texts.
+    """
+
+    def __init__(self, rows: IterableDataset, text_column: str, source: str, title_column: str | None = None) -> None:
+        self.num_shards = rows.num_shards
+        self.source = source
+        self.text_column, self.title_column = text_column, title_column
+        columns = rows.column_names or [text_column]
+        titled = is_titled(columns, text_column, title_column)
+        wanted = {text_column, title_column, *NAME_COLUMNS} if titled else {text_column}
+        self._rows = rows.select_columns([column for column in columns if column in wanted]).with_format("arrow")
+        self._parts: dict[tuple[int, int], IterableDataset] = {}
+
+    def texts(self, shard: int) -> Iterator[str | None]:
+        """The texts of a shard.
+
+        Raises:
+            RetroMAEError: the column holds something else.
+        """
+        # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
+        for table in self._shard(shard).iter(ROWS_AT_ONCE):
+            check_text(self.source, self.text_column, table.schema.field(self.text_column).type)
+            for row in table.to_pylist():
+                yield document_of(row, self.text_column, self.title_column)["text"]
+
+    def _shard(self, shard: int) -> IterableDataset:
+        """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
+        first, size = 0, self.num_shards
+        part = self._rows
+        while size > 1:
+            # As `datasets` does it, the first half has one more where they are not even.
+            left = (size + 1) // 2
+            side = int(shard - first >= left)
+            first, whole, size = first + side * left, part, (left, size - left)[side]
+            part = self._parts.get((first, size)) or whole.shard(2, side)
+            if size >= KEPT_PART:
+                self._parts[first, size] = part
+        return part
+
+
+@dataclass
+class FileShards:
+    """The files of a source, each a shard. How many rows of a file are broken is known, and reported, at its end.
+
+    Attributes:
+        source: the files.
+        text_column: column that holds the text.
+        on_broken_line: "skip", which makes a row without text of a broken one, or "error".
+        title_column: column of titles to put in front of the texts.
+    """
+
+    source: SourceFiles
+    text_column: str
+    on_broken_line: str
+    title_column: str | None = None
+
+    def __post_init__(self) -> None:
+        self.num_shards = len(self.source.files)
+
+    def texts(self, shard: int) -> Iterator[str | None]:
+        """The texts of a file.
+
+        Raises:
+            RetroMAEError: the file cannot be read, a row is broken and that is an error, or half of the rows are.
+        """
+        total, broken, empty, first = 0, 0, 0, None
+        file = self.source.files[shard]
+        for document in read_documents(file, self.text_column, self.title_column, self.source.separator):
+            total += 1
+            if document["broken"]:
+                broken, first = broken + 1, first or document["broken"]
+                if self.on_broken_line == ERROR:
+                    break
+            empty += document["text"] is None and not document["broken"]
+            yield document["text"]
+        report_broken(first, broken, total, self.on_broken_line)
+        report_null(empty, str(file))
+
+
+class SeveralSources:
+    """The shards of several sources, one source behind the other."""
+
+    def __init__(self, sources: Sequence[DatasetShards | FileShards]) -> None:
+        self._shards = [(source, shard) for source in sources for shard in range(source.num_shards)]
+        self.num_shards = len(self._shards)
+
+    def texts(self, shard: int) -> Iterator[str | None]:
+        """The texts of a shard."""
+        source, own = self._shards[shard]
+        return source.texts(own)
+
+
+class DocumentStream:
+    """The documents of a source, in passes over it that never end, and never more than a few of them in memory.
+
+    A document's number is a pure function of its shard (a file, as a rule) and its row there, and ascends in the
+    source's order. In every pass the shards come in another order, drawn from seed and pass; the rows of a shard stay
+    in theirs. In every pass a document goes to exactly one of the readers, and in the next pass to another, so that a
+    reader that gets nothing of a small source in one pass does in a later one.
+
+    Args:
+        shards: the source.
+        source: what to call it in messages.
+        seed: seed of the order of shards.
+
+    Attributes:
+        first: number of the first document that readers get; those before it are held out.
+    """
+
+    def __init__(self, shards: DatasetShards | FileShards | SeveralSources, source: str, seed: int) -> None:
+        self.num_shards = shards.num_shards
+        self.source = source
+        self.seed = seed
+        self.first = 0
+        self._shards = shards
+        self._row_bits = DOCUMENT_BITS - (self.num_shards - 1).bit_length()
+
+    @classmethod
+    def open(
+        cls,
+        sources: str | Sequence[str],
+        config_name: str | None,
+        split: str,
+        text_column: str,
+        seed: int,
+        on_broken_line: str = SKIP,
+        title_column: str | None = None,
+        document_separator: str | None = None,
+    ) -> DocumentStream:
+        """A stream of files, of folders of files or of data sets on the Hub, see `load_documents`.
+
+        Raises:
+            RetroMAEError: there is no such source, or it has no such column.
+        """
+        check_on_broken_line(on_broken_line)
+        opened: list[DatasetShards | FileShards] = []
+        for source in [sources] if isinstance(sources, str) else sources:
+            found = find_source(source, config_name, split, document_separator)
+            if isinstance(found, SourceFiles):
+                check_columns(source, text_column, title_column, column_names(found.files))
+                opened.append(FileShards(found, text_column, on_broken_line, title_column))
+                continue
+            if found is None:
+                rows = load_hub(source, config_name, split, streaming=True)
+            else:
+                rows = found.to_iterable_dataset(num_shards=max(len(found.cache_files), 1))
+            check_columns(source, text_column, title_column, rows.column_names)
+            opened.append(DatasetShards(rows, text_column, source, title_column))
+        if len(opened) == 1:
+            return cls(opened[0], source, seed)
+        return cls(SeveralSources(opened), "the text", seed)
+
+    def hold_out_head(self) -> list[str]:
+        """Take the source's first documents away from the readers and return them.
+
+        A stream's length is not known before its end, so it is read ten times as far as the head may go at most.
+
+        Raises:
+            RetroMAEError: there are not two documents.
+        """
+        head: list[tuple[int, str]] = []
+        documents = characters = 0
+        for number, text in self._in_order():
+            if documents * HEAD_SHARE >= HEAD_DOCUMENTS or characters * HEAD_SHARE >= HEAD_CHARACTERS:
+                break
+            if documents < HEAD_DOCUMENTS and characters < HEAD_CHARACTERS:
+                head.append((number, text))
+            documents, characters = documents + 1, characters + len(text)
+        if documents < 2:
+            raise RetroMAEError(f"{self.source} holds fewer than two documents; give a source with more text")
+        head = head[: max(int(documents * HEAD_SHARE), 1)]
+        self.first = head[-1][0] + 1
+        return [text for _, text in head]
+
+    def read(
+        self, reader: int, readers: int, start: Place | None = None
+    ) -> Iterator[tuple[Place, list[int], list[str]]]:
+        """One reader's documents, some at a time, without end.
+
+        Args:
+            reader: the number of this reader, from 0.
+            readers: how many there are.
+            start: where to begin; what comes is what would have come from there on.
+
+        Yields:
+            Where these documents begin, their numbers and their texts. There may be none, and the end of every pass
+            yields none.
+
+        Raises:
+            RetroMAEError: a shard cannot be read.
+        """
+        epoch, behind, row = start or Place()
+        own_shards = self.num_shards >= SHARDS_PER_READER * readers
+        while True:
+            order = passage_seeds(self.seed, epoch, torch.arange(self.num_shards)).argsort().tolist()
+            for place in range(behind, self.num_shards):
+                shard = order[place]
+                turn = (reader - shard - epoch) % readers
+                if own_shards and turn:
+                    continue
+                for first, texts in self._batches(shard, row):
+                    own = range(len(texts)) if own_shards else range((turn - first) % readers, len(texts), readers)
+                    documents = list(self._numbered(shard, first, texts, own))
+                    yield (
+                        Place(epoch, place, first),
+                        [number for number, _ in documents],
+                        [text for _, text in documents],
+                    )
+                row = 0
+            behind, row, epoch = 0, 0, epoch + 1
+            yield Place(epoch), [], []
+
+    def _in_order(self) -> Iterator[tuple[int, str]]:
+        for shard in range(self.num_shards):
+            for first, texts in self._batches(shard, 0):
+                yield from self._numbered(shard, first, texts, range(len(texts)))
+
+    def _numbered(self, shard: int, first: int, texts: list[str | None], rows: range) -> Iterator[tuple[int, str]]:
+        """Numbers and texts of some rows of a batch, less the rows without text and what is held out."""
+        for row in rows:
+            number = shard << self._row_bits | first + row
+            if (text := texts[row]) is not None and number >= self.first:
+                yield number, text
+
+    def _batches(self, shard: int, start: int) -> Iterator[tuple[int, list[str | None]]]:
+        """The number of the first row and the texts, batch by batch, of a shard from row `start` on."""
+        row = 0
+        with in_one_sentence(f"shard {shard} of {self.source} cannot be read"):
+            for texts in in_batches(self._shards.texts(shard), ROWS_AT_ONCE):
+                if row >= start:
+                    yield row, texts
+                row += len(texts)
+                if row >> self._row_bits:
+                    raise RetroMAEError(
+                        f"shard {shard} of {self.source} has more than {1 << self._row_bits} rows; cut it into several"
+                    )
+
+
+@dataclass(frozen=True)
+class Bookmarks:
+    """Where the blocks of passages begin in the stream, on disk, so that a resumed run need not read from the start.
+
+    They are facts of the stream, not of a checkpoint: whichever are there are true, and a run that finds none gets
+    the same passages, only later.
+
+    Attributes:
+        folder: holds a file for each lane, a line for each bookmark; None keeps none.
+    """
+
+    folder: Path | None = None
+
+    def note(self, lane: int, passages: int, place: Place) -> None:
+        """A block begins at `place`, with so many passages of the lane before it."""
+        if self.folder is not None:
+            # What cannot be written, on a full disk, costs time when the run is resumed and nothing else. A line that
+            # a killed run left without its end spoils no line behind it.
+            with suppress(OSError), self._file(lane).open("a", encoding="utf-8") as lines:
+                lines.write(f"\n{json.dumps([passages, *place])}\n")
+
+    def last(self, lane: int, passages: int) -> tuple[int, Place]:
+        """The last bookmark that has no more than so many passages before it: how many, and the place."""
+        best = (0, Place())
+        if self.folder is None or not self._file(lane).is_file():
+            return best
+        with self._file(lane).open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError, TypeError, RecursionError):
+                    before, epoch, shards, row = map(int, json.loads(line))
+                    if before <= passages:
+                        best = max(best, (before, Place(epoch, shards, row)))
+        return best
+
+    def _file(self, lane: int) -> Path:
+        return Path(self.folder or "") / f"lane-{lane:05}.jsonl"
+
+
+@dataclass
+class _Block:
+    """Passages that are shuffled among themselves, and where they begin in the stream."""
+
+    start: Place | None = None
+    passages: list[dict[str, Any]] = field(default_factory=list)
+
+    def fill(self, reading: Iterator[tuple[Place, list[dict[str, Any]]]], size: int) -> None:
+        """Read until the block has this size. Where blocks end does not depend on how often this is called."""
+        while len(self.passages) < size:
+            place, passages = next(reading)
+            self.start = self.start or place
+            self.passages += passages
+
+    def shuffled(self, seed: int) -> Iterator[dict[str, Any]]:
+        """The passages in an order that follows from seed, pass and passage alone, and none of them twice."""
+        columns = (torch.tensor([passage[name] for passage in self.passages]) for name in ("epoch", "passage_id"))
+        for index in passage_seeds(seed, *columns).argsort().tolist():
+            yield self.passages[index]
+
+
+@dataclass(eq=False)
+class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
+    """The passages of a training run on a stream, addressed by their place in the order of training.
+
+    To a `Trainer` this is an ordinary data set of as many passages as the run takes, to be read in its own order
+    (`train_sampling_strategy="sequential"`). So every process gets the same number of batches whatever the shards hold,
+    a resumed run skips batches without reading them, and nothing is sent from one process to the others.
+
+    The order consists of lanes that take turns by batches, one lane for each worker of each process when the run
+    began. A lane is a reader of the stream whose passages are shuffled block by block. Which passage stands at a place
+    is a pure function of the arguments; a run that is resumed on another number of processes or workers gets the same
+    ones, though each of its workers may have to read several lanes.
+
+    Args:
+        documents: the stream.
+        cut: makes passages of texts and their numbers, `cut_passages` with its options.
+        length: passages that the run takes.
+        batch_size: passages of a batch of one process.
+        lanes: number of lanes.
+        buffer_size: passages of a block at least; 1 leaves them in the order of the stream.
+        bookmarks: where to note where blocks begin.
+
+    Raises:
+        RetroMAEError: while reading: a shard cannot be read, or there is no passage in the stream.
+    """
+
+    documents: DocumentStream
+    cut: Callable[[list[str], list[int]], dict[str, list[Any]]]
+    length: int
+    batch_size: int
+    lanes: int
+    buffer_size: int
+    bookmarks: Bookmarks
+
+    def __post_init__(self) -> None:
+        # Per lane: how many of its passages have been given out, and what gives out the next.
+        self._open: dict[int, tuple[int, Iterator[dict[str, Any]]]] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch, row = divmod(index, self.batch_size)
+        turn, lane = divmod(batch, self.lanes)
+        return self._passage(lane, turn * self.batch_size + row)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # a worker opens its own
+
+    def _passage(self, lane: int, place: int) -> dict[str, Any]:
+        """The passage at a place of a lane. It is quick to go forward."""
+        given, passages = self._open.get(lane, (place + 1, iter(())))
+        if given > place:
+            given, start = self.bookmarks.last(lane, place)
+            passages = self._shuffled(lane, given, start)
+        for _ in range(place - given):
+            next(passages)
+        passage = next(passages)
+        self._open[lane] = (place + 1, passages)
+        return passage
+
+    def _shuffled(self, lane: int, given: int, start: Place) -> Iterator[dict[str, Any]]:
+        """A lane's passages from a block's beginning on, shuffled block by block."""
+        reading = self._read(lane, start)
+        block = _Block()
+        block.fill(reading, self.buffer_size)
+        while True:
+            self.bookmarks.note(lane, given, block.start or start)
+            following = _Block()
+            for done, passage in enumerate(block.shuffled(self.documents.seed), start=1):
+                # As much is read as is given out, so that no batch has to wait for a whole block.
+                following.fill(reading, min(done, self.buffer_size))
+                yield passage
+            following.fill(reading, self.buffer_size)
+            given += len(block.passages)
+            block = following
+
+    def _read(self, lane: int, start: Place) -> Iterator[tuple[Place, list[dict[str, Any]]]]:
+        """A lane's passages as they come, some at a time, with the place where they begin."""
+        if get_worker_info() is not None:
+            # A forked worker has none of the tokenizer's threads and would wait for them for ever; the workers
+            # themselves are what runs at once.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        last_epoch = start.epoch
+        for place, numbers, texts in self.documents.read(lane, self.lanes, start):
+            columns = self.cut(texts, numbers)
+            rows = zip(*columns.values(), strict=True)
+            passages = [dict(zip(columns, row, strict=True)) | {"epoch": place.epoch} for row in rows]
+            if passages:
+                last_epoch = place.epoch
+            elif place.epoch > last_epoch + self.lanes:  # in so many passes a reader has been every other one
+                raise RetroMAEError(
+                    f"{self.documents.source} holds no passage to train on beside the held-out ones; "
+                    "give a source with more text"
+                )
+            yield place, passages

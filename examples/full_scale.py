@@ -106,7 +106,7 @@ def page(report: dict[str, Any], utilisation: float) -> str:
         report: what `main` wrote.
         utilisation: share of the matrix product's rate that our own benchmark's step of this encoder has on a CPU.
     """
-    return f"""<!-- written by examples/publish.py -->
+    return f"""<!-- written by examples/measure/publish.py -->
 # Full-scale recipes: not yet trained
 
 The papers' runs, ready to launch on 8 GPUs: each recipe opens with the lines that prepare its data and launch it, and a

@@ -8,6 +8,7 @@ from retromae_hf.publishing.record import public_name
 from retromae_hf.studies.comparison_report import SIGNIFICANT, TITLES, cell
 
 TASK, MEASURE = "pydocs", "mrr@10"
+ROWS = {"untrained": "not pretrained", "mlm": "pretrained with MLM", "retromae": "pretrained with **RetroMAE**"}
 
 
 def block(tuned: dict[str, Any], scratch: dict[str, Any]) -> str:
@@ -18,24 +19,22 @@ def block(tuned: dict[str, Any], scratch: dict[str, Any]) -> str:
         scratch: of one that starts from nothing.
     """
     start = public_name(tuned["recipe"]["model"]["model_name_or_path"]).rpartition("/")[2]
-    parts = [
-        f"**Encoders that nobody tuned for retrieval.** {from_scratch(scratch)}",
-        table(scratch, "encoder from scratch", "not pretrained"),
-        conditions(scratch),
-        f"**Encoders that are tuned for retrieval already.** {verdict(tuned, start)}",
-        table(tuned, start, "as it is"),
-        conditions(tuned),
-    ]
-    return "\n\n".join(parts)
-
-
-def table(report: dict[str, Any], title: str, untrained: str) -> str:
-    """Zero-shot and fine-tuned figures without pretraining, with MLM and with RetroMAE, and those of BM25."""
-    rows = {"untrained": untrained, "mlm": "pretrained with MLM", "retromae": "pretrained with **RetroMAE**"}
-    lines = [f"| {title} | {' MRR@10 | '.join(TITLES.values())} MRR@10 |", "|---|---:|---:|"]
-    for row, name in rows.items():
-        lines.append(f"| {name} | {' | '.join(cell(measured(report, row, stage)) for stage in TITLES)} |")
-    return "\n".join([*lines, f"| BM25 | {report['tasks'][TASK]['bm25'][MEASURE]:.3f} | |"])
+    reports = {"from scratch": scratch, start: tuned}
+    columns = [f"{name}, {title}" for name in reports for title in TITLES.values()]
+    lines = [f"| MRR@10 | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for row, name in ROWS.items():
+        cells = [cell(measured(report, row, stage)) for report in reports.values() for stage in TITLES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    bm25 = [f"{report['tasks'][TASK]['bm25'][MEASURE]:.3f} | |" for report in reports.values()]
+    return "\n".join(
+        [
+            *lines,
+            f"| BM25 | {' '.join(bm25)}",
+            "",
+            f"- **Encoders that nobody tuned for retrieval.** {from_scratch(scratch)} {conditions(scratch)}",
+            f"- **Encoders that are tuned for retrieval already.** {verdict(tuned, start)} {conditions(tuned)}",
+        ]
+    )
 
 
 def measured(report: dict[str, Any], row: str, stage: str) -> dict[str, Any]:
@@ -49,12 +48,12 @@ def conditions(report: dict[str, Any]) -> str:
     device = f"{environment['threads']} CPU threads" if environment["device"] == "cpu" else environment["device"]
     start = report["recipe"]["model"]
     layers = f"{start['num_hidden_layers']} layers x {start['hidden_size']}; " if "hidden_size" in start else ""
-    reference = {"untrained": "the encoder as it is", "mlm": "MLM"}[recipe["reference"]]
+    reference = {"untrained": "the encoder as it was", "mlm": "MLM"}[recipe["reference"]]
     return (
-        f"{task['num_queries']:,} first sentences of Python documentation as queries, {task['num_documents']:,} bodies "
-        f"as documents; {layers}{recipe['pretraining']['max_steps']:,} steps of pretraining, then "
-        f"{recipe['finetuning']['max_steps']:,} of fine-tuning; {device}; mean ± standard deviation over {len(recipe['seeds'])} seeds; * differs from {reference} with "
-        f"p < {SIGNIFICANT} (paired test)."
+        f"({task['num_queries']:,} first sentences of Python documentation as queries, {task['num_documents']:,} bodies "
+        f"as documents; {layers}{recipe['pretraining']['max_steps']:,} steps of pretraining, "
+        f"{recipe['finetuning']['max_steps']:,} of fine-tuning; {device}; mean ± standard deviation over "
+        f"{len(recipe['seeds'])} seeds; * differs from {reference} with p < {SIGNIFICANT} in a paired test.)"
     )
 
 

@@ -17,17 +17,14 @@ from pathlib import Path
 
 import benchmark_tables
 import choosing
-import compiling
 import demo
 import first_result
-import from_scratch_report
 import full_scale
 import fuzz
 import onnx_cost
 import padding
 import published_cards
 import small_model
-import soak
 import stream_memory
 import support
 
@@ -108,44 +105,41 @@ def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
 
 def blocks() -> dict[str, str]:
     """What is written between the markers, by their names."""
-    adapted, scratch, small = (
+    adapted, small = (
         json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8"))
-        for name in ("demo", "from-scratch", "small-model")
+        for name in ("demo", "small-model")
     )
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
     onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
-    benchmarks, profiles, (padded, compiled, streamed) = (
+    benchmarks, (padded, streamed) = (
         [json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in names]
-        for names in (BENCHMARKS, PROFILES, ("padding", "compiling", "stream-memory"))
+        for names in (BENCHMARKS, ("padding", "stream-memory"))
     )
-    comparisons, tuned, at_equal_seconds = (
+    (scratch, *_), tuned, at_equal_seconds = (
         [json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in names]
         for names in (COMPARISONS, TUNED, AT_EQUAL_SECONDS)
     )
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
     return {
-        "result": first_result.block(tuned[0], comparisons[0]),
-        "choices": choosing.choices(tuned[0], comparisons[0], tuned[1]),
-        "normal": choosing.normal(comparisons[0]),
+        "result": first_result.block(tuned[0], scratch),
+        "choices": choosing.choices(tuned[0], scratch, tuned[1]),
+        "normal": choosing.normal(scratch),
         "tuned": "\n\n".join(comparison(one) for one in tuned),
         "demo": demo.table(adapted),
         "answers": f"```console\n{demo.answers(adapted | {'searches': adapted['searches'][:2]})}\n```",
-        "scratch": f"{from_scratch_report.table(scratch)}\n\n{from_scratch_report.conditions(scratch)}",
         "small": f"{small_model.table(small)}\n\n{small_model.conditions(small)}",
         "objectives": objectives(),
         "families": families(supported),
-        "soak": soak.table(soaked),
+        "soak": soaking(soaked),
         "hostile": fuzz.conditions(fuzzed),
-        "compare": "\n\n".join(comparison(one) for one in comparisons),
+        "compare": comparison(scratch),
         "costs": benchmark_tables.summary(benchmarks),
-        "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
+        "streams": stream_memory.table(streamed),
         "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
         "steps": benchmark_tables.steps(benchmarks),
         "collators": benchmark_tables.collators(benchmarks[0]),
-        "profile": benchmark_tables.profile(profiles),
         "rows": "\n\n".join(comparison(one) for one in at_equal_seconds),
-        "compiling": f"{compiling.table(compiled)}\n\n{compiling.conditions(compiled)}",
         "padding": f"{padding.table(padded)}\n\n{padding.conditions(padded)}",
     }
 
@@ -179,12 +173,34 @@ def comparison(report: dict) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} | {seconds} | {row['tokens'] / 1e6:.1f} |")
     bm25 = " | | ".join(f"{task['bm25'][MEASURE]:.3f}" for task in tasks.values())
     lines.append(f"| BM25 | {bm25} |{' |' * (len(columns) - 2 * len(tasks))}")
-    sizes = ", ".join(
-        f"{task}: {one['num_queries']:,} queries against {one['num_documents']:,} documents"
-        for task, one in tasks.items()
+    return "\n".join([*lines, "", comparison_conditions(report)])
+
+
+def comparison_conditions(report: dict) -> str:
+    """What the figures of a comparison hold for; the recipe says the rest."""
+    recipe, device = report["recipe"], report["environment"]["device"]
+    sizes = "; ".join(
+        f"{task}: {one['num_queries']:,} queries, {one['num_documents']:,} documents"
+        for task, one in report["tasks"].items()
     )
-    _, _, shared = comparison_report.conditions(report, next(iter(tasks))).partition("; ")
-    return "\n".join([*lines, "", f"MRR@10. {sizes}; {shared}"])
+    before, after = recipe["pretraining"], recipe["finetuning"]
+    steps = f"{before['max_steps']:,} steps" if "max_steps" in before else f"steps for {recipe['max_seconds']:,} seconds"
+    return (
+        f"MRR@10, mean ± standard deviation over {len(recipe['seeds'])} seeds; * differs from "
+        f"{comparison_report.title_of(recipe['reference'], recipe)} with p < {comparison_report.SIGNIFICANT} (paired "
+        f"test). {sizes}. {steps} of {before['per_device_train_batch_size']} passages of {before['max_length']} tokens, "
+        f"then {after['max_steps']:,} of fine-tuning with {after['per_device_train_batch_size']} pairs, on "
+        f"{'a CPU' if device == 'cpu' else device}."
+    )
+
+
+def soaking(results: list[dict]) -> str:
+    """How runs that were cut again and again have ended."""
+    runs = "; ".join(
+        f"{one['scenario']}, cut {one['cuts']} times: {'bit for bit' if one['as_uncut'] else 'NOT'} as without cuts"
+        for one in results
+    )
+    return f"{runs[0].upper()}{runs[1:]}."
 
 
 def recipes_page() -> str:

@@ -55,23 +55,7 @@ def collators(report: dict[str, Any]) -> str:
         figures = [f"{row[what][side]:,.0f}" for what in ("passages_per_second", "bytes_per_passage") for side in SIDES]
         lines.append(f"| {row['length']} | {' | '.join(figures)} |")
     version = report["environment"]["pretense"]
-    return "\n".join([*lines, "", f"{conditions(report)} pretense is version {version}."])
-
-
-def profile(reports: list[dict[str, Any]]) -> str:
-    """Where the seconds of a step go: a row a part, two columns an encoder."""
-    sides = [(one, side) for one in reports for side in ("retromae", "mlm")]
-    lines = [
-        f"| seconds a step | {' | '.join(f'{encoder(one)}, {SIDES[side]}' for one, side in sides)} |",
-        "|---|" + "---:|" * len(sides),
-    ]
-    parts = [one["profile"][0]["seconds_by_part"] for one in reports]
-    for part in [*parts[0]["retromae"], "all"]:
-        found = [sum(own.values()) if part == "all" else own.get(part) for one in parts for own in one.values()]
-        lines.append(f"| {part} | {' | '.join('' if one is None else f'{one:.3f}' for one in found)} |")
-    setting, row = reports[0]["setting"], reports[0]["profile"][0]
-    told = f"{row['length']} tokens a passage, {setting['tokens_per_batch']:,} a batch, medians of {setting['rounds']}"
-    return "\n".join([*lines, "", f"{conditions(reports[0])} {told} turns, dropout {setting['dropout']:g}."])
+    return "\n".join([*lines, "", f"At {encoder(report)}, as above; pretense is version {version}."])
 
 
 def conditions(report: dict[str, Any]) -> str:

@@ -62,9 +62,9 @@ def normal(scratch: dict[str, Any]) -> str:
     (gap,) = (entry["eval_embedding_gap"] for entry in logs if "eval_embedding_gap" in entry)
     model, settings = scratch["recipe"]["model"], scratch["recipe"]["pretraining"]
     told = (
-        f"{model['num_hidden_layers']} layers x {model['hidden_size']} from scratch, vocabulary {model['vocab_size']:,}, "
-        f"passages of at most {settings['max_length']} tokens. At the end `eval_embedding_gap` was {gap:.2f} nats a "
-        "token."
+        f"{model['num_hidden_layers']} layers x {model['hidden_size']} from scratch, vocabulary "
+        f"{model['vocab_size']:,}, passages of at most {settings['max_length']} tokens. At the end `eval_embedding_gap` "
+        f"was {gap:.2f} nats a token."
     )
     return "\n".join([*lines, "", told])
 

@@ -50,8 +50,8 @@ def conditions(report: dict[str, Any]) -> str:
     layers = f"{start['num_hidden_layers']} layers x {start['hidden_size']}; " if "hidden_size" in start else ""
     reference = {"untrained": "the encoder as it was", "mlm": "MLM"}[recipe["reference"]]
     return (
-        f"({task['num_queries']:,} first sentences of Python documentation as queries, {task['num_documents']:,} bodies "
-        f"as documents; {layers}{recipe['pretraining']['max_steps']:,} steps of pretraining, "
+        f"({task['num_queries']:,} first sentences of Python documentation as queries, {task['num_documents']:,} "
+        f"bodies as documents; {layers}{recipe['pretraining']['max_steps']:,} steps of pretraining, "
         f"{recipe['finetuning']['max_steps']:,} of fine-tuning; {device}; mean ± standard deviation over "
         f"{len(recipe['seeds'])} seeds; * differs from {reference} with p < {SIGNIFICANT} in a paired test.)"
     )

@@ -184,12 +184,13 @@ def comparison_conditions(report: dict) -> str:
         for task, one in report["tasks"].items()
     )
     before, after = recipe["pretraining"], recipe["finetuning"]
-    steps = f"{before['max_steps']:,} steps" if "max_steps" in before else f"steps for {recipe['max_seconds']:,} seconds"
+    seconds = recipe.get("max_seconds")
+    steps = f"{before['max_steps']:,} steps" if seconds is None else f"steps for {seconds:,} seconds"
     return (
         f"MRR@10, mean ± standard deviation over {len(recipe['seeds'])} seeds; * differs from "
         f"{comparison_report.title_of(recipe['reference'], recipe)} with p < {comparison_report.SIGNIFICANT} (paired "
-        f"test). {sizes}. {steps} of {before['per_device_train_batch_size']} passages of {before['max_length']} tokens, "
-        f"then {after['max_steps']:,} of fine-tuning with {after['per_device_train_batch_size']} pairs, on "
+        f"test). {sizes}. {steps} of {before['per_device_train_batch_size']} passages of {before['max_length']} "
+        f"tokens, then {after['max_steps']:,} of fine-tuning with {after['per_device_train_batch_size']} pairs, on "
         f"{'a CPU' if device == 'cpu' else device}."
     )
 
@@ -230,9 +231,11 @@ def families(supported: list[dict]) -> str:
     failed = [f"`{one['objective']}` with `{one['model_type']}`" for one in supported if not one["works"]]
     small = dict.fromkeys(f"`{one['model_type']}`" for one in supported if one["options"])
     told = (
-        f"`make support` tries every recipe above with every family on tiny models: "
-        f"{len(supported) - len(failed)} of {len(supported)} pairs work{', not ' if failed else ''}{', '.join(failed)}. "
-        f"The embeddings of {', '.join(small)} are smaller than their states, so `dupmae` takes `decoder_query: sum` there."
+        "`make support` tries every recipe above with every family on tiny models: "
+        f"{len(supported) - len(failed)} of {len(supported)} pairs work"
+        f"{', not ' if failed else ''}{', '.join(failed)}. "
+        f"The embeddings of {', '.join(small)} are smaller than their states, so that `dupmae` takes "
+        "`decoder_query: sum` there."
     )
     return "\n".join([*lines, "", told])
 

@@ -62,8 +62,8 @@ def conditions(report: dict[str, Any]) -> str:
     """What the figures hold for."""
     setting, environment = report["setting"], report["environment"]
     return (
-        f"{environment['machine']}, {environment['threads']} threads, torch {environment['torch']}, {setting['dtype']}, "
-        f"{setting['encoder_mask_ratio']:.0%} masked. Plain MLM is `BertForMaskedLM` with "
+        f"{environment['machine']}, {environment['threads']} threads, torch {environment['torch']}, "
+        f"{setting['dtype']}, {setting['encoder_mask_ratio']:.0%} masked. Plain MLM is `BertForMaskedLM` with "
         "`DataCollatorForLanguageModeling`."
     )
 

@@ -63,8 +63,8 @@ def normal(scratch: dict[str, Any]) -> str:
     model, settings = scratch["recipe"]["model"], scratch["recipe"]["pretraining"]
     told = (
         f"{model['num_hidden_layers']} layers x {model['hidden_size']} from scratch, vocabulary "
-        f"{model['vocab_size']:,}, passages of at most {settings['max_length']} tokens. At the end `eval_embedding_gap` "
-        f"was {gap:.2f} nats a token."
+        f"{model['vocab_size']:,}, passages of at most {settings['max_length']} tokens. At the end "
+        f"`eval_embedding_gap` was {gap:.2f} nats a token."
     )
     return "\n".join([*lines, "", told])
 

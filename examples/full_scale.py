@@ -115,7 +115,7 @@ The papers' runs, ready to launch on 8 GPUs: each recipe begins with the command
 {references()}
 
 Known differences from the authors' runs: the passages of MS MARCO have no titles; the first round's negatives and the
-teacher's scores are those that sentence-transformers publishes; hard negatives are drawn once, not again in every epoch;
+teacher's scores are those that sentence-transformers publishes; hard negatives are drawn once, not in every epoch;
 the second round continues from the first, and the distillation from the second with its settings.
 
 ## What they would cost

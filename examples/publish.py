@@ -127,7 +127,7 @@ def blocks() -> dict[str, str]:
         "normal": choosing.normal(scratch),
         "tuned": "\n\n".join(comparison(one) for one in tuned),
         "demo": demo.table(adapted),
-        "answers": f"```console\n{demo.answers(adapted | {'searches': adapted['searches'][:2]})}\n```",
+        "answers": f"```console\n{demo.answers(adapted | {'searches': adapted['searches'][:1]})}\n```",
         "small": f"{small_model.table(small)}\n\n{small_model.conditions(small)}",
         "objectives": objectives(),
         "families": families(supported),
@@ -185,7 +185,7 @@ def comparison_conditions(report: dict) -> str:
     )
     before, after = recipe["pretraining"], recipe["finetuning"]
     seconds = recipe.get("max_seconds")
-    steps = f"{before['max_steps']:,} steps" if seconds is None else f"steps for {seconds:,} seconds"
+    steps = f"{before['max_steps']:,} steps" if seconds is None else f"As many steps as take {seconds:g} seconds,"
     return (
         f"MRR@10, mean ± standard deviation over {len(recipe['seeds'])} seeds; * differs from "
         f"{comparison_report.title_of(recipe['reference'], recipe)} with p < {comparison_report.SIGNIFICANT} (paired "

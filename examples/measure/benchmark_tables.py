@@ -10,8 +10,8 @@ SIDES = {"retromae": "RetroMAE", "mlm": "plain MLM", "pretense": "pretense"}
 def summary(benchmarks: list[dict[str, Any]]) -> str:
     """How long a step takes beside plain masked language modelling, in two sentences."""
     steps = [
-        f"{step['seconds']['retromae'] / step['seconds']['mlm']:.2f} times as long at {encoder(one)} and "
-        f"{step['length']} tokens"
+        f"{step['seconds']['retromae'] / step['seconds']['mlm']:.2f} times as long at "
+        f"{encoder(one).replace('x', 'layers x')} and {step['length']} tokens"
         for one in benchmarks[:2]
         for step in one["step"][:1]
     ]

@@ -46,7 +46,6 @@ _EPOCH_NOT_TOLD = -1
 
 
 def check_label_ratio(ratio: float, decoding: str) -> None:
-    """Raise `RetroMAEError` where the share of the decoder's tokens that are rebuilt is none, or all have to be."""
     if ratio == 1:
         return
     check_ratio("decoder_label_ratio", ratio)

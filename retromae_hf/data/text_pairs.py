@@ -49,7 +49,13 @@ def pairs_from_text(documents: Dataset, kind: str, seed: int, told: bool = True)
     """
     check_choice("pairs", kind, PAIRS)
     if kind == "title":
-        _check_titles(documents)
+        titles = documents.with_format("arrow")["title"][:] if "title" in documents.column_names else None
+        if titles is None or titles.null_count == len(titles):
+            raise RetroMAEError(
+                "pairs=title needs a column 'title' that is not empty, which the text lacks; choose first-sentence or "
+                "crop"
+            )
+        check_text("the text", "title", titles.type)
     make, columns, short = {
         "first-sentence": (
             _first_sentences,
@@ -81,15 +87,6 @@ def pairs_from_text(documents: Dataset, kind: str, seed: int, told: bool = True)
             short,
         )
     return pairs
-
-
-def _check_titles(documents: Dataset) -> None:
-    titles = documents.with_format("arrow")["title"][:] if "title" in documents.column_names else None
-    if titles is None or titles.null_count == len(titles):
-        raise RetroMAEError(
-            "pairs=title needs a column 'title' that is not empty, which the text lacks; choose first-sentence or crop"
-        )
-    check_text("the text", "title", titles.type)
 
 
 def _make_pairs(*columns: list[str], make: Callable[..., Iterator[tuple[str, str]]]) -> dict[str, list[str]]:

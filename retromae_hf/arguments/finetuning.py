@@ -74,7 +74,10 @@ class FinetuneArguments:
     text_column: str = field(default="text", metadata={"help": "Column that holds the text that pairs are made of."})
     dev_queries: int = field(
         default=200,
-        metadata={"help": "First sentences held out of such text, those that pretrain holds out; 0 for none."},
+        metadata={
+            "help": "First sentences held out of such text; 0 for none. They are those that pretrain holds out of the "
+            "same text by itself, without other data sets, max_documents and title_column."
+        },
     )
     hard_negatives: str | None = field(
         default=None,

@@ -10,20 +10,21 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..arguments.finetuning import FinetuneArguments
+from ..arguments.finetuning import MINERS, FinetuneArguments
 from ..arguments.pretraining import CardArguments
 from ..checkpoints.loading import load_sentence_transformer
+from ..data.held_out import hold_out_queries, judged_rows
 from ..model.encoders import use_attention
 from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from ..publishing.card_writer import describing
+from ..publishing.record import describe_source, describe_start
 from ..retrieval.embedders import sentence_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.measures import DEFAULT_MEASURES
-from ..retrieval.tasks import RetrievalTask, in_random_order, load_beir, sampled
+from ..retrieval.tasks import RetrievalTask, load_beir, sampled
 from .health import HealthCallback
 from .resuming.training_run import begin_run, run_and_save
 from .rows.training_rows import load_training_data, prepare_rows, whole_rows
-from .stages import describe_finetuning
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -76,7 +77,7 @@ def load_dev_set(args: FinetuneArguments) -> RetrievalTask | None:
     split = args.eval_split or args.dataset_split
     pairs = load_training_data(args.eval_dataset, args.dataset_config_name, split, columns=args.columns())
     pairs = whole_rows(cast(Dataset, pairs), args.eval_dataset)
-    return _watched(task_of_rows(pairs, pairs["query"][:]))
+    return _watched(RetrievalTask("dev", *judged_rows(pairs, pairs["query"][:])))
 
 
 def _watched(task: RetrievalTask) -> RetrievalTask:
@@ -86,35 +87,6 @@ def _watched(task: RetrievalTask) -> RetrievalTask:
         "nDCG@10 is watched on %s queries among %s documents", f"{len(task.queries):,}", f"{len(task.documents):,}"
     )
     return task
-
-
-def hold_out_queries(rows: Dataset, share: float) -> tuple[RetrievalTask, Dataset]:
-    """A share of the queries, with all their rows, as a task among the positives of all rows; and the other rows.
-
-    The choice follows from the texts of the queries alone.
-
-    Raises:
-        RetroMAEError: nothing would be left on one side.
-    """
-    queries = dict.fromkeys(rows["query"][:])
-    count = round(share * len(queries))
-    if not 0 < count < len(queries):
-        raise RetroMAEError(f"a share of {share} of {len(queries)} queries leaves none on one side; take another one")
-    chosen = set(in_random_order(queries)[:count])
-    task = _watched(task_of_rows(rows, chosen))
-    return task, rows.filter(lambda query: query not in chosen, input_columns="query")
-
-
-def task_of_rows(rows: Dataset, queries: Any) -> RetrievalTask:
-    """Some queries of rows of `query` and `positive`, to be searched for among the positives of all rows."""
-    ids = {text: f"d{number}" for number, text in enumerate(in_random_order(rows["positive"][:]), 1)}
-    wanted = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(queries), 1)}
-    qrels: dict[str, dict[str, int]] = {}
-    for query, positive in zip(rows["query"][:], rows["positive"][:], strict=True):
-        if query in wanted:
-            qrels.setdefault(wanted[query], {})[ids[positive]] = 1
-    texts = {name: text for text, name in wanted.items()}
-    return RetrievalTask("dev", texts, {name: text for text, name in ids.items()}, qrels)
 
 
 def dev_evaluator(task: RetrievalTask, batch_size: int) -> BaseEvaluator:
@@ -152,7 +124,8 @@ def finetune(
         task = load_dev_set(args)
         rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
         if args.eval_share is not None:
-            task, rows = hold_out_queries(rows, args.eval_share)
+            judged, rows = hold_out_queries(rows, args.eval_share)
+            task = _watched(RetrievalTask("dev", *judged))
         run.take_data(rows)
     trainer = finetuning_trainer(args, training_args, model, rows, task)
     longest = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
@@ -160,6 +133,33 @@ def finetune(
     with describing(trainer, stage, args.model_name_or_path, card_args):
         run_and_save(trainer, run)
     return trainer
+
+
+def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
+    """What is known of a fine-tuning stage, in which the model reads `max_length` tokens."""
+    mined = args.hard_negatives
+    objective = {
+        "objective": args.objective,
+        "pairs": args.pairs,
+        "similarity": args.similarity,
+        "matryoshka_dims": args.matryoshka_dims,
+        "temperature": args.temperature,
+        "hard_negatives": mined if mined in (None, *MINERS) else "a file",
+        "num_negatives": None if mined is None else args.num_negatives,
+        "query_length": min(args.query_length, max_length),
+        "passage_length": min(args.passage_length, max_length),
+        "query_prompt": args.query_prompt,
+        "passage_prompt": args.passage_prompt,
+        "attn_implementation": args.attn_implementation,
+    }
+    return {
+        "stage": "finetuning",
+        "start": describe_start(args.model_name_or_path),
+        "data": describe_source(
+            args.dataset, args.dataset_config_name, args.dataset_split, rows=len(rows), max_length=max_length
+        ),
+        "objective": objective,
+    }
 
 
 def starting_encoder(args: FinetuneArguments) -> SentenceTransformer:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -21,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..arguments.pretraining import HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS, DataArguments
+from ..arguments.pretraining import HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS, RunArguments
 from ..data.collator import DataCollatorForRetroMAE
 from ..data.streams import PassageStream
 from ..model.counting import counts_of
@@ -130,7 +129,7 @@ class HeadWarmup(TrainerCallback):
             )
 
 
-def plan_head_warmup(args: DataArguments, model: RetroMAEForPreTraining, run: Run) -> HeadWarmup | None:
+def plan_head_warmup(args: RunArguments, model: RetroMAEForPreTraining, run: Run) -> HeadWarmup | None:
     """What the arguments ask for of a run that is about to train the model; None where all learn from the start.
 
     Raises:
@@ -228,26 +227,26 @@ class AccumulatingTrainer(Trainer):
 
 
 def pretraining_trainer(
-    args: DataArguments,
-    training_args: TrainingArguments,
     model: RetroMAEForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    train_passages: Dataset | PassageStream,
-    eval_passages: Dataset,
+    training_args: TrainingArguments,
+    run_args: RunArguments,
+    collator: DataCollatorForRetroMAE,
+    passages: tuple[Dataset | PassageStream, Dataset],
     task: RetrievalTask | None,
+    max_length: int,
     head_warmup: HeadWarmup | None,
 ) -> AccumulatingTrainer:
     """The trainer that `retromae-hf pretrain` runs.
 
     Args:
-        args: how passages are masked, and how many steps may be skipped.
-        training_args: the run.
         model: what is trained.
-        tokenizer: the model's.
-        train_passages: what it is trained on.
-        eval_passages: what it is evaluated on.
+        training_args: the run.
+        run_args: how many steps may be skipped.
+        collator: makes batches of passages.
+        passages: what the model is trained on and what it is evaluated on.
         task: what retrieval is watched on; None leaves that out.
-        head_warmup: how new parameters learn alone, likewise.
+        max_length: tokens of a passage at most, of those of the task too.
+        head_warmup: how new parameters learn alone; None where all learn from the start.
 
     Raises:
         RetroMAEError: an argument cannot be used.
@@ -257,22 +256,15 @@ def pretraining_trainer(
         trainer = AccumulatingTrainer(
             model=model,
             args=training_args,
-            train_dataset=train_passages,
-            eval_dataset=eval_passages,
-            data_collator=DataCollatorForRetroMAE.from_config(
-                tokenizer,
-                model.config,
-                seed=training_args.seed,
-                compact=True,
-                pair_partners=train_passages if model.config.pair_objective == "nsp" else None,
-                **args.collator_options(),
-            ),
-            processing_class=tokenizer,
+            train_dataset=passages[0],
+            eval_dataset=passages[1],
+            data_collator=collator,
+            processing_class=collator.tokenizer,
             callbacks=[RetroMAECallback()],
             head_warmup=head_warmup,
         )
-    trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
-    trainer.add_callback(HealthCallback(args.max_skipped_batches))
+    trainer.add_callback(RetrievalCallback(trainer, task, max_length))
+    trainer.add_callback(HealthCallback(run_args.max_skipped_batches))
     if head_warmup is not None:
         trainer.add_callback(head_warmup)
     return trainer

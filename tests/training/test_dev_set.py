@@ -14,10 +14,11 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from retromae_hf import RetroMAEError
 from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.commands.main import main
+from retromae_hf.data.held_out import hold_out_queries, judged_rows
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
 from retromae_hf.retrieval.tasks import load_task
-from retromae_hf.training.finetuning import hold_out_queries, loss_of, task_of_rows
+from retromae_hf.training.finetuning import loss_of
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
 
@@ -95,7 +96,7 @@ def test_rows_are_a_dev_set_by_the_columns_that_are_named(finetune, tmp_path):
 
 def test_a_document_of_several_queries_stands_once():
     rows = Dataset.from_dict({"query": ["a", "b", "a"], "positive": ["x", "x", "y"]})
-    task = task_of_rows(rows, ["a", "b"])
+    task = judged_rows(rows, ["a", "b"])
     assert sorted(task.documents.values()) == ["x", "y"]
     assert sorted(map(len, task.qrels.values())) == [1, 2]
 

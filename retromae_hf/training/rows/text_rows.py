@@ -210,6 +210,8 @@ def uniform_rows(
     Raises:
         RetroMAEError: the columns do not tell what they are, or hold something else than that.
     """
+    if columns and not num_negatives:  # then nothing is lost with the negatives that are not there
+        columns = {name: role for name, role in columns.items() if role != "negative" or name in rows.column_names}
     found = find_columns(source, rows, columns)
     teacher = None if objective == "contrastive" else objective
     if teacher is None:

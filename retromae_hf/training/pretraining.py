@@ -45,15 +45,9 @@ from ..model.errors import RetroMAEError, in_one_sentence
 from ..publishing.card_writer import describing
 from ..publishing.record import is_tuned_retriever
 from ..retrieval.tasks import RetrievalTask, dev_task
-from .resuming.training_run import begin_run, check_trainable, run_and_save
+from .resuming.training_run import begin_run, run_and_save
 from .stages import describe_pretraining
-from .trainer import (
-    AccumulatingTrainer,
-    check_gradient_checkpointing,
-    check_metric,
-    plan_head_warmup,
-    pretraining_trainer,
-)
+from .trainer import check_model, plan_head_warmup, pretraining_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -405,11 +399,9 @@ def pretrain(
         run.take_data(text.documents.select_columns("text"), *files)
         texts = text.documents["text"]
         model, tokenizer = load_model_and_tokenizer(model_args, texts, args.max_length, run.checkpoint)
-        check_gradient_checkpointing(training_args, model)
-        check_metric(training_args, text.task)
+        check_model(training_args, model, text.task)
         check_label_ratio(args.decoder_label_ratio, model.config.decoding)
-        warmup = plan_head_warmup(args, model, run)
-        check_trainable(training_args, model, True, partial(AccumulatingTrainer, head_warmup=warmup))
+        warmup = plan_head_warmup(args, training_args, model, run)
         pair_objective = model.config.pair_objective
         passages = make_passages(text, tokenizer, pair_objective, args, training_args, run.checkpoint)
     trainer = pretraining_trainer(args, training_args, model, tokenizer, *passages, text.task, warmup)

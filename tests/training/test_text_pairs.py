@@ -21,7 +21,13 @@ from retromae_hf.data.text import split_first_sentence
 from retromae_hf.data.text_pairs import CROPPED_WORDS, MIN_CROPPED_WORDS, _crops, pairs_from_text
 from retromae_hf.data.words import spans_of_words
 from retromae_hf.training.pretraining import load_text
-from retromae_hf.training.rows.training_rows import JudgedCorpus, mined_rows, training_rows
+from retromae_hf.training.rows.training_rows import (
+    JudgedCorpus,
+    TrainingData,
+    fitted_rows,
+    mined_rows,
+    read_training_data,
+)
 from retromae_hf.training.stages import describe_finetuning
 
 WORDS = st.sampled_from(["otter", "wolf", "我", "们", "ไก่", "re-tie,", "e\u0301t\u00e9", "🦊", "meadow."])
@@ -48,7 +54,8 @@ def rows_of(encoder_folder, dataset, kind, seed=0, **options):
         passage_length=512,
         **options,
     )
-    return training_rows(args, load_sentence_transformer(encoder_folder), seed)
+    data, model = read_training_data(args, seed), load_sentence_transformer(encoder_folder)
+    return fitted_rows(args, mined_rows(args, data, model, seed) if args.hard_negatives else data.rows, model, seed)
 
 
 def folded(text):
@@ -224,7 +231,7 @@ def test_a_query_that_is_a_document_itself_is_never_its_own_negative(miner, enco
     queries = {"otter": "an otter sleeps in the meadow", "q": documents["wolf"]}
     corpus = JudgedCorpus(queries, documents, {"otter": ["horse"], "q": ["raven"]})
     args = FinetuneArguments(encoder_folder, "d", hard_negatives=miner, num_negatives=3, negative_depth=5)
-    rows = mined_rows(args, corpus.pairs(), corpus, load_sentence_transformer(encoder_folder), seed=0)
+    rows = mined_rows(args, TrainingData(corpus.pairs(), corpus), load_sentence_transformer(encoder_folder), seed=0)
     assert {(row["query"], row["positive"]) for row in rows} == {
         (queries["otter"], documents["horse"]),
         (queries["q"], documents["raven"]),
@@ -233,7 +240,7 @@ def test_a_query_that_is_a_document_itself_is_never_its_own_negative(miner, enco
         assert documents[own] not in {row[f"negative_{number}"] for number in (1, 2, 3)}
     too_few = dataclasses.replace(args, num_negatives=4)
     with pytest.raises(RetroMAEError, match="no query has 4 hard negatives"):
-        mined_rows(too_few, corpus.pairs(), corpus, load_sentence_transformer(encoder_folder), seed=0)
+        mined_rows(too_few, TrainingData(corpus.pairs(), corpus), load_sentence_transformer(encoder_folder), seed=0)
 
 
 @pytest.mark.parametrize("kind", PAIRS)

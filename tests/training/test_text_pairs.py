@@ -28,7 +28,6 @@ from retromae_hf.training.rows.training_rows import (
     mined_rows,
     read_training_data,
 )
-from retromae_hf.training.stages import describe_finetuning
 
 WORDS = st.sampled_from(["otter", "wolf", "我", "们", "ไก่", "re-tie,", "e\u0301t\u00e9", "🦊", "meadow."])
 GAPS = st.sampled_from([" ", "\n", " \t ", "\n\n"])
@@ -178,28 +177,6 @@ def test_text_that_yields_no_pair_is_one_sentence(documents, kind, message):
         pairs_from_text(Dataset.from_dict(documents), kind, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"pairs": "crops"}, "pairs='crops' is unknown"),
-        ({"pairs": "crop", "objective": "kl"}, "teacher's scores, which pairs of text have not"),
-        ({"pairs": "crop", "hard_negatives": "n.jsonl"}, "names ids of queries, which pairs of text have not"),
-        ({"text_column": "body"}, "text_column is about text that pairs are made of"),
-        ({"pairs": "crop", "dev_queries": -1}, "dev_queries=-1"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_one_sentence(options, message):
-    with pytest.raises(RetroMAEError, match=message):
-        FinetuneArguments(model_name_or_path="m", dataset="d", **options)
-
-
-def test_a_file_whose_titles_are_all_empty_has_none(texts, tmp_path, encoder_folder):
-    file = tmp_path / "notes.jsonl"
-    file.write_text("".join(json.dumps({"title": "", "text": text}) + "\n" for text in texts))
-    with pytest.raises(RetroMAEError, match="needs a column 'title' that is not empty"):
-        rows_of(encoder_folder, str(file), "title")
-
-
 def test_text_without_queries_is_told_of_pairs(notes, beir, encoder_folder, tmp_path):
     (tmp_path / "lines.txt").write_text("An otter.\nA wolf.\n")
     (beir / "qrels" / "train.tsv").unlink()
@@ -247,11 +224,6 @@ def test_a_query_that_is_a_document_itself_is_never_its_own_negative(miner, enco
 def test_rows_are_the_same_at_every_start(kind, notes, encoder_folder):
     first, again = (rows_of(encoder_folder, notes, kind) for _ in range(2))
     assert fingerprint_of_rows(first) == fingerprint_of_rows(again)
-
-
-def test_the_record_says_what_pairs_are_made_of():
-    args = FinetuneArguments(model_name_or_path="m", dataset="d", pairs="title")
-    assert describe_finetuning(args, Dataset.from_dict({"query": ["a"]}), 32)["objective"]["pairs"] == "title"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "saved", "beir"])

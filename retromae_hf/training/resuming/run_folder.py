@@ -36,14 +36,9 @@ RUN_FILE = "_run.json"
 """The arguments of the run that a folder holds, and on how many processes and on which data it trains; what begins so
 stays behind when `Trainer` pushes to the Hub."""
 
-DATA = "data"
-"""In `RUN_FILE`, the fingerprint of the data; not known before they have been read."""
-
-NEW_PARAMETERS = "new_parameters"
-"""In `RUN_FILE`, the names of what the model that the run starts from did not have; no checkpoint tells them."""
-
-OVERWRITTEN = "overwritten"
-"""In `RUN_FILE` while an earlier run is deleted, of which nothing counts any more."""
+DATA, NEW_PARAMETERS, OVERWRITTEN = "data", "new_parameters", "overwritten"
+"""In `RUN_FILE`: the data's fingerprint; the names of what the model that the run starts from did not have, which no
+checkpoint tells; that an earlier run is being deleted, of which nothing counts any more."""
 
 MODEL_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -53,23 +48,14 @@ NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"
 
 @dataclass(frozen=True)
 class Run:
-    """A training run and where it stands.
-
-    Attributes:
-        folder: its output folder.
-        arguments: what tells it from another run, as JSON holds it.
-        checkpoint: where it goes on from, None where it starts.
-        noted: what was noted of the run that it goes on with, empty where nothing is known.
-        again: how a run that is cut goes on, as the subject of a sentence; None where it cannot.
-        lock: keeps other runs out of the folder while it is held.
-    """
+    """A training run and where it stands."""
 
     folder: Path
-    arguments: dict[str, Any]
-    checkpoint: str | None
-    noted: dict[str, Any]
-    again: str | None
-    lock: Any
+    arguments: dict[str, Any]  # what tells it from another run, as JSON holds it
+    checkpoint: str | None  # where it goes on from, None where it starts
+    noted: dict[str, Any]  # of the run that it goes on with, empty where nothing is known
+    again: str | None  # how a run that is cut goes on, as the subject of a sentence; None where it cannot
+    lock: Any  # keeps other runs out of the folder while it is held
 
     def is_at_its_end(self, args: TrainingArguments) -> bool:
         """Whether the checkpoint is its last one, after which `Trainer` would take one step more."""
@@ -124,13 +110,8 @@ class Run:
 def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:
     """Find out where a run stands; a folder that holds another one, or in which one is under way, is refused.
 
-    The same command goes on from the last checkpoint that was written to its end.
-
-    Args:
-        args: the output folder, and whether to resume.
-        overwrite: whether an earlier run may go.
-        started_from: models that the run is to start from, none of which may be among what goes.
-        *others: the command's other arguments, dataclasses, which tell one run from another.
+    The same command goes on from the last checkpoint that was written to its end. `overwrite` lets an earlier run go,
+    with none of what the run is `started_from`; `others` are dataclasses that tell one run from another.
     """
     folder, arguments = Path(args.output_dir), _run_arguments(args, *others)
     lock = None

@@ -54,12 +54,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path, resumable: bool) -> None:
-    """Write the list of the checkpoint's files, after they have reached the disk.
-
-    Args:
-        checkpoint: a folder that nobody writes to any more.
-        resumable: whether the optimizer's state is in it.
-    """
+    """Write the list of the checkpoint's files, after they have reached the disk; `resumable` with an optimizer's."""
     files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != MANIFEST]
     for file in files:
         _flush(file)
@@ -155,7 +150,7 @@ def _flush(path: Path) -> None:
 
 
 def best_checkpoint(run: Path, state: TrainerState) -> str | None:
-    """The run's best checkpoint, where it is there; a state that was saved names it by its step alone."""
+    """The run's best checkpoint, where it is there."""
     best = run / f"checkpoint-{state.best_global_step}"
     return str(best) if best.is_dir() else None
 
@@ -181,16 +176,10 @@ class SavingCallback(TrainerCallback):
       that trained is nobody's business.
     - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
       it at once. In a distributed run all processes stop after the same step.
-
-    Add it before training, and give the evaluation's loader to `spare_workers`.
-
-    Attributes:
-        saving: a checkpoint is being written, or was when training ended with an error.
-        stopped_by: the signal that ended the run, None if none did.
     """
 
     def __init__(self) -> None:
-        self.saving = False
+        self.saving = False  # or it was, when training ended with an error
         self.stopped_by: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}

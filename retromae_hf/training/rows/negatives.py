@@ -36,15 +36,9 @@ def mine(
     model: SentenceTransformer,
     seed: int,
 ) -> Dataset:
-    """The pairs that have enough hard negatives, with the columns `query`, `positive`, `negative_1` ...
+    """The pairs that have enough hard negatives among documents, with the columns `query`, `positive`, `negative_1` ...
 
-    Args:
-        args: how many, by which miner, from how deep.
-        pairs: the columns `query` and `positive`.
-        documents: what to search.
-        own: queries and documents that are no answer to them and no negative either.
-        model: the embedder.
-        seed: of the draw.
+    `own` are queries and documents that are no answer to them and no negative either.
     """
     # Miners keep a query's positives from its negatives, so for as long as they work these are some.
     columns = {"query": [query for query, _ in sorted(own)], "positive": [document for _, document in sorted(own)]}

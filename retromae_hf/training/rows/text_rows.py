@@ -47,33 +47,20 @@ def role_of(column: str) -> str | None:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of some rows are what.
-
-    Attributes:
-        query: a text.
-        positive: a text, or a list of texts, each of which makes a row.
-        negatives: texts or lists of texts.
-        label: of a pair or a tuple: 0 or 1, a margin, or a list of scores.
-        scores: a teacher's scores of the positives and of the negatives.
-    """
+    """Which columns of some rows are what."""
 
     query: str
-    positive: str
-    negatives: list[str]
-    label: str | None
-    scores: list[str]
+    positive: str  # a text, or a list of texts, each of which makes a row
+    negatives: list[str]  # texts or lists of texts
+    label: str | None  # of a pair or a tuple: 0 or 1, a margin, or a list of scores
+    scores: list[str]  # a teacher's, of the positives and of the negatives
 
 
 def find_columns(source: str, rows: Dataset, named: Mapping[str, str] | None = None) -> Columns:
     """Go by the names of the columns, and say what becomes of each; what they do not tell is refused.
 
-    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order.
-
-    Args:
-        source: what to call the rows in messages.
-        rows: with any columns.
-        named: what the user says that columns are, "query", "positive" or "negative" by their names; no other column
-            is one then.
+    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. `named` is what the user says
+    that columns are, "query", "positive" or "negative" by their names; no other column is one then.
     """
     found: dict[str | None, list[str]] = {role: [] for role in (*ROLES, None)}
     named = named or {}
@@ -173,15 +160,9 @@ def uniform_rows(
     Each positive of a row makes one. Of more negatives than are wanted some are drawn, which depends on the seed and
     the place of the row alone; where no row has as many, all get the most that one has. Of a shorter list some come
     twice, but not for a teacher: such a row is left out, as is one that has none. A negative that is a positive of its
-    row is dropped. A text that is missing is None.
+    row is dropped. A text that is missing is None. For `contrastive` rows of label 0 are left out.
 
-    Args:
-        source: what to call the rows in messages.
-        rows: with any columns.
-        num_negatives: negatives of a row at most.
-        objective: one of `OBJECTIVES`. For contrastive rows of label 0 are left out.
-        seed: of the draw.
-        columns: what the user says of them, see `find_columns`.
+    `source` is what messages call the rows; `columns` is what the user says of them, see `find_columns`.
     """
     found = find_columns(source, rows, columns)
     teacher = None if objective == "contrastive" else objective

@@ -39,17 +39,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JudgedCorpus:
-    """Training queries and documents by id.
-
-    Attributes:
-        queries: text of each query.
-        documents: text of each document.
-        positives: ids of the relevant documents of each query, at least one.
-    """
+    """Training queries and documents by id."""
 
     queries: dict[str, str]
     documents: dict[str, str]
-    positives: dict[str, list[str]]
+    positives: dict[str, list[str]]  # the relevant documents of each query, at least one
 
     def own_documents(self) -> list[tuple[str, str]]:
         """Queries that are documents too, under the same id, and those, which are no answer (ArguAna, Quora)."""
@@ -69,17 +63,11 @@ class JudgedCorpus:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on, before negatives are mined for them.
-
-    Attributes:
-        rows: with all their texts.
-        corpus: where they come from, if that is a folder in BEIR's layout.
-        held_out: positives of queries that are held out, which are no negatives of others.
-    """
+    """Rows to train on, before negatives are mined for them."""
 
     rows: Dataset
-    corpus: JudgedCorpus | None = None
-    held_out: frozenset[str] = frozenset()
+    corpus: JudgedCorpus | None = None  # where they come from, if that is a folder in BEIR's layout
+    held_out: frozenset[str] = frozenset()  # positives of held-out queries, which are no negatives of others
 
 
 def load_training_data(
@@ -209,11 +197,7 @@ def shorten(
 ) -> Dataset:
     """Cut every text behind the last token that it may have, so that what is cut off is tokenised once.
 
-    Args:
-        rows: text columns.
-        tokenizer: a fast tokenizer.
-        lengths: tokens of each column, special tokens and its prompt included.
-        prompts: what will stand in front of each column's texts.
+    `lengths` are tokens of each column, special tokens and its prompt included.
     """
 
     def cut(columns: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -264,12 +248,8 @@ def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed
 def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: JudgedCorpus, count: int) -> Dataset:
     """Rows with a teacher's scores as `label`: those of the positive and of the first `count` negatives of a line.
 
-    Args:
-        file: as in `read_hard_negatives`; every line names its `"positive_id"`.
-        scores_file: JSON lines, each the list of the scores of the same line of `file`: the positive's, then those of
-            all its negatives.
-        corpus: where the ids come from.
-        count: negatives a row; lines that have fewer are dropped.
+    Every line of `file` names its `"positive_id"`; the same line of `scores_file` is the list of scores of the positive
+    and then of all its negatives. Lines that have fewer negatives are dropped.
     """
     lines, scores = list(_json_lines(Path(file))), list(_json_lines(Path(scores_file)))
     if len(lines) != len(scores):

@@ -144,6 +144,10 @@ class AccumulatingTrainer(Trainer):
         self._num_new_groups = 0
         super().__init__(*args, **kwargs)
 
+    @property
+    def head_warmup_steps(self) -> int:
+        return 0 if self.head_warmup is None else self.head_warmup.steps_of(self.state.max_steps)
+
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """As in `Trainer`; new parameters have groups of their own."""
         is_made = self.optimizer is not None
@@ -176,7 +180,7 @@ class AccumulatingTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in `Trainer`; while new parameters learn alone, the others' gradients are dropped."""
         loss = super().training_step(*args, **kwargs)
-        if self.head_warmup is not None and self.state.global_step < self.head_warmup.steps_of(self.state.max_steps):
+        if self.state.global_step < self.head_warmup_steps:
             for group in self.optimizer.param_groups[self._num_new_groups :]:
                 for parameter in group["params"]:
                     parameter.grad = None

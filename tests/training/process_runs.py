@@ -161,7 +161,7 @@ def run_all(folder: Path, names: list[str]) -> None:
 
 
 def launch_all(folder: Path) -> None:
-    """Run all groups; `first-failures.json` tells by group the rank and the exit status of the process that failed."""
+    """Run all groups; `failures.json` tells by group and rank the exit status of the processes that failed."""
     failures = {}
     for group, (processes, names) in GROUPS.items():
         config = LaunchConfig(1, 1, processes, run_id=group, rdzv_backend="c10d", rdzv_endpoint="localhost:0")
@@ -169,8 +169,8 @@ def launch_all(folder: Path) -> None:
         try:
             elastic_launch(config, run_all)(folder, names)
         except ChildFailedError as error:
-            failures[group] = [error.get_first_failure()[0], error.get_first_failure()[1].exitcode]
-    (folder / "first-failures.json").write_text(json.dumps(failures))
+            failures[group] = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    (folder / "failures.json").write_text(json.dumps(failures))
 
 
 if __name__ == "__main__":

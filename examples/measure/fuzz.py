@@ -38,7 +38,7 @@ from retromae_hf import (
     load_documents,
     tokenize_passages,
 )
-from retromae_hf.arguments.pretraining import DataArguments, ModelArguments
+from retromae_hf.arguments.pretraining import Cutting, Masking, StartArguments, TextSource
 from retromae_hf.checkpoints.loading import load_config, load_sentence_transformer
 from retromae_hf.commands.common import parse, read_recipe
 from retromae_hf.data.text import cut_long
@@ -194,7 +194,7 @@ def passages(texts: list[str], length: int, short: float, pairs: bool) -> None:
     """Any texts become passages of at most the length, with all of their tokens."""
     tokenizer = model_and_tokenizer()[1]
     documents = load_documents(texts)
-    rows = tokenize_passages(documents, tokenizer, length, short, pairs=pairs)
+    rows = tokenize_passages(documents, tokenizer, length, short_seq_prob=short, pairs=pairs)
     assert max(rows["length"]) <= length
     if not pairs:
         tokens = [token for row in rows["input_ids"] for token in row[1:-1]]
@@ -231,11 +231,11 @@ def recipes(changes: Any) -> None:
     content = sound | changes if isinstance(changes, dict) else changes
     file = place() / "recipe.yaml"
     file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8", errors="replace")
-    classes = [DataArguments, ModelArguments, TrainingArguments]
-    (data, model, training) = parse("pretrain", "", classes, [str(file)], {"use_cpu": True, "report_to": "none"})
-    assert isinstance(data.max_length, int)
+    classes = [TextSource, Cutting, Masking, StartArguments, TrainingArguments]
+    _, cutting, _, start, training = parse("pretrain", "", classes, [str(file)], {"use_cpu": True, "report_to": "none"})
+    assert isinstance(cutting.max_length, int)
     assert isinstance(training.learning_rate, float)
-    assert isinstance(model.vocab_size, int)
+    assert isinstance(start.vocab_size, int)
 
 
 @given(

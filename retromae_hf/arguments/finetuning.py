@@ -65,7 +65,9 @@ class FinetuneArguments:
     )
     text_column: str = argument("Column that holds the text that pairs are made of.", "text")
     dev_queries: int = argument(
-        "First sentences held out of such text, those that pretrain holds out; 0 for none.", 200
+        "First sentences held out of such text; 0 for none. They are those that pretrain holds out of the same text by "
+        "itself, without other data sets, max_documents and title_column.",
+        200,
     )
     hard_negatives: str | None = argument(
         "'bm25' or 'model' to mine them so, or a file of JSON lines with query_id and negative_ids.", None

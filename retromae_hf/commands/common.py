@@ -84,7 +84,7 @@ def show_help(
         if isinstance(cls, str) and not everything:
             group = parser.add_argument_group(f"The run; the other arguments of {cls} are taken too, see --help-all")
             for name, told in RUN.items():
-                default = f" (default: {defaults[name]})" if name in defaults else ""
+                default = f" (default: {defaults[name]})" if defaults.get(name) is not None else ""
                 group.add_argument(f"--{name}", metavar=name.upper(), help=told + default)
             continue
         for title, members in _groups(load_class(cls)):

@@ -14,8 +14,7 @@ from ..arguments.finetuning import PAIRS
 from ..model.errors import RetroMAEError, check_choice
 from ..model.masking import CROPS, draw_indices, passage_seeds
 from .documents import check_text
-from .pydocs import MIN_BODY_WORDS, MIN_QUERY_WORDS
-from .text import split_first_sentence
+from .text import MIN_BODY_WORDS, MIN_QUERY_WORDS, split_first_sentence
 from .words import spans_of_words
 
 logger = logging.getLogger(__name__)

@@ -28,11 +28,12 @@ import torch
 from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, AdaptArguments, FinetuneArguments
-from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
+from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, Cutting, Masking, StartArguments, TextSource
 from ..checkpoints.hub import loading
 from ..checkpoints.loading import load_sentence_transformer
 from ..data.disk import folder_written_aside, read_json, vacant, write_json
 from ..data.documents import load_documents
+from ..data.held_out import MIN_QUERIES, choose_pairs, hold_out_pairs
 from ..model.errors import RetroMAEError
 from ..publishing.card_writer import describe_sentence_transformer
 from ..publishing.export import export_encoder
@@ -47,7 +48,6 @@ from ..retrieval.tasks import RetrievalTask, load_beir, save_beir
 from .finetuning import finetune
 from .pretraining import pretrain
 from .resuming.training_run import check_reporters
-from .rows.held_out_pairs import MIN_QUERIES, choose_pairs, hold_out_pairs
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -128,7 +128,9 @@ def _hold_out(args: AdaptArguments) -> dict[str, Any]:
     documents = documents.select_columns([name for name in ("text", "title") if name in documents.column_names])
     kind = args.pairs or choose_pairs(documents, args.seed)
     size = min(MAX_DOCUMENTS, round(DOCUMENTS_A_MINUTE * args.minutes))
-    task, rest = hold_out_pairs(documents, kind, args.seed, max(min(MAX_QUERIES, size // 4), MIN_QUERIES), size)
+    queries = max(min(MAX_QUERIES, size // 4), MIN_QUERIES)
+    judged, rest = hold_out_pairs(documents, kind, args.seed, queries, size)
+    task = RetrievalTask(TASK, *judged)
     logger.info("Held out of %s documents: %s queries (%s pairs)", f"{len(documents):,}", len(task.queries), kind)
     save_beir(task, Path(args.output_dir, TASK))
     rest.to_json(Path(args.output_dir, "text.jsonl"), force_ascii=False)
@@ -207,10 +209,10 @@ def _common(args: AdaptArguments, folder: Path, steps: int) -> dict[str, Any]:
 
 def _pretraining(args: AdaptArguments, folder: Path, steps: int) -> Trainer:
     """RetroMAE on the text to train on."""
-    data = DataArguments(dataset=[str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
-    model = ModelArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    text = TextSource([str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
+    start = StartArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     training = TrainingArguments(**DEFAULT_TRAINING_ARGUMENTS | _common(args, folder, steps))
-    return pretrain(data, model, training, default_rate=True)
+    return pretrain(text, Cutting(), Masking(), start, training)
 
 
 def _pretrain(args: AdaptArguments, folder: Path, steps: int) -> str:

@@ -11,20 +11,21 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..arguments.finetuning import FinetuneArguments
+from ..arguments.finetuning import MINERS, FinetuneArguments
 from ..arguments.pretraining import CardArguments
 from ..checkpoints.loading import load_sentence_transformer
+from ..data.held_out import hold_out_queries, judged_rows
 from ..model.encoders import use_attention
 from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from ..publishing.card_writer import describing
+from ..publishing.record import describe_source, describe_start
 from ..retrieval.embedders import sentence_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.measures import DEFAULT_MEASURES
-from ..retrieval.tasks import RetrievalTask, in_random_order, load_beir, sampled
+from ..retrieval.tasks import RetrievalTask, load_beir, sampled
 from .health import HealthCallback
 from .resuming.training_run import begin_run, run_and_save
 from .rows.training_rows import TrainingData, load_training_data, prepare_rows, read_training_data, whole_rows
-from .stages import describe_finetuning
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -64,7 +65,8 @@ def read_data(args: FinetuneArguments, seed: int) -> tuple[TrainingData, Retriev
     task = load_dev_set(args) if args.eval_dataset is not None and args.eval_share is None else None
     data = read_training_data(args, seed)
     if args.eval_share is not None:
-        task, rest = hold_out_queries(data.rows, args.eval_share)
+        judged, rest = hold_out_queries(data.rows, args.eval_share)
+        task = RetrievalTask("dev", *judged)
         held_out = frozenset(data.rows["positive"][:]) - frozenset(rest["positive"][:])
         data = replace(data, rows=rest, held_out=held_out)
     if task is not None:
@@ -86,35 +88,7 @@ def load_dev_set(args: FinetuneArguments) -> RetrievalTask:
     dev = replace(args, dataset=source, dataset_split=split, pairs=None, text_column="text")
     dev = replace(dev, negative_columns=None, objective="contrastive", teacher_scores=None)
     rows = whole_rows(cast(Dataset, load_training_data(dev, num_negatives=0)), source)
-    return task_of_rows(rows, rows["query"][:])
-
-
-def hold_out_queries(rows: Dataset, share: float) -> tuple[RetrievalTask, Dataset]:
-    """A share of the queries, with all their rows, as a task among the positives of all rows; and the other rows.
-
-    The choice follows from the texts of the queries alone.
-
-    Raises:
-        RetroMAEError: nothing would be left on one side.
-    """
-    queries = dict.fromkeys(rows["query"][:])
-    count = round(share * len(queries))
-    if not 0 < count < len(queries):
-        raise RetroMAEError(f"a share of {share} of {len(queries)} queries leaves none on one side; take another one")
-    chosen = set(in_random_order(queries)[:count])
-    return task_of_rows(rows, chosen), rows.filter(lambda query: query not in chosen, input_columns="query")
-
-
-def task_of_rows(rows: Dataset, queries: Any) -> RetrievalTask:
-    """Some queries of rows of `query` and `positive`, to be searched for among the positives of all rows."""
-    ids = {text: f"d{number}" for number, text in enumerate(in_random_order(rows["positive"][:]), 1)}
-    wanted = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(queries), 1)}
-    qrels: dict[str, dict[str, int]] = {}
-    for query, positive in zip(rows["query"][:], rows["positive"][:], strict=True):
-        if query in wanted:
-            qrels.setdefault(wanted[query], {})[ids[positive]] = 1
-    texts = {name: text for text, name in wanted.items()}
-    return RetrievalTask("dev", texts, {name: text for text, name in ids.items()}, qrels)
+    return RetrievalTask("dev", *judged_rows(rows, rows["query"][:]))
 
 
 def dev_evaluator(task: RetrievalTask, batch_size: int) -> BaseEvaluator:
@@ -152,6 +126,33 @@ def finetune(
     with describing(trainer, stage, start, card_args):
         run_and_save(trainer, run)
     return trainer
+
+
+def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
+    """What is known of a fine-tuning stage, in which the model reads `max_length` tokens."""
+    mined = args.hard_negatives
+    objective = {
+        "objective": args.objective,
+        "pairs": args.pairs,
+        "similarity": args.similarity,
+        "matryoshka_dims": args.matryoshka_dims,
+        "temperature": args.temperature,
+        "hard_negatives": mined if mined in (None, *MINERS) else "a file",
+        "num_negatives": None if mined is None else args.num_negatives,
+        "query_length": min(args.query_length, max_length),
+        "passage_length": min(args.passage_length, max_length),
+        "query_prompt": args.query_prompt,
+        "passage_prompt": args.passage_prompt,
+        "attn_implementation": args.attn_implementation,
+    }
+    return {
+        "stage": "finetuning",
+        "start": describe_start(args.model_name_or_path),
+        "data": describe_source(
+            args.dataset, args.dataset_config_name, args.dataset_split, rows=len(rows), max_length=max_length
+        ),
+        "objective": objective,
+    }
 
 
 def starting_encoder(args: FinetuneArguments) -> SentenceTransformer:

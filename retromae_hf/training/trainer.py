@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..arguments.pretraining import HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS, DataArguments
+from ..arguments.pretraining import HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS, RunArguments
 from ..data.collator import DataCollatorForRetroMAE
 from ..data.streams import PassageStream
 from ..model.counting import counts_of
@@ -94,7 +94,7 @@ class HeadWarmup(TrainerCallback):
 
 
 def plan_head_warmup(
-    args: DataArguments, training_args: TrainingArguments, model: RetroMAEForPreTraining, run: Run
+    args: RunArguments, training_args: TrainingArguments, model: RetroMAEForPreTraining, run: Run
 ) -> HeadWarmup | None:
     """What the arguments ask for of a run that is about to train the model; None where all learn from the start.
 
@@ -205,13 +205,13 @@ class AccumulatingTrainer(Trainer):
 
 
 def pretraining_trainer(
-    args: DataArguments,
-    training_args: TrainingArguments,
     model: RetroMAEForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    train_passages: Dataset | PassageStream,
-    eval_passages: Dataset,
+    training_args: TrainingArguments,
+    run_args: RunArguments,
+    collator: DataCollatorForRetroMAE,
+    passages: tuple[Dataset | PassageStream, Dataset],
     task: RetrievalTask | None,
+    max_length: int,
     head_warmup: HeadWarmup | None,
 ) -> AccumulatingTrainer:
     """The trainer that `retromae-hf pretrain` runs; `task` is what retrieval is watched on, if anything."""
@@ -220,22 +220,15 @@ def pretraining_trainer(
         trainer = AccumulatingTrainer(
             model=model,
             args=training_args,
-            train_dataset=train_passages,
-            eval_dataset=eval_passages,
-            data_collator=DataCollatorForRetroMAE.from_config(
-                tokenizer,
-                model.config,
-                seed=training_args.seed,
-                compact=True,
-                pair_partners=train_passages if model.config.pair_objective == "nsp" else None,
-                **args.collator_options(),
-            ),
-            processing_class=tokenizer,
+            train_dataset=passages[0],
+            eval_dataset=passages[1],
+            data_collator=collator,
+            processing_class=collator.tokenizer,
             callbacks=[RetroMAECallback()],
             head_warmup=head_warmup,
         )
-    trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
-    trainer.add_callback(HealthCallback(args.max_skipped_batches))
+    trainer.add_callback(RetrievalCallback(trainer, task, max_length))
+    trainer.add_callback(HealthCallback(run_args.max_skipped_batches))
     if head_warmup is not None:
         trainer.add_callback(head_warmup)
     return trainer

@@ -13,13 +13,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from retromae_hf import export_encoder
 from retromae_hf.arguments.finetuning import AdaptArguments
 from retromae_hf.commands.main import main
+from retromae_hf.data.held_out import choose_pairs, hold_out_pairs
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.publishing.pictures import before_after_table, verdict
 from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training import adaptation
 from retromae_hf.training.adaptation import adapt
-from retromae_hf.training.rows.held_out_pairs import choose_pairs, hold_out_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

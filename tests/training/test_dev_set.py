@@ -15,10 +15,11 @@ from transformers import TrainingArguments
 from retromae_hf import RetroMAEError
 from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.commands.main import main
+from retromae_hf.data.held_out import hold_out_queries, judged_rows
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
 from retromae_hf.retrieval.tasks import load_task
-from retromae_hf.training.finetuning import hold_out_queries, make_loss, read_data, task_of_rows
+from retromae_hf.training.finetuning import make_loss, read_data
 from retromae_hf.training.rows.training_rows import mined_rows
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
@@ -112,7 +113,7 @@ def test_no_positive_of_a_held_out_query_is_a_negative_of_another(source, beir, 
 
 def test_a_document_of_several_queries_stands_once():
     rows = Dataset.from_dict({"query": ["a", "b", "a"], "positive": ["x", "x", "y"]})
-    task = task_of_rows(rows, ["a", "b"])
+    task = judged_rows(rows, ["a", "b"])
     assert sorted(task.documents.values()) == ["x", "y"]
     assert sorted(map(len, task.qrels.values())) == [1, 2]
 

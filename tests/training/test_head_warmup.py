@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, RetroMAEForPreTraining, tokenize_passages
-from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.arguments.pretraining import RunArguments
 from retromae_hf.commands.pretrain import main as pretrain
 from retromae_hf.training.resuming.run_folder import Run
 from retromae_hf.training.trainer import AccumulatingTrainer, HeadWarmup, plan_head_warmup
@@ -171,7 +171,7 @@ def plan(tmp_path):
     def plan(model, steps=None, checkpoint=None, noted=None, **arguments):
         run = Run(tmp_path, {}, checkpoint, noted or {}, None, None)
         args = TrainingArguments(str(tmp_path), use_cpu=True, **arguments)
-        return plan_head_warmup(DataArguments(["text"], head_warmup_steps=steps), args, model, run), run
+        return plan_head_warmup(RunArguments(head_warmup_steps=steps), args, model, run), run
 
     return plan
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_told_before_the_data_are_there(bare_model, plan):
     with pytest.raises(RetroMAEError, match=r"lr_scheduler_type=.*give --head_warmup_steps 0"):
         plan(bare_model, eval_strategy="steps", eval_steps=1, lr_scheduler_type="reduce_lr_on_plateau")
     with pytest.raises(RetroMAEError, match="head_learning_rate=0 must be above 0"):
-        DataArguments(["text"], head_learning_rate=0)
+        RunArguments(head_learning_rate=0)
 
 
 def test_cut_runs_go_on_to_the_same_bits(bare_encoder, texts, tmp_path, one_thread, caplog):

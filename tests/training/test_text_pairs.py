@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError
 from retromae_hf.arguments.finetuning import PAIRS, FinetuneArguments
-from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.data.documents import fingerprint_of_rows
 from retromae_hf.data.text import split_first_sentence
 from retromae_hf.data.text_pairs import CROPPED_WORDS, MIN_CROPPED_WORDS, _crops, pairs_from_text
 from retromae_hf.data.words import spans_of_words
-from retromae_hf.training.pretraining import load_text
+from retromae_hf.training.pretraining import read_text
 from retromae_hf.training.rows.training_rows import (
     JudgedCorpus,
     TrainingData,
@@ -63,7 +63,7 @@ def folded(text):
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_what_pretraining_holds_out_is_in_no_pair(kind, notes, texts, encoder_folder):
-    _, task = load_text(DataArguments([notes]), 42)
+    _, task, _ = read_text(TextSource(notes), 42)
     assert len(task.queries) == 12
     held_out = {*map(folded, task.queries.values())}
     rows = rows_of(encoder_folder, notes, kind)
@@ -84,11 +84,11 @@ def test_of_pydocs_the_reported_queries_are_never_in_a_pair(documents_held_out, 
 
 @pytest.fixture
 def documents_held_out(texts, monkeypatch):
-    from retromae_hf.data.pydocs import hold_out
+    from retromae_hf.data.held_out import hold_out
 
     documents = Dataset.from_dict({"name": [f"name{number}" for number in range(len(texts))], "text": texts})
     held_out = hold_out(documents, 10, 50)
-    monkeypatch.setattr("retromae_hf.training.pretraining.load_held_out_pydocs", lambda num_proc=None: held_out)
+    monkeypatch.setattr("retromae_hf.data.held_out.load_held_out_pydocs", lambda num_proc=None: held_out)
     return held_out
 
 

@@ -20,14 +20,14 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ...arguments.finetuning import MINERS, FinetuneArguments
+from ...arguments.pretraining import TextSource
 from ...data.documents import fingerprint_of_mapped, load_rows
 from ...data.files import WHOLE, check_whole, numbered_lines
-from ...data.pydocs import load_held_out_pydocs
+from ...data.held_out import load_held_out, load_held_out_pydocs
 from ...data.text import head_of
 from ...data.text_pairs import pairs_from_text
 from ...model.errors import RetroMAEError, in_one_sentence
 from ...retrieval.tasks import MAX_MISSING_SHARE, load_beir
-from ..pretraining import load_held_out
 from .negatives import drawn_places, mine
 from .text_rows import read_scores, read_tsv, uniform_rows
 
@@ -80,7 +80,15 @@ def load_training_data(
     """
     source, config_name, split = args.dataset, args.dataset_config_name, args.dataset_split
     if args.pairs is not None:
-        held_out = load_held_out(source, config_name, split, args.text_column, args.dev_queries)
+        held_out = load_held_out(
+            TextSource(
+                [source],
+                dataset_config_name=config_name,
+                dataset_split=split,
+                text_column=args.text_column,
+                dev_queries=args.dev_queries,
+            )
+        )
         if args.dev_queries:
             logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
         return pairs_from_text(held_out.untouched, args.pairs, seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -197,7 +196,8 @@ def test_the_others_stop_when_a_process_is_killed_or_hangs_or_gets_bad_input(run
     """A hang ends after `ddp_timeout`, with a message that says so; bad input is told once by all together."""
     failures, errors = json.loads((runs / "failures.json").read_text()), (runs / "errors.log").read_text()
     assert failures.keys() == {"four", "stuck", "bad input"}
-    assert (failures["four"]["3"], failures["stuck"]["0"], failures["bad input"]["0"]) == (-signal.SIGKILL, 1, 2)
+    assert not [*runs.glob("killed-4-*.json"), *runs.glob("stuck-2-*.json")]
+    assert failures["bad input"] == {"0": 2}
     assert "Timed out waiting 4000ms" in errors, errors[-3000:]
     assert errors.count("retromae-hf: error:") == 1, errors[-3000:]
     assert "missing.jsonl" in errors.split("retromae-hf: error:")[1].split("\n")[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,8 @@ from ..model.modeling_retromae import RetroMAEForPreTraining
 from ..publishing.card_writer import describing
 from ..publishing.record import describe_sources, describe_start, is_tuned_retriever
 from ..retrieval.tasks import RetrievalTask, dev_task
-from .resuming.training_run import begin_run, check_trainable, run_and_save
-from .trainer import (
-    AccumulatingTrainer,
-    check_gradient_checkpointing,
-    check_metric,
-    plan_head_warmup,
-    pretraining_trainer,
-)
+from .resuming.training_run import begin_run, run_and_save
+from .trainer import check_model, plan_head_warmup, pretraining_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +89,9 @@ def pretrain(
         files = [fingerprint_of_files(source) for source in text.dataset] if text.streaming else []
         run.take_data(documents.select_columns("text"), *files)
         model, tokenizer = load_model_and_tokenizer(start, documents["text"], cutting.max_length, run.checkpoint)
-        check_gradient_checkpointing(training_args, model)
-        check_metric(training_args, task)
+        check_model(training_args, model, task)
         check_label_ratio(masking.decoder_label_ratio, model.config.decoding)
-        warmup = plan_head_warmup(run_args, model, run)
-        check_trainable(training_args, model, True, partial(AccumulatingTrainer, head_warmup=warmup))
+        warmup = plan_head_warmup(run_args, training_args, model, run)
         pairs = model.config.pair_objective in SEGMENT_OBJECTIVES
         cutter = PassageCutter(cutting, tokenizer, training_args.seed, pairs, segmenter)
         passages = cut_documents(documents, cutter, text.preprocessing_num_workers).with_format("numpy")

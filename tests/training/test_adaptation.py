@@ -172,14 +172,3 @@ def test_too_few_minutes_name_how_many_are_needed_and_more_may_follow(tuned, tex
     measured = (tmp_path / "out/before.json").read_text()
     adapt(AdaptArguments(**args, minutes=0.3))
     assert (tmp_path / "out/before.json").read_text() == measured
-
-
-def test_a_folder_with_something_else_is_left_alone(tuned, text, tmp_path):
-    with pytest.raises(RetroMAEError, match="is not empty and holds no adaptation"):
-        adapt(AdaptArguments(tuned, str(text), tuned))
-
-
-@pytest.mark.parametrize("change", [{"minutes": 0.0}, {"pairs": "sentence"}, {"seed": -1}])
-def test_bad_arguments(change):
-    with pytest.raises(RetroMAEError, match=next(iter(change))):
-        AdaptArguments("m", "d", "o", **change)

@@ -23,7 +23,7 @@ from .model.errors import RetroMAEError
 from .model.families import max_text_length
 from .model.losses import chunk_rows
 from .model.masking import IGNORE_INDEX, visibility_mask
-from .model.modeling_retromae import RetroMAEForPreTraining
+from .model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _rebuild_enhanced(
         labels: int64 `[L]`, -100 at what is not rebuilt.
         seen: bool `[L, L]`, True where a row sees a column.
     """
-    states, _ = model.decode(embedding, tokens[None], labels[None], decoder_visibility=seen[None])
+    states, _ = model.decode(embedding, DecoderInputs(tokens[None], labels[None], decoder_visibility=seen[None]))
     return states
 
 
@@ -332,7 +332,7 @@ def _rebuild_basic(
         # Special tokens are never masked in training.
         masked = torch.where(seen[rows] | (labels == IGNORE_INDEX), tokens, tokenizer.mask_token_id)
         own = torch.full_like(masked, IGNORE_INDEX).scatter(1, rows[:, None], tokens[rows, None])
-        states.append(model.decode(embedding.expand(len(rows), -1), masked, own)[0])
+        states.append(model.decode(embedding.expand(len(rows), -1), DecoderInputs(masked, own))[0])
     return torch.cat(states)
 
 

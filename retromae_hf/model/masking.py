@@ -122,10 +122,10 @@ def passage_seeds(run_seed: int, epoch: int | Tensor, passage_ids: Tensor) -> Te
 def is_visible(
     seed: Tensor, row: Tensor, column: Tensor, length: Tensor | int, ratio: float, word: Tensor | None = None
 ) -> Tensor:
-    """Whether decoder row `row` may see column `column` (RetroMAE, section 3.3, equation 7), elementwise.
+    """Whether decoder row `row` may see column `column`, elementwise: see `visibility_mask`.
 
     All tensors broadcast; called with scalars it is the body of a FlexAttention `mask_mod`. `word` is the number of
-    the column's word, where words are drawn as a whole. See `visibility_mask`.
+    the column's word, where words are drawn as a whole.
     """
     sampled = _below(random_bits(seed, row, column if word is None else word), 1.0 - ratio)
     return ((column == 0) & (row != 0)) | (sampled & (column != row) & (column != 0) & (column < length))

@@ -21,22 +21,12 @@ from ..model.contrast import contrast_logits
 from ..model.counting import average_over_processes, count_processes, gathered, labelled_rows
 from ..model.errors import RetroMAEError
 from ..model.masking import passage_seeds
-from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from ..model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
 from .adapters import train_new_parts_in_full, without_adapters
 
-DECODER_INPUTS = (
-    "decoder_input_ids",
-    "decoder_labels",
-    "attention_mask",
-    "visibility_seed",
-    "decoder_rows",
-    "token_type_ids",
-    "word_ids",
-    "decoder_label_slots",
-)
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss", "contrast_loss")
 MEASURED = (
     "embedding_gap",
@@ -300,11 +290,11 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
             "decoder_labels": batch["labels"],
             "middle_states": middle_states,
         }
-        inputs |= {name: batch[name] for name in DECODER_INPUTS if name in batch}
-        rebuilt = model.decode(embedding, **inputs)
+        inputs |= {name: batch[name] for name in DecoderInputs._fields if name in batch}
+        rebuilt = model.decode(embedding, DecoderInputs(**inputs))
         note("decoder_accuracy", model.token_accuracy(*rebuilt))
         if len(embedding) > 1:
-            other = model.decode(embedding.roll(1, dims=0), **inputs)
+            other = model.decode(embedding.roll(1, dims=0), DecoderInputs(**inputs))
             note("embedding_gap", model.token_loss(*other) - model.token_loss(*rebuilt))
     model.train(was_training)
     return {name: torch.stack(parts).mean().item() for name, parts in values.items()}

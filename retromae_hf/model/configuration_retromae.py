@@ -19,15 +19,8 @@ DECODER_QUERIES = ("sum", "embedded")
 BOW_SOURCES = ("tokens", "sentence")
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
-SETTINGS = {
-    "normalize": bool,
-    "max_seq_length": int,
-    "do_lower_case": bool,
-    "prompts": dict,
-    "default_prompt_name": str,
-    "similarity_fn_name": str,
-}
-"""What a model of sentence-transformers says of its embeddings beside the pooling, and of which type that is."""
+SETTINGS = ("normalize", "max_seq_length", "do_lower_case", "prompts", "default_prompt_name", "similarity_fn_name")
+"""What a model of sentence-transformers says of its embeddings beside the pooling."""
 MAX_DECODER_LAYERS = 64
 """The papers have 1 and 2; a number far above is a broken file, and would be built layer by layer."""
 LARGEST = {"labels": 10**5, "layers": 10**3, "group": 10**3, "position": 10**7, "vocab": 10**7, "hidden": 10**6}
@@ -190,11 +183,6 @@ class RetroMAEConfig(PreTrainedConfig):
         layers = self.num_decoder_layers
         if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= MAX_DECODER_LAYERS:
             raise RetroMAEError(f"num_decoder_layers={layers!r} must be a whole number from 1 to {MAX_DECODER_LAYERS}")
-        for name, value in (self.sentence_settings or {}).items():
-            if type(value) is not SETTINGS.get(name):
-                raise RetroMAEError(
-                    f"sentence_settings: {name}={value!r} is nothing that sentence-transformers takes; mend the file"
-                )
         final = [] if self.final_bow_loss_weight is None else ["final_bow_loss_weight"]
         for name in ("mlm_loss_weight", "bow_loss_weight", *final, "contrast_loss_weight"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:

@@ -34,14 +34,13 @@ class DecoderShape:
 class Backbone:
     """BERT (arXiv 1810.04805) and what most families have in common with it; the others say where they differ.
 
-    Args:
-        title: the family's name, for people; by default the class's.
-
     Attributes:
+        title: the family's name, for people; an instance may be given its own.
         positions: how it knows positions: "absolute", "relative" or "rotary", of which the last has no table of them.
         token_types: whether it tells segments apart.
         config_names: what its configuration calls the fields of `DecoderShape` that it names otherwise.
         new_config: what the configuration of a new encoder has otherwise than the configuration's class.
+        head: the module before the output projection, in its `*ForMaskedLM`.
         padding_id: the padding token's id, where the family's code takes it for granted.
         pooling: what its embeddings are made by unless somebody says otherwise: "cls", or "mean" where the tokenizer
             has no [CLS], whose place the first special token takes in the decoder.
@@ -55,6 +54,7 @@ class Backbone:
         "attention_dropout": "attention_probs_dropout_prob",
     }
     new_config: ClassVar[dict[str, Any]] = {}
+    head = "cls.predictions.transform"
     padding_id: int | None = None
     pooling = "cls"
 
@@ -118,7 +118,7 @@ class Backbone:
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """What the output projection is applied to, `[..., E]` for states `[..., H]`."""
-        return encoder.cls.predictions.transform(states)
+        return encoder.get_submodule(self.head)(states)
 
     def output_projection(self, encoder: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
         """Weight `[V, E]` and bias `[V]` of the output projection."""
@@ -176,8 +176,8 @@ class RobertaBackbone(Backbone):
     """RoBERTa (arXiv 1907.11692): positions start behind the padding's."""
 
     def position_offset(self, config: PreTrainedConfig) -> int:
-        """Fairseq's convention: the padding token's id is the padding's position, and tokens follow."""
-        return config.pad_token_id + 1
+        # Fairseq's convention: the padding token's id is the padding's position, and tokens follow.
+        return 1 + (config.pad_token_id if self.padding_id is None else self.padding_id)
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         return encoder.lm_head.layer_norm(ACT2FN["gelu"](encoder.lm_head.dense(states)))
@@ -189,9 +189,6 @@ class MPNetBackbone(RobertaBackbone):
     positions = "absolute and relative"
     token_types = False
     padding_id = 1
-
-    def position_offset(self, config: PreTrainedConfig) -> int:
-        return self.padding_id + 1
 
 
 class AlbertBackbone(Backbone):
@@ -240,8 +237,7 @@ class DistilBertBackbone(Backbone):
 class ElectraBackbone(Backbone):
     """ELECTRA's generator (arXiv 2003.10555), which is its masked language model."""
 
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        return encoder.generator_predictions(states)
+    head = "generator_predictions"
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         return getattr(encoder.base_model, "embeddings_project", None)
@@ -314,10 +310,7 @@ class EuroBertBackbone(RotaryBackbone):
 
     token_types = False
     pooling = "mean"
-    config_names: ClassVar[dict[str, str]] = {
-        "hidden_dropout": "attention_dropout",
-        "layer_norm_eps": "rms_norm_eps",
-    }
+    config_names: ClassVar[dict[str, str]] = {"hidden_dropout": "attention_dropout", "layer_norm_eps": "rms_norm_eps"}
     new_config: ClassVar[dict[str, Any]] = {"tie_word_embeddings": True}
 
     def embed(self, encoder: PreTrainedModel, tokens: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -336,9 +329,7 @@ class ModernBertBackbone(RotaryBackbone):
         "layer_norm_eps": "norm_eps",
         "hidden_dropout": "mlp_dropout",
     }
-
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        return encoder.head(states)
+    head = "head"
 
     def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
         """Two masks: that of layers which see as far as the window alone, and that of the others."""

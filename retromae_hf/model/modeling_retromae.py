@@ -106,8 +106,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             self.decoder = Decoder(self.backbone.decoder_shape(config.encoder_config), config.num_decoder_layers)
             # A Condenser reads token states, which hold their positions already.
             if config.decoding != "condenser" and not self.backbone.has_position_table(config.encoder_config):
-                limit = self.backbone.max_positions(config.encoder_config)
-                self.decoder_positions = nn.Embedding(limit, config.hidden_size)
+                positions = self.backbone.max_positions(config.encoder_config)
+                self.decoder_positions = nn.Embedding(positions, config.hidden_size)
             size = self.backbone.embedding_size(config.encoder_config)
             if config.decoder_query == "embedded" and size != config.hidden_size:
                 raise RetroMAEError(

@@ -24,7 +24,6 @@ from retromae_hf.model.errors import LONGEST_SENTENCE
         ({"bow_loss_weight": True}, "bow_loss_weight=True must be 0 or"),
         ({"decoder_query": {}}, "decoder_query={} is unknown"),
         ({"pooling": "max"}, "pooling=.max. is unknown; choose one of cls, mean"),
-        ({"sentence_settings": {"max_seq_length": "x"}}, "sentence_settings: max_seq_length='x' is nothing"),
         ({"pair_objective": []}, r"pair_objective=\[\] is unknown"),
         ({"encoder_config": "bert"}, "encoder_config is a str; give a configuration"),
         ({"encoder_config": {"model_type": "retromae"}}, "the model_type 'retromae', which is no encoder's"),

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..arguments.pretraining import SKIP
 from ..model.errors import RetroMAEError, check_choice, first_line, in_one_sentence
-from ..model.masking import passage_seeds
+from .draws import passage_seeds
 from .files import (
     DOCUMENT,
     NAME_COLUMNS,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 
 from .configuration_retromae import SEGMENT_OBJECTIVES, RetroMAEConfig
 from .losses import OPERATORS, count_labels
@@ -32,27 +29,6 @@ def sharded_by_accelerate() -> bool:
     except ImportError:
         return False
     return is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
-
-
-def end_process_group() -> None:
-    """Leave the process group, where there is one: left open, it may abort a process that ends in good order."""
-    # So may native threads (gloo's, Arrow's) that ask for Python while it shuts down. What they belong to is held by
-    # `Trainer`'s circles of references until somebody collects them.
-    gc.collect()
-    if count_processes() > 1:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""
-    if isinstance(model, FSDPModule):
-        model.unshard()
-    try:
-        yield
-    finally:
-        if isinstance(model, FSDPModule):
-            model.reshard()
 
 
 def average_over_processes(counts: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,16 +13,17 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import normalize
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
+from ..data.draws import passage_seeds
 from ..model.contrast import contrast_logits
-from ..model.counting import average_over_processes, count_processes, gathered, labelled_rows
+from ..model.counting import average_over_processes, count_processes, labelled_rows
 from ..model.errors import RetroMAEError
-from ..model.masking import passage_seeds
 from ..model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
@@ -248,6 +251,18 @@ class RetrievalCallback(TrainerCallback):
             return measured
         means = average_over_processes(torch.tensor([*measured.values()], device=args.device))
         return dict(zip(measured, means.tolist(), strict=True))
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
 
 
 @torch.no_grad()

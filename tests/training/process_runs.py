@@ -22,7 +22,7 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetrievalCallback, RetroMAECallback, RetroMAEForPreTraining
-from retromae_hf.model.counting import end_process_group
+from retromae_hf.commands.common import end_process_group
 from retromae_hf.retrieval.tasks import RetrievalTask
 from retromae_hf.training.trainer import AccumulatingTrainer
 

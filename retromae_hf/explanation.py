@@ -24,7 +24,7 @@ from .model.errors import RetroMAEError
 from .model.families import max_text_length
 from .model.losses import chunk_rows
 from .model.masking import IGNORE_INDEX, visibility_mask
-from .model.modeling_retromae import RetroMAEForPreTraining
+from .model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining
 
 
 @dataclass(frozen=True)
@@ -313,13 +313,14 @@ def _rebuild(
     not masked, themselves too, so that the passage is masked anew for every row.
     """
     if mask is None:
-        return model.decode(embedding, tokens[None], labels[None], decoder_visibility=seen[None])[0]
+        inputs = DecoderInputs(tokens[None], labels[None], decoder_visibility=seen[None])
+        return model.decode(embedding, inputs)[0]
     states = []
     for rows in (labels != IGNORE_INDEX).nonzero().squeeze(1).split(BASIC_PASSES):
         # Special tokens are never masked in training.
         masked = torch.where(seen[rows] | (labels == IGNORE_INDEX), tokens, mask)
         own = torch.full_like(masked, IGNORE_INDEX).scatter(1, rows[:, None], tokens[rows, None])
-        states.append(model.decode(embedding.expand(len(rows), -1), masked, own)[0])
+        states.append(model.decode(embedding.expand(len(rows), -1), DecoderInputs(masked, own))[0])
     return torch.cat(states)
 
 

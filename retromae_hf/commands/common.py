@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import signal
@@ -357,12 +358,21 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
 
             get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere
             raise
-        from ..model.counting import end_process_group
-
         end_process_group()
         return status
 
     return main
+
+
+def end_process_group() -> None:
+    """Leave the process group, where there is one: left open, it may abort a process that ends in good order."""
+    import torch.distributed as dist
+
+    # So may native threads (gloo's, Arrow's) that ask for Python while it shuts down. What they belong to is held by
+    # `Trainer`'s circles of references until somebody collects them.
+    gc.collect()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
 
 
 def writable(file: str) -> Path:

@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..arguments.pretraining import SKIP, TextSource
 from ..model.errors import RetroMAEError, check_choice, first_line, in_one_sentence
-from ..model.masking import passage_seeds
 from .cached_rows import DOCUMENT, read_cached
+from .draws import passage_seeds
 from .files import (
     NAME_COLUMNS,
     WHOLE,

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError
-from ..model.masking import SPANS, draw_coins, draw_indices, passage_seeds
+from .draws import SPANS, draw_coins, draw_indices, passage_seeds
 from .passages import Frame
 
 Row = dict[str, Any]

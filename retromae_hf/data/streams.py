@@ -16,8 +16,8 @@ from torch.utils.data import get_worker_info
 
 from ..arguments.pretraining import ERROR, TextSource
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..model.masking import passage_seeds
 from .documents import check_columns, check_text, find_source, load_hub
+from .draws import passage_seeds
 from .files import (
     NAME_COLUMNS,
     SourceFiles,

@@ -12,8 +12,8 @@ from datasets import Dataset, Features, Value
 
 from ..arguments.finetuning import PAIRS
 from ..model.errors import RetroMAEError, check_choice
-from ..model.masking import CROPS, draw_indices, passage_seeds
 from .documents import check_text
+from .draws import CROPS, draw_indices, passage_seeds
 from .text import MIN_BODY_WORDS, MIN_QUERY_WORDS, split_first_sentence
 from .words import spans_of_words
 

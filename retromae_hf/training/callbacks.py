@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -12,17 +14,18 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import normalize
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
+from ..data.draws import passage_seeds
 from ..model.contrast import contrast_logits
-from ..model.counting import average_over_processes, count_processes, gathered, labelled_rows
+from ..model.counting import average_over_processes, count_processes, labelled_rows
 from ..model.errors import RetroMAEError
-from ..model.masking import passage_seeds
-from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from ..model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
@@ -201,6 +204,18 @@ class RetrievalCallback(TrainerCallback):
         self.trainer.log(measured)
 
 
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
 @torch.no_grad()
 def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
     """The embedding gap, the mean cosine and the accuracies of encoder, decoder, pair head and contrast, means over
@@ -244,11 +259,11 @@ def _measure_batch(model: RetroMAEForPreTraining, batch: dict[str, Tensor]) -> d
         "decoder_labels": batch["labels"],
         "middle_states": middle_states,
     }
-    inputs |= {name: batch[name] for name in inspect.signature(model.decode).parameters if name in batch}
-    rebuilt = model.decode(embedding, **inputs)
+    inputs |= {name: batch[name] for name in DecoderInputs._fields if name in batch}
+    rebuilt = model.decode(embedding, DecoderInputs(**inputs))
     measured["decoder_accuracy"] = model.token_accuracy(*rebuilt)
     if len(embedding) > 1:
-        other = model.decode(embedding.roll(1, dims=0), **inputs)
+        other = model.decode(embedding.roll(1, dims=0), DecoderInputs(**inputs))
         measured["embedding_gap"] = model.token_loss(*other) - model.token_loss(*rebuilt)
     return measured
 

@@ -32,7 +32,7 @@ from retromae_hf import (
 )
 from retromae_hf.arguments.pretraining import StartArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.model.families import BACKBONES, BertBackbone, backbone_for
+from retromae_hf.model.families import BACKBONES, Backbone, backbone_for
 
 SIZES = {
     "hidden_size": 32,
@@ -313,7 +313,7 @@ class MeadowForMaskedLM(BertForMaskedLM):
     config_class = MeadowConfig
 
 
-class MeadowBackbone(BertBackbone):
+class MeadowBackbone(Backbone):
     title = "Meadow"
 
 

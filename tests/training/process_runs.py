@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetrievalCallback, RetroMAECallback, RetroMAEForPreTraining
 from retromae_hf.commands import pretrain
-from retromae_hf.model.counting import end_process_group
+from retromae_hf.commands.common import end_process_group
 from retromae_hf.retrieval.tasks import RetrievalTask
 from retromae_hf.training.trainer import AccumulatingTrainer
 

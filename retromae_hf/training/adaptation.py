@@ -31,7 +31,6 @@ from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, AdaptArguments, FinetuneArguments
 from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
-from ..checkpoints.hub import loading
 from ..checkpoints.loading import load_sentence_transformer
 from ..data.disk import folder_written_aside, read_json, vacant, write_json
 from ..data.documents import load_documents
@@ -89,8 +88,7 @@ def adapt(args: AdaptArguments) -> dict[str, Any]:
     check_reporters(args.report_to)
     folder = Path(args.output_dir)
     noted = _begin(args, folder)
-    with loading(f"{args.model_name_or_path} holds no model that can be loaded"):
-        tuned = is_tuned_retriever(args.model_name_or_path)
+    tuned = is_tuned_retriever(args.model_name_or_path)
     pretrains = not tuned if args.pretrain is None else args.pretrain
     if "pairs" not in noted:
         noted |= _hold_out(args, folder)

@@ -15,7 +15,6 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from ..arguments.pretraining import TUNED_LEARNING_RATE, CardArguments, DataArguments, ModelArguments
-from ..checkpoints.hub import loading
 from ..checkpoints.starting_model import load_model_and_tokenizer
 from ..data.collator import check_label_ratio
 from ..data.disk import read_json, write_json
@@ -421,8 +420,7 @@ def pretrain(
 
 def _is_tuned(start: str) -> bool:
     """Whether a run starts from a tuned retriever, which is told: fine-tuning that is the better way as a rule."""
-    with loading(f"{start} holds no model that can be loaded"):
-        tuned = is_tuned_retriever(start)
+    tuned = is_tuned_retriever(start)
     if tuned:
         logger.warning(
             "%s was tuned for retrieval already; fine-tuning it on pairs as it is usually gives more: "

@@ -1,4 +1,4 @@
-"""Reads checkpoints of the released RetroMAE implementation (github.com/staoxiao/RetroMAE), decoder included."""
+"""Reads checkpoints in the released RetroMAE code's layout (github.com/staoxiao/RetroMAE), and converts pickles."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from ..data.disk import folder_written_aside, vacant, written_aside
 from ..model.configuration_retromae import RetroMAEConfig
-from ..model.errors import RetroMAEError
+from ..model.encoders import hub_reason
+from ..model.errors import RetroMAEError, first_line
 from ..model.modeling_retromae import RetroMAEForPreTraining
-from .hub import loading
 
 ENCODER_PREFIX, DECODER_PREFIX = "lm.", "c_head."
 
@@ -94,15 +94,7 @@ def load_reference_checkpoint(
 
 
 def load_reference_decoder(model: RetroMAEForPreTraining, path: str) -> None:
-    """Put the decoder of a checkpoint of `load_reference_checkpoint`'s layout beside an encoder that was loaded.
-
-    Args:
-        model: its decoder's weights are overwritten, and are no `new_parameters` any more.
-        path: a .safetensors file, or a folder with a model.safetensors.
-
-    Raises:
-        RetroMAEError: as `load_reference_checkpoint`, or the model's decoder is another.
-    """
+    """Put the decoder of a checkpoint of `load_reference_checkpoint`'s layout beside an encoder that was loaded."""
     weights = {name: weight for name, weight in _read(path).items() if name.startswith(DECODER_PREFIX)}
     if not weights:
         raise RetroMAEError(f"{path} holds no decoder of the released RetroMAE code, whose weights begin with c_head.")
@@ -137,61 +129,6 @@ def _rename(name: str) -> str:
     return f"encoder.{name.removeprefix(ENCODER_PREFIX)}"
 
 
-SPARE_BYTES = 1 << 30
-TIMES = 4
-"""Memory for reading a file: so many times its size, and the spare bytes."""
-
-
-def main(argv: list[str]) -> int:
-    """Convert; a fault is one line on standard error and status 1."""
-    *sources, target = map(Path, argv)
-    size = sum(source.stat().st_size for source in sources)
-    bound_memory(SPARE_BYTES + TIMES * size)
-    try:
-        tensors: dict[str, Tensor] = {}
-        for source in sources:
-            tensors |= tensors_in(torch.load(source, map_location="cpu", weights_only=True))
-        if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > TIMES * size:
-            raise ValueError("its tensors are larger than the file")
-        # Of their own: tied weights share their memory, which safetensors does not know.
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, target, metadata={"format": "pt"})
-    except MemoryError:
-        print("it takes more memory than a file of tensors does", file=sys.stderr)
-        return 1
-    except Exception as error:  # whatever a broken or hostile file leads to
-        print(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, file=sys.stderr)
-        return 1
-    return 0
-
-
-def tensors_in(loaded: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of the one in a training checkpoint that holds other things beside it."""
-    inner = loaded.values() if isinstance(loaded, Mapping) else ()
-    for state in (loaded, *inner):
-        if isinstance(state, Mapping):
-            tensors = {name: one for name, one in state.items() if isinstance(name, str) and isinstance(one, Tensor)}
-            if tensors:
-                return tensors
-    raise ValueError("it holds no tensors by name")
-
-
-def bound_memory(spare: int) -> None:
-    """Let this process have so many bytes of memory more than it has, where the system can see to it."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    limit = pages * resource.getpagesize() + spare
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
 WEIGHTS = "pytorch_model*.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
 OTHER_FORMATS = ("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "openvino*")
@@ -200,19 +137,12 @@ SAFE = "model.safetensors"
 
 
 def convert(source: str, target: str) -> Path:
-    """Write pickled weights as safetensors.
+    """Write pickled weights as safetensors; returns what was written. Tied weights are written twice.
 
     Args:
         source: a file that `torch.save` wrote; a model's folder, with weights in one file or several and with modules
             of sentence-transformers; or a Hub name.
-        target: the .safetensors file, or for a model a new folder, which gets its other files too. Tied weights are
-            written twice.
-
-    Returns:
-        What was written.
-
-    Raises:
-        RetroMAEError: there is nothing to convert, a file holds more than tensors, or the target is not free.
+        target: the .safetensors file, or for a model a new folder, which gets its other files too.
     """
     path, written = Path(source), Path(target)
     if path.is_file():
@@ -225,8 +155,13 @@ def convert(source: str, target: str) -> Path:
     if not vacant(written):
         raise RetroMAEError(f"{target} exists and is not an empty folder; name another or remove it")
     if not path.is_dir():
-        with loading(f"{source} is no file and no folder here, and no model on the Hub that can be loaded"):
+        try:
             path = Path(snapshot_download(source, ignore_patterns=[*OTHER_FORMATS, "optimizer*", "training_args.bin"]))
+        except Exception as error:
+            raise RetroMAEError(
+                f"{source} is no file and no folder here, and no model on the Hub that can be loaded: "
+                f"{hub_reason(error) or first_line(error)}"
+            ) from error
     places = sorted({file.parent for file in path.rglob(WEIGHTS)})
     if not places:
         raise RetroMAEError(f"{source} holds no {WEIGHTS} to convert")

@@ -7,38 +7,21 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import Trainer, TrainingArguments
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..model.errors import RetroMAEError, first_line, in_one_sentence
+from ..model.encoders import hub_reason
+from ..model.errors import RetroMAEError
 
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "onnx/*", "[0-9]_*/config.json")
 """Files that make up a model; those of an earlier push are not to stay beside a new one. "*" is within a folder."""
 
 
 def create_repo(repo_id: str, private: bool = False) -> str:
-    """Make a model repository where there is none yet, before anything costly is done that is to be pushed there.
+    """Make a model repository where there is none yet, before anything costly is done; returns its full name.
 
-    Args:
-        repo_id: "user/name", or "name" for the user that is logged in.
-        private: whether a new repository is private; an old one stays what it is.
-
-    Returns:
-        Its full name.
-
-    Raises:
-        RetroMAEError: nobody is logged in, or the user may not write there.
+    Of "name" alone the user that is logged in is the owner. An old repository stays as private as it is.
     """
     with hub_errors(f"{repo_id} cannot be pushed to"):
         return HfApi().create_repo(repo_id, private=private or None, exist_ok=True).repo_id
@@ -48,18 +31,8 @@ def push_folder(folder: str | Path, repo_id: str, message: str) -> str:
     """Upload a model's folder to its repository in one commit: it is there as a whole, or nothing has changed.
 
     Unlike `upload_folder`, which may make several commits of a large folder. Weights and modules of an earlier model
-    that the folder does not have go in the same commit; other files in the repository stay.
-
-    Args:
-        folder: the folder.
-        repo_id: "user/name", of a repository that exists.
-        message: of the commit.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        RetroMAEError: the upload failed.
+    that the folder does not have go in the same commit; other files in the repository stay. Returns the commit's
+    address.
     """
     files = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
     api = HfApi()
@@ -78,20 +51,13 @@ def _is_replaced(name: str) -> bool:
 
 
 def prepare_pushes(args: TrainingArguments) -> None:
-    """Make sure that a training run with `push_to_hub` can push, before anything costly is done.
-
-    Raises:
-        RetroMAEError: nobody is logged in, the user may not write there, there is no branch `hub_revision`, or a token
-            is among the arguments, whether or not anything is pushed.
-    """
+    """Make sure that a training run with `push_to_hub` can push, before anything costly is done."""
     if args.hub_token is not None:
         raise RetroMAEError(
             "hub_token would stand in the list of processes and the shell's history, which others read; leave it out, "
             "and log in with hf auth login or set HF_TOKEN"
         )
-    if not args.push_to_hub:
-        return
-    if args.process_index == 0:
+    if args.push_to_hub and args.process_index == 0:
         name = create_repo(_hub_name(args), bool(args.hub_private_repo))
         if args.hub_revision is not None:
             with hub_errors(f"{name} cannot be pushed to at hub_revision={args.hub_revision}"):
@@ -121,46 +87,13 @@ def _hub_name(args: TrainingArguments) -> str:
 
 @contextmanager
 def hub_errors(what: str, remedy: str = "") -> Iterator[None]:
-    """Errors of the Hub inside become a `RetroMAEError`: `what`, the reason and the remedy. Others pass.
-
-    An error that another library has made of one counts as well.
-    """
+    """Errors of the Hub inside become a `RetroMAEError`: `what`, the reason and the remedy. Others pass."""
     try:
         yield
     except RetroMAEError:
         raise
     except Exception as error:
-        reason = _reason(error)
+        reason = hub_reason(error)
         if reason is None:
             raise
         raise RetroMAEError("; ".join(part for part in (f"{what}: {reason}", remedy) if part)) from error
-
-
-@contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Whatever goes wrong while a model is loaded, from a folder or the Hub, becomes a `RetroMAEError` about `what`."""
-    with in_one_sentence(what), hub_errors(what):
-        yield
-
-
-def _reason(error: BaseException | None) -> str | None:
-    """What an error says that comes from the Hub, or that was made of one that does; None for others."""
-    if isinstance(error, LocalTokenNotFoundError | OfflineModeIsEnabled):
-        return first_line(error)
-    while error is not None and not isinstance(error, HTTPError | HFValidationError):
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if error is None or isinstance(error, EntryNotFoundError):
-        return None  # that a file is missing is told better by whoever wanted it
-    if isinstance(error, HFValidationError):
-        return "there is no such folder, and on the Hub a name is USER/NAME"
-    if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such revision; name one of its branches or tags"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return (
-            "there is no such repository on the Hub, or no access to it; check the name, and log in with hf auth "
-            "login or set HF_TOKEN to a token that has access"
-        )
-    if status is None or status >= 500:
-        return f"the connection to {constants.ENDPOINT} failed ({first_line(error)})"
-    return first_line(error)

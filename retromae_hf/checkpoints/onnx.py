@@ -20,12 +20,11 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..model.errors import RetroMAEError, import_extra, in_one_sentence
+from ..model.errors import RetroMAEError, check_choice, import_extra, in_one_sentence
 
 ONNX_FILE = "onnx/model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "last_hidden_state"
-QUANTIZATIONS = ("int8",)
 
 TOLERANCE = 1e-4
 """How far a token's state may be from PyTorch's; states are of order one."""
@@ -35,11 +34,7 @@ ONE_FILE_BYTES = 1_500_000_000
 
 
 def import_onnxruntime() -> Any:
-    """The module onnxruntime, once everything that the export needs is there.
-
-    Raises:
-        RetroMAEError: something is missing.
-    """
+    """The module onnxruntime, once everything that the export needs is there."""
     *_, onnxruntime = (import_extra(name, "ONNX", "onnx") for name in ("onnx", "onnxscript", "onnxruntime"))
     return onnxruntime
 
@@ -56,8 +51,7 @@ def export_onnx(folder: str | Path, quantize: str | None = None) -> list[Path]:
         The models' files.
 
     Raises:
-        RetroMAEError: a package is missing, `quantize` is unknown, the encoder cannot be exported, or the float32
-            model's states are over `TOLERANCE` from PyTorch's.
+        RetroMAEError: the encoder cannot be exported, or float32 states are over `TOLERANCE` from PyTorch's.
     """
     check_quantization(quantize)
     import_onnxruntime()
@@ -77,13 +71,21 @@ def export_onnx(folder: str | Path, quantize: str | None = None) -> list[Path]:
                 verbose=False,
             )
         _check(model, file)
-        return [file] if quantize is None else [file, _quantize(file)]
+        if quantize is None:
+            return [file]
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantized = file.with_stem(f"{file.stem}_int8")
+        with _quiet():
+            # One scale a column loses less than one a matrix. With 7 of the 8 bits no sum overflows on processors
+            # without instructions for 8-bit dot products.
+            quantize_dynamic(file, quantized, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+        return [file, quantized]
 
 
 def check_quantization(quantize: str | None) -> None:
-    """Raise `RetroMAEError` unless `quantize` is None or names a way to quantise."""
-    if quantize is not None and quantize not in QUANTIZATIONS:
-        raise RetroMAEError(f"quantize={quantize!r} is unknown; choose {', '.join(QUANTIZATIONS)}")
+    if quantize is not None:
+        check_choice("quantize", quantize, ("int8",))
 
 
 def onnx_states(file: str | Path, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -106,11 +108,7 @@ def compute_with_onnx(model: PreTrainedModel, file: str | Path) -> None:
 
 
 def encoder_folder(file: str | Path) -> Path:
-    """The exported encoder's folder that an ONNX file lies in.
-
-    Raises:
-        RetroMAEError: there is no such file, or it does not lie where `export_onnx` writes it.
-    """
+    """The exported encoder's folder that an ONNX file lies in, where `export_onnx` writes it."""
     file = Path(file).absolute()
     if not file.is_file() or not (file.parents[1] / "modules.json").is_file():
         raise RetroMAEError(f"{file} is no ONNX file in an exported encoder's folder, such as FOLDER/{ONNX_FILE}")
@@ -143,7 +141,7 @@ def _batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, file: Path) -> None:
-    """Raise `RetroMAEError` where an ONNX file computes something else than the model, on other shapes too."""
+    """Compare what an ONNX file computes with the model, on other shapes too."""
     for size, length in ((2, 8), (3, 17)):
         batch = _batch(model, size, length)
         real = batch["attention_mask"].bool()
@@ -152,18 +150,6 @@ def _check(model: PreTrainedModel, file: Path) -> None:
             raise RetroMAEError(
                 f"{file} computes states {difference:.1g} away from PyTorch's, over {TOLERANCE:g}; do not use it"
             )
-
-
-def _quantize(file: Path) -> Path:
-    """The same model with 8-bit weights."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantized = file.with_stem(f"{file.stem}_int8")
-    with _quiet():
-        # One scale a column loses less than one a matrix. With 7 of the 8 bits no sum overflows on processors without
-        # instructions for 8-bit dot products.
-        quantize_dynamic(file, quantized, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
-    return quantized
 
 
 @contextmanager

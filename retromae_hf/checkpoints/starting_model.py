@@ -1,8 +1,9 @@
-"""More positions than a checkpoint was trained with."""
+"""The model and the tokenizer that a run starts with: loaded, new, or with more positions than before."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from ..arguments.pretraining import EXTENSIONS, SIZES, StartArguments
 from ..data.tokenizers import train_tokenizer
 from ..model.configuration_retromae import RetroMAEConfig
-from ..model.encoders import RetroMAEPreTrainedModel, use_attention
+from ..model.encoders import RetroMAEPreTrainedModel, named, resolve, use_attention
 from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from ..model.families import BACKBONES, backbone_for
 from ..model.modeling_retromae import RetroMAEForPreTraining
@@ -79,16 +80,7 @@ def new_encoder_config(
     num_attention_heads: int,
     max_length: int,
 ) -> PreTrainedConfig:
-    """The configuration of a new encoder of a family, without dropout, for a tokenizer's vocabulary.
-
-    Args:
-        model_type: the family, a key of `BACKBONES`.
-        tokenizer: its tokenizer.
-        hidden_size: H; the feed-forward layers are four times as wide.
-        num_hidden_layers: layers.
-        num_attention_heads: attention heads, which must divide `hidden_size`.
-        max_length: tokens of the longest passage, special tokens included.
-    """
+    """The configuration of a new encoder of a family of `BACKBONES`, without dropout, for a tokenizer's vocabulary."""
     backbone = BACKBONES[model_type]
     # As in ModernBERT: pretraining sees a text a few times at most, so there is nothing to regularise.
     shape = {"intermediate_size": 4 * hidden_size, "hidden_dropout": 0.0, "attention_dropout": 0.0}
@@ -108,11 +100,7 @@ def new_encoder_config(
 
 
 def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a configuration the size of a tokenizer's vocabulary and its special tokens.
-
-    Raises:
-        RetroMAEError: the family wants padding to have another id.
-    """
+    """Give a configuration the size of a tokenizer's vocabulary and its special tokens."""
     wanted = backbone_for(config).padding_id
     if wanted not in (None, tokenizer.pad_token_id):
         raise RetroMAEError(
@@ -125,34 +113,32 @@ def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
     config.eos_token_id = config.sep_token_id = tokenizer.sep_token_id
 
 
-MODULES = ("decoding", "num_decoder_layers", "pair_objective")
+WEIGHT_OPTIONS = ("decoding", "num_decoder_layers", "pair_objective")
 """Those of `MODEL_OPTIONS` that decide which weights there are."""
 
 
 def load_model_and_tokenizer(
     args: StartArguments, texts: Sequence[str], max_length: int, checkpoint: str | None = None
 ) -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase]:
-    """The model to train: from the checkpoint to resume, from a given one, or from scratch.
+    """The model to train: from the checkpoint to resume, from what `args` names, or from scratch.
 
-    Args:
-        args: which.
-        texts: what a new tokenizer is trained on.
-        max_length: tokens of the longest passage.
-        checkpoint: the run to resume; it goes before what `args` names.
-
-    Raises:
-        RetroMAEError: what is named does not load or does not fit.
+    A new tokenizer is trained on `texts`; `max_length` is the longest passage's, special tokens included.
     """
     source = checkpoint or args.model_name_or_path
-    tokenizer_source = args.tokenizer_name or source
-    encoder_config = None if source is not None else _read_encoder_config(args)
+    folder = None if source is None else resolve(source, args.trust_remote_code)
+    encoder_config = None if folder is not None else _read_encoder_config(args)
+    tokenizer_source = args.tokenizer_name or folder
     if tokenizer_source is None:
         tokenizer = train_tokenizer(args.tokenizer_type, texts, args.vocab_size, max_length, args.lowercase)
     else:
         tokenizer = load_tokenizer(tokenizer_source, args.trust_remote_code)
     if tokenizer.mask_token_id is None:
-        raise RetroMAEError(f"the tokenizer {tokenizer_source} has no mask token; use a masked language model's")
-    model = _load_model(args, source) if source else _new_model(args, encoder_config, tokenizer, max_length)
+        name = args.tokenizer_name or source
+        raise RetroMAEError(f"the tokenizer {name} has no mask token; use a masked language model's")
+    if folder is None:
+        model = _new_model(args, encoder_config, tokenizer, max_length)
+    else:
+        model = _load_model(args, folder, is_resumed=checkpoint is not None)
     use_attention(model, args.attn_implementation)
     tokens = max(tokenizer.get_vocab().values()) + 1
     if args.resize_token_embeddings and tokens > model.config.vocab_size:
@@ -207,32 +193,29 @@ def _new_model(
         return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config, **args.model_options()))
 
 
-def _load_model(args: StartArguments, source: str) -> RetroMAEForPreTraining:
-    config = load_config(source)
+def _load_model(args: StartArguments, folder: Path, is_resumed: bool) -> RetroMAEForPreTraining:
+    config, options = load_config(folder), args.model_options()
     if not isinstance(config, RetroMAEConfig):
         backbone_for(config)
-        with in_one_sentence(f"{source} holds no weights that can be loaded"):
-            return _from_encoder(args, source)
-    if args.decoder_from is not None and source == args.model_name_or_path:
-        raise RetroMAEError(f"{source} has a decoder of its own; leave decoder_from out to go on with that")
-    model = load_checkpoint(RetroMAEForPreTraining, source)
-    for name, value in args.model_options().items():
+        if args.decoder_from is not None and config.model_type == "xlm-roberta":
+            options.setdefault("decoder_query", "embedded")  # as the successor's decoder takes its queries
+        with in_one_sentence(f"{named(folder)} holds no weights that can be loaded"):
+            model = RetroMAEForPreTraining.from_encoder(str(folder), **options)
+            if args.decoder_from is not None:
+                load_reference_decoder(model, args.decoder_from)
+        return model
+    if args.decoder_from is not None and not is_resumed:
+        raise RetroMAEError(f"{named(folder)} has a decoder of its own; leave decoder_from out to go on with that")
+    model = load_checkpoint(RetroMAEForPreTraining, folder)
+    for name, value in options.items():
         trained = getattr(model.config, name)
         weightless = {value, trained} <= {None, "contrast"}  # of pair objectives these have no head
-        if name in MODULES and value != trained and not weightless:
-            raise RetroMAEError(f"{source} was trained with {name}={trained!r}; leave --{name} out to go on with it")
+        if name in WEIGHT_OPTIONS and value != trained and not weightless:
+            raise RetroMAEError(
+                f"{named(folder)} was trained with {name}={trained!r}; leave --{name} out to go on with it"
+            )
         setattr(model.config, name, value)
     model.config.check_values()
-    return model
-
-
-def _from_encoder(args: StartArguments, source: str) -> RetroMAEForPreTraining:
-    options = args.model_options()
-    if args.decoder_from is not None and load_config(source).model_type == "xlm-roberta":
-        options.setdefault("decoder_query", "embedded")  # as the successor's decoder takes its queries
-    model = RetroMAEForPreTraining.from_encoder(source, **options)
-    if args.decoder_from is not None:
-        load_reference_decoder(model, args.decoder_from)
     return model
 
 

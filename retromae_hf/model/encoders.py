@@ -1,4 +1,4 @@
-"""Where a model's encoder lies, in a folder or in a repository on the Hub, and what stands there of its use."""
+"""Opens an encoder, from a folder or from the Hub, and reads what stands beside it of its use."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -36,77 +44,133 @@ USE = "config_sentence_transformers.json"
 READING = "sentence_bert_config.json"
 """How its encoder reads them; this lies beside the encoder."""
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout", "Router", "Asym")
-"""The modules of which nothing is lost when the encoder is taken alone, with what `sentence_settings` tells."""
+"""The modules of which nothing is lost when the encoder is taken alone, with what `_sentence_settings` reads."""
+
+# What is fetched of a repository. Of small modules, such as a Dense, pickles are read too, as tensors alone.
+SETTING_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.codes")
+WEIGHT_FILES = ("*.safetensors", "*_*/pytorch_model.bin")
+NOT_FETCHED = ("checkpoint-*/*", "last-checkpoint/*", "onnx/*", "openvino/*", "data_config.json", "*_Transformer/*.bin")
 
 
-def find_file(name_or_path: str | Path, name: str, place: str = "") -> Path | None:
-    """A file in the folder `place` of a model, from the Hub if need be; None where the model has none."""
-    if Path(name_or_path).is_dir():
-        file = Path(name_or_path, place, name)
-        return file if file.is_file() else None
+def resolve(name_or_path: str | Path, trust_remote_code: bool = False, weights: bool = True) -> Path:
+    """The folder of a model: one on this machine as it is, a repository on the Hub once it is in the cache as a whole.
+
+    Its own code and its weights come along where they are wanted. Whatever goes wrong is a `RetroMAEError`.
+    """
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    name = str(name_or_path)
+    wanted = [*SETTING_FILES, *(WEIGHT_FILES if weights else ()), *(("*.py",) if trust_remote_code else ())]
     try:
-        return Path(hf_hub_download(str(name_or_path), name, subfolder=place or None))
-    except (EntryNotFoundError, HFValidationError):
-        return None
-
-
-def encoder_places(name_or_path: str | Path, place: str = "") -> Iterator[str]:
-    """The folders that encoders lie in, in the folder `place` of a model; "" is the model's own.
-
-    In a model of sentence-transformers these are among the modules that modules.json and routers name, in their order.
-    """
-    for inner, config in _modules(name_or_path, place):
-        if "model_type" in config:
-            yield inner
-
-
-def encoder_place(name_or_path: str | Path) -> str:
-    """The folder in a model's that its first encoder lies in; "" where it is no model of sentence-transformers.
-
-    Raises:
-        RetroMAEError: it is one without an encoder, such as a static one.
-    """
-    if not is_modular(name_or_path):
-        return ""
-    place = next(encoder_places(name_or_path), None)
-    if place is None:
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(NOT_FETCHED)))
+        if not is_modular(folder):
+            get_cached_repo_tree(name)  # from which `snapshot_download` knows that nothing is missing
+    except CachedRepoTreeNotFoundError as error:
+        # Other programs fetch file by file, and of a sentence-transformers model perhaps the encoder alone.
         raise RetroMAEError(
-            f"{name_or_path} holds no model that can be loaded: of its modules for sentence-transformers none is an "
-            "encoder with a model_type in its config.json, as in a static model; name a masked language model"
+            f"{name} holds no model that can be loaded: the Hub cannot be reached, and what the cache has of it may be "
+            f"a part; once there is a connection, fetch it as a whole with: hf download {name}"
+        ) from error
+    except Exception as error:
+        reason = hub_reason(error) or first_line(error)
+        raise RetroMAEError(f"{name} holds no model that can be loaded: {reason}") from error
+    return folder
+
+
+def named(folder: Path) -> str:
+    """What a user calls the model in a folder: one in the Hub's cache by its repository's name."""
+    return folder.parents[1].name.removeprefix("models--").replace("--", "/") if is_cached(folder) else str(folder)
+
+
+def is_cached(folder: Path) -> bool:
+    return folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+
+
+def hub_reason(error: BaseException | None) -> str | None:
+    """What an error says that comes from the Hub, or that was made of one that does; None for others."""
+    while error is not None and not isinstance(
+        error, HTTPError | HFValidationError | LocalTokenNotFoundError | OfflineModeIsEnabled
+    ):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if isinstance(error, HFValidationError):
+        return "there is no such folder, and on the Hub a name is USER/NAME"
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision; name one of its branches or tags"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return (
+            "there is no such repository on the Hub, or no access to it; check the name, and log in with hf auth "
+            "login or set HF_TOKEN to a token that has access"
         )
-    return place
+    if isinstance(error, HTTPError) and (status is None or status >= 500):
+        return f"the connection to {constants.ENDPOINT} failed ({first_line(error)})"
+    return None if error is None else first_line(error)
 
 
-def is_modular(name_or_path: str | Path) -> bool:
+def is_modular(folder: Path) -> bool:
     """Whether a model is one of sentence-transformers."""
-    return find_file(name_or_path, MODULES) is not None
+    return (folder / MODULES).is_file()
 
 
-def sentence_settings(name_or_path: str | Path) -> dict[str, Any]:
-    """What a model of sentence-transformers says of how its embeddings are made, beside the encoder.
+def encoder_places(folder: Path) -> list[str]:
+    """The folders within a model's that encoders lie in, in the order of modules and routes; "" is its own."""
+    return [place for place, config in _modules(folder) if "model_type" in config]
 
-    Returns:
-        `pooling`, as its file names it, of several at once joined by "+", and of `SETTINGS` what the model has. Empty
-        where nothing is pooled, as in a plain encoder.
-    """
-    if not is_modular(name_or_path):
+
+def encoder_place(folder: Path) -> str:
+    """The folder within a model's that its first encoder lies in; "" where it is no sentence-transformers model."""
+    if not is_modular(folder):
+        return ""
+    for place in encoder_places(folder):
+        return place
+    raise RetroMAEError(
+        f"{named(folder)} holds no model that can be loaded: of its modules for sentence-transformers none is an "
+        "encoder with a model_type in its config.json, as in a static model; name a masked language model"
+    )
+
+
+def _modules(folder: Path, place: str = "", is_model: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A model's modules, those of routers included: their folders within its own, and their config.json."""
+    modules = _read(folder / place / MODULES) if is_model else None
+    if modules is not None:
+        inside = [module["path"] for module in modules]
+    else:
+        config = _read(folder / place / "config.json") or {}
+        yield place, config
+        # Routers of old versions, which were called Asym, have their routes in config.json.
+        router = _read(folder / place / "router_config.json") or config
+        inside = list(router.get("types", {})) if "model_type" not in config else []
+    for name in inside:
+        inner = (Path(place) / name).as_posix().removeprefix(".")
+        yield from _modules(folder, inner, inner != place)
+
+
+def _read(file: Path) -> Any:
+    """What a JSON file holds; None where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _sentence_settings(folder: Path) -> dict[str, Any]:
+    """`pooling` and those of `SETTINGS` that a model of sentence-transformers has; empty where nothing is pooled."""
+    if not is_modular(folder):
         return {}
-    pooling = next((told for _, config in _modules(name_or_path, "") if (told := _pooling(config))), None)
+    kinds = [str(module["type"]).rpartition(".")[2] for module in _read(folder / MODULES)]
+    unread = "unknown" if "Pooling" in kinds else None  # its configuration may be missing in a cache
+    pooling = next((mode for _, config in _modules(folder) if (mode := _pooling(config))), unread)
     if pooling is None:
         return {}
-    kinds = [str(module["type"]).rpartition(".")[2] for module in _read(name_or_path, MODULES)]
     if others := [kind for kind in kinds if kind not in KNOWN_MODULES]:
-        logger.warning("%s: the encoder is taken without the modules behind it: %s", name_or_path, ", ".join(others))
+        logger.warning("%s: the encoder is taken without the modules behind it: %s", named(folder), ", ".join(others))
     found = {
-        **(_read(name_or_path, READING, encoder_place(name_or_path)) or {}),
-        **(_read(name_or_path, USE) or {}),
+        **(_read(folder / encoder_place(folder) / READING) or {}),
+        **(_read(folder / USE) or {}),
         "normalize": True if "Normalize" in kinds else None,
     }
     return {"pooling": pooling} | {name: found[name] for name in SETTINGS if found.get(name) is not None}
 
 
 def _pooling(config: dict[str, Any]) -> str | None:
-    """What the configuration of a module pools by, in its newer or its older layout; None where it does not."""
+    """What a module's configuration, which has two layouts, pools by: several ways joined by "+"; else None."""
     flags = [name for name in config if name.startswith("pooling_mode_")]
     if "pooling_mode" not in config and not flags:
         return None
@@ -120,127 +184,44 @@ def _pooling(config: dict[str, Any]) -> str | None:
     return told if config.get("include_prompt", True) else f"{told} without the prompt"
 
 
-def _modules(name_or_path: str | Path, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The modules in the folder `place` of a model, those of routers included: their folders and their config.json."""
-    modules = _read(name_or_path, MODULES, place)
-    if modules is None:
-        yield from _module_at(name_or_path, place)
-        return
-    for inner in _inside(place, [module["path"] for module in modules]):
-        yield from _module_at(name_or_path, place) if inner == place else _modules(name_or_path, inner)
+def check_weights(folder: Path, place: str = "") -> None:
+    """Raise `RetroMAEError` where the folder `place` in a model's has its weights as a pickle alone."""
+    inside = folder / place
+    pickles = sorted(file.name for file in inside.glob("pytorch_model*.bin"))
+    if (pickles or is_cached(folder)) and not any(inside.glob("*.safetensors")):
+        raise pickled(folder, *pickles[:1])
 
 
-def _module_at(name_or_path: str | Path, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """As `_modules`, for a single module or a router."""
-    config = _read(name_or_path, "config.json", place)
-    config = config if isinstance(config, dict) else {}
-    yield place, config
-    if "model_type" in config:
-        return
-    # Routers of old versions, which were called Asym, have their routes in config.json.
-    router = _read(name_or_path, "router_config.json", place) or config
-    for inner in _inside(place, router.get("types", {}) if isinstance(router, dict) else {}):
-        if inner != place:
-            yield from _modules(name_or_path, inner)
-
-
-def _inside(place: str, names: Iterable[str]) -> Iterator[str]:
-    """Folders in the folder `place`; those that lie elsewhere, which sentence-transformers refuses, are left out."""
-    for name in names:
-        path = PurePosixPath(place, name)
-        if ".." not in path.parts and not path.is_absolute():
-            yield "" if path == PurePosixPath() else str(path)
-
-
-def _read(name_or_path: str | Path, name: str, place: str = "") -> Any:
-    """What a JSON file of a model holds; None where there is no such file."""
-    file = find_file(name_or_path, name, place)
-    return None if file is None else json.loads(file.read_text(encoding="utf-8"))
-
-
-TRUST_FLAG = "--trust_remote_code true"
-TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-
-
-def check_weights(name_or_path: str | Path, where: str = "") -> None:
-    """Raise `RetroMAEError` where a folder, or the folder `where` in it, holds its weights as a pickle alone."""
-    folder = Path(name_or_path, where)
-    with in_one_sentence(f"{folder} cannot be looked into"):
-        pickles = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-        if pickles and not any(folder.glob("model*.safetensors")):
-            raise _pickled(str(folder), pickles[0])
-
-
-@contextmanager
-def safetensors_only(name_or_path: str | Path, where: str = "") -> Iterator[None]:
-    """Around loading with `use_safetensors=True`: that there is none becomes a sentence with a remedy.
-
-    The one of `transformers` is to allow pickles. What else reads a pickle inside gets tensors or the same sentence.
-    """
-    check_weights(name_or_path, where)
-    before = os.environ.get(TENSORS_ONLY, "0")
-    os.environ[TENSORS_ONLY] = "1"  # a sentence_bert_config.json may ask for weights_only=False
-    try:
-        yield
-    except (OSError, UnpicklingError) as error:
-        if isinstance(error, UnpicklingError) or "use_safetensors=True" in str(error):
-            raise _pickled(str(name_or_path), "pytorch_model.bin") from error
-        raise
-    finally:
-        os.environ[TENSORS_ONLY] = before
-
-
-def read_config(name_or_path: str | Path, place: str = "") -> dict[str, Any]:
-    """The config.json in the folder `place` of a model, as it stands; that there is none is an error of `transformers`.
-
-    Raises:
-        RetroMAEError: it is no JSON object, or has sizes that no model has.
-    """
-    config, _ = PreTrainedConfig.get_config_dict(name_or_path, subfolder=place)
-    if not isinstance(config, dict):
-        raise RetroMAEError(f"{name_or_path} holds no model that can be loaded: its config.json is no JSON object")
-    if config.get("model_type") != RetroMAEConfig.model_type:  # which looks at its encoder's itself
-        check_sizes(config, f"config.json of {name_or_path}")
-    return config
-
-
-def open_config(name_or_path: str, place: str = "", trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration in the folder `place` of a model.
-
-    A model that brings code beside a type that `transformers` knows is loaded without that code.
-
-    Raises:
-        RetroMAEError: as `read_config`, or it cannot be told without running code and `trust_remote_code` is False.
-    """
-    config = read_config(name_or_path, place)
-    if not trust_remote_code and config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
-        raise has_code(name_or_path, "config.json asks for by auto_map")
-    return AutoConfig.from_pretrained(name_or_path, subfolder=place, trust_remote_code=trust_remote_code)
-
-
-def _pickled(place: str, pickle: str) -> RetroMAEError:
+def pickled(folder: Path, pickle: str = "pytorch_model.bin") -> RetroMAEError:
     return RetroMAEError(
-        f"{place} holds weights that are no safetensors, and a pickle such as {pickle} is not read, because it can run "
-        f"code; read its tensors alone with: retromae-hf convert {shlex.quote(place)} FOLDER"
+        f"{named(folder)} holds weights that are no safetensors, and a pickle such as {pickle} is not read, because it "
+        f"can run code; read its tensors alone with: retromae-hf convert {shlex.quote(named(folder))} FOLDER"
     )
 
 
-@contextmanager
-def code_refused(name_or_path: str, what: str) -> Iterator[None]:
-    """Around loading: that a library asks for its argument `trust_remote_code` becomes the error `has_code`."""
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code=" in str(error):
-            raise has_code(name_or_path, what) from error
-        raise
+def check_config(folder: Path, place: str = "") -> dict[str, Any]:
+    """The config.json in the folder `place` of a model, as it stands; one without it is an error of `transformers`."""
+    config, _ = PreTrainedConfig.get_config_dict(folder, subfolder=place)
+    if not isinstance(config, dict):
+        raise RetroMAEError(f"{named(folder)} holds no model that can be loaded: its config.json is no JSON object")
+    if config.get("model_type") != RetroMAEConfig.model_type:  # which looks at its encoder's itself
+        check_sizes(config, f"config.json of {named(folder)}")
+    return config
 
 
-def has_code(name_or_path: str, what: str) -> RetroMAEError:
+def open_config(folder: Path, place: str = "", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration in the folder `place` of a model; code beside a type that `transformers` knows is not run."""
+    config = check_config(folder, place)
+    if not trust_remote_code and config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
+        raise has_code(folder, "config.json asks for by auto_map")
+    return AutoConfig.from_pretrained(folder, subfolder=place, trust_remote_code=trust_remote_code)
+
+
+def has_code(folder: Path, what: str) -> RetroMAEError:
     """The error for a model that wants to run code of its own; `what` says where it does."""
     return RetroMAEError(
-        f"{name_or_path} brings code of its own, which {what} and which is not run; where you have read it and trust "
-        f"it, give {TRUST_FLAG}"
+        f"{named(folder)} brings code of its own, which {what} and which is not run; where you have read it and trust "
+        "it, give --trust_remote_code true"
     )
 
 
@@ -250,11 +231,7 @@ def use_attention(model: nn.Module, implementation: str | None) -> None:
     Args:
         model: of this package, of transformers or of sentence-transformers.
         implementation: "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention" or a kernel on the
-            Hub, such as "kernels-community/flash-attn2"; None leaves what transformers takes, which is "sdpa" where a
-            family has it.
-
-    Raises:
-        RetroMAEError: there is no such implementation, its package is missing, or a family does not have it.
+            Hub, such as "kernels-community/flash-attn2"; None leaves what transformers takes.
     """
     if implementation is None:
         return
@@ -312,8 +289,9 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         kwargs["use_safetensors"] = True
         if "torch_dtype" not in kwargs:  # the older name
             kwargs.setdefault("dtype", torch.float32)
-        with safetensors_only(pretrained_model_name_or_path or "", kwargs.get("subfolder") or ""):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            check_weights(Path(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def masked_lm(self) -> PreTrainedModel:
@@ -373,7 +351,6 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         return None if sharded_by_accelerate() else self.masked_lm.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the encoder's word embeddings."""
         self.masked_lm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -386,7 +363,6 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         return None if sharded_by_accelerate() else self.masked_lm.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the encoder's output projection."""
         self.masked_lm.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -394,81 +370,55 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         return self.backbone.resize_vocabulary(self.masked_lm, *args, **kwargs)
 
 
-def load_encoder(name_or_path: str, repooled: bool = False) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:
+def load_encoder(name_or_path: str | Path, repooled: bool = False) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:
     """A masked LM from safetensors, in float32 whatever they hold: half precision loses an optimizer's small steps.
 
-    That of a sentence-transformers model is the first encoder in it. A head that the checkpoint does not have is new.
-
-    Args:
-        name_or_path: a folder or a Hub name.
-        repooled: whether somebody says how to pool it, so that its own way does not matter.
-
-    Returns:
-        The masked LM, the names of those of its weights that are new, and the fields of `RetroMAEConfig` that follow.
-
-    Raises:
-        RetroMAEError: it is a RetroMAE checkpoint, cannot be told without running code, is pickled, lacks weights, or
-            pools otherwise than by [CLS] or the mean.
+    That of a sentence-transformers model is the first encoder in it; where it is `repooled`, its own pooling does not
+    matter. Returned with the names of its new weights, of a head that it lacked, and the fields of `RetroMAEConfig`.
     """
-    settings = sentence_settings(name_or_path)
+    folder = resolve(name_or_path)
+    settings = _sentence_settings(folder)
     pooling = settings.pop("pooling", None)
     if not repooled and pooling not in (None, *POOLINGS):
         raise RetroMAEError(
-            f"{name_or_path} makes its embeddings by {pooling} pooling, which cannot be pretrained; choose "
+            f"{named(folder)} makes its embeddings by {pooling} pooling, which cannot be pretrained; choose "
             "--pooling cls or --pooling mean, and the embedding becomes that"
         )
-    place = encoder_place(name_or_path)
-    config = open_config(name_or_path, place)
+    place = encoder_place(folder)
+    config = open_config(folder, place)
     if isinstance(config, RetroMAEConfig):
         raise RetroMAEError(
-            f"{name_or_path} is a RetroMAE checkpoint; continue it with RetroMAEForPreTraining.from_pretrained"
+            f"{named(folder)} is a RetroMAE checkpoint; continue it with RetroMAEForPreTraining.from_pretrained"
         )
     pooling = pooling or backbone_for(config).pooling
+    check_weights(folder, place)
     # The backbones know the classes of transformers alone.
-    options = {"config": config, "subfolder": place, "trust_remote_code": False}
-    with safetensors_only(name_or_path, place):
-        if not check_complete(AutoModelForMaskedLM, name_or_path, **options):
-            logger.warning("the encoder has no MLM head; a new one is trained")
-        with without_load_report():
-            encoder, info = AutoModelForMaskedLM.from_pretrained(
-                name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-            )
+    options = {"config": config, "subfolder": place, "trust_remote_code": False, "use_safetensors": True}
+    if not check_complete(AutoModelForMaskedLM, folder, **options):
+        logger.warning("the encoder has no MLM head; a new one is trained")
+    with without_load_report():
+        encoder, info = AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **options
+        )
+    encoder.name_or_path = encoder.config._name_or_path = named(folder)  # which checkpoints and adapters keep
     fields = {"encoder_config": encoder.config, "pooling": pooling, "sentence_settings": settings}
     return encoder, info["missing_keys"], fields
 
 
-def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
+def check_complete(model_class: Any, folder: Path, **options: Any) -> bool:
     """Compare the weights of a checkpoint with those of a model, by names and shapes: nothing else is read or made.
 
     `transformers` itself makes random weights of what is missing, however large a configuration says that they are.
-    Where DeepSpeed's ZeRO-3 makes the model nothing is compared, and its report is shown.
-
-    Args:
-        model_class: what is to be loaded, with `from_pretrained`.
-        name_or_path: from where.
-        **options: what `from_pretrained` takes.
-
-    Returns:
-        Whether the head of a masked LM is there, where the model has one; a new one can be trained. Nor is a pooler
-        needed, which no embedding is made of.
-
-    Raises:
-        RetroMAEError: weights are missing or have another shape.
+    Returns whether the head of a masked LM is there: a new one can be trained. A pooler is not needed either.
     """
     if is_deepspeed_zero3_enabled():  # which takes no device_map
         return True
+    options |= {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
     with without_load_report():
-        model, info = model_class.from_pretrained(
-            name_or_path,
-            device_map="meta",
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, info = model_class.from_pretrained(folder, **options)
     for name, stored, wanted in sorted(info["mismatched_keys"]):
         raise RetroMAEError(
-            f"{name_or_path} holds weights that do not fit its config.json: {name} has the shape {list(stored)} and "
+            f"{named(folder)} holds weights that do not fit its config.json: {name} has the shape {list(stored)} and "
             f"should have {list(wanted)}"
         )
     encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -479,7 +429,7 @@ def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
     needed = {name for name in (missing if has_head else missing - head) if "pooler." not in name}
     if needed:
         raise RetroMAEError(
-            f"{name_or_path} lacks {len(needed)} of its model's weights, {min(needed)} for one, which would start at "
+            f"{named(folder)} lacks {len(needed)} of its model's weights, {min(needed)} for one, which would start at "
             "random; name a folder that holds the whole model"
         )
     return has_head
@@ -488,23 +438,14 @@ def check_complete(model_class: Any, name_or_path: str, **options: Any) -> bool:
 @contextmanager
 def without_load_report() -> Iterator[None]:
     """Without what `transformers` says of missing weights; `check_complete` says it."""
-    shows_progress = transformers_logging.is_progress_bar_enabled()
+    library = logging.getLogger("transformers.modeling_utils")
+    shows_progress, level = transformers_logging.is_progress_bar_enabled(), library.level
     transformers_logging.disable_progress_bar()
-    try:
-        # ZeRO-3's report is the only word there is, see `check_complete`.
-        with filtering("transformers.modeling_utils", lambda record: is_deepspeed_zero3_enabled()):
-            yield
-    finally:
-        if shows_progress:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def filtering(name: str, is_shown: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Have a library's logger show what `is_shown` lets pass; it may raise, where a warning is to be an error."""
-    library = logging.getLogger(name)
-    library.addFilter(is_shown)
+    if not is_deepspeed_zero3_enabled():  # whose report is the only word there is
+        library.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        library.removeFilter(is_shown)
+        library.setLevel(level)
+        if shows_progress:
+            transformers_logging.enable_progress_bar()

@@ -60,7 +60,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import cached_file
 
 from ..data.disk import read_json
-from ..model.encoders import is_modular
+from ..model.encoders import is_modular, resolve
 from ..model.errors import RetroMAEError
 
 RECORD_FILE = "training.json"
@@ -161,9 +161,10 @@ def is_tuned_retriever(name_or_path: str | Path) -> bool:
     Args:
         name_or_path: a folder or a Hub name.
     """
-    if not is_modular(name_or_path):
+    folder = resolve(name_or_path, weights=False)
+    if not is_modular(folder):
         return False
-    record = read_record(name_or_path)
+    record = read_record(folder)
     return record is None or any(stage["stage"] != "pretraining" for stage in record["stages"])
 
 

@@ -18,13 +18,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from ..checkpoints.loading import is_checkpoint, load_checkpoint, load_sentence_transformer, load_tokenizer
 from ..checkpoints.onnx import compute_with_onnx, encoder_folder
 from ..data.disk import blocks, written_aside
 from ..data.text import head_of
-from ..model.encoders import MODULES, RetroMAEPreTrainedModel, find_file, use_attention
+from ..model.encoders import RetroMAEPreTrainedModel, resolve, use_attention
 from ..model.errors import RetroMAEError, check_at_least, check_choice, in_one_sentence
 from ..model.families import max_text_length
 from ..model.modeling_retromae import RetroMAEModel
@@ -104,7 +103,10 @@ def _digest(identity: str, texts: list[str]) -> str:
     return digest.hexdigest()
 
 
-MODEL_FILES = ("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*")
+MODEL_FILES = (
+    *("*.safetensors", "modules.json", "*sentence*.json", "[0-9]*_*/*"),
+    *("router_config.json", "*_[0-9]*_*/*", "[0-9]*_*/*_[0-9]*_*/*"),  # of a router, whose routes have names
+)
 """Files that make a model's embeddings what they are, and that whoever loads it from the Hub has in the cache."""
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -286,8 +288,7 @@ def model_identity(name_or_path: str) -> str:
     path = Path(name_or_path).absolute()
     folder = encoder_folder(path) if path.suffix == ".onnx" else path
     if not folder.is_dir():
-        file = find_file(name_or_path, MODULES) or find_file(name_or_path, "config.json")
-        return f"{name_or_path} {None if file is None else file.parent.name}"  # in the cache a revision has a folder
+        return f"{name_or_path} {resolve(name_or_path, weights=False).name}"  # in the cache a revision has a folder
     # sentence-transformers keeps modules in folders of their own, such as 1_Pooling, and weights in some of them.
     places = [folder, *(place for place in folder.glob("[!_]*_*/**") if place.is_dir())]
     files = [file for place in places for kind in ("safetensors", "json", "txt") for file in place.glob(f"*.{kind}")]
@@ -303,10 +304,9 @@ def model_fingerprint(name_or_path: str) -> str:
     Args:
         name_or_path: of a model that was loaded: a folder, an ONNX file in it, which stands for it, or a Hub name.
     """
-    path = Path(encoder_folder(name_or_path) if name_or_path.endswith(".onnx") else name_or_path)
-    folder = path if path.is_dir() else Path(str(cached_file(name_or_path, "config.json"))).parent
+    folder = encoder_folder(name_or_path) if name_or_path.endswith(".onnx") else resolve(name_or_path)
     digest = hashlib.sha256()
-    for file in sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()):
+    for file in sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}):
         digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
         for block in blocks(file):
             digest.update(block)

@@ -29,7 +29,6 @@ from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, AdaptArguments, FinetuneArguments
 from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, Cutting, Masking, StartArguments, TextSource
-from ..checkpoints.hub import loading
 from ..checkpoints.loading import load_sentence_transformer
 from ..data.disk import folder_written_aside, read_json, vacant, write_json
 from ..data.documents import load_documents
@@ -83,8 +82,7 @@ def adapt(args: AdaptArguments) -> dict[str, Any]:
     import_bm25s()
     check_reporters(args.report_to)
     noted = _begin(args)
-    with loading(f"{start} holds no model that can be loaded"):
-        tuned = is_tuned_retriever(start)
+    tuned = is_tuned_retriever(start)
     pretrains = not tuned if args.pretrain is None else args.pretrain
     if "pairs" not in noted:
         noted |= _hold_out(args)

@@ -22,7 +22,6 @@ from ..arguments.pretraining import (
     StartArguments,
     TextSource,
 )
-from ..checkpoints.hub import loading
 from ..checkpoints.starting_model import load_model_and_tokenizer
 from ..data.collator import DataCollatorForRetroMAE, check_label_ratio
 from ..data.disk import read_json, write_json
@@ -117,8 +116,7 @@ def complete_arguments(training_args: TrainingArguments, start: StartArguments) 
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
     tuned = False
     if (source := start.model_name_or_path) is not None:
-        with loading(f"{source} holds no model that can be loaded"):
-            tuned = is_tuned_retriever(source)
+        tuned = is_tuned_retriever(source)
     if tuned:
         logger.warning(
             "%s was tuned for retrieval already; fine-tuning it on pairs as it is usually gives more: "

@@ -95,6 +95,7 @@ def load_with_the_package() -> dict[str, Any]:
     report["loss afterwards"] = loss(model)
     for name in ("tester/encoder", "tester/nothing", "no/such/folder"):
         report[name] = command(f"export --model_name_or_path {name} --output_dir nowhere")
+    report["by name"] = command("export --model_name_or_path tester/checkpoint --output_dir encoder")
     report["convert"] = command("convert tester/pickled safe")
     report["converted"] = sorted(os.listdir("safe"))
     try:

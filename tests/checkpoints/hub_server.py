@@ -32,9 +32,8 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, files: dict[str, bytes]) -> str:
-        content = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        text = json.dumps([len(self.commits), content], sort_keys=True)
-        sha = hashlib.sha1(text.encode()).hexdigest()
+        content = {name: _digest(data) for name, data in files.items()}
+        sha = _digest(json.dumps([len(self.commits), content], sort_keys=True).encode())[:40]
         self.commits[sha] = files
         self.branches[branch] = sha
         return sha
@@ -57,13 +56,7 @@ class HubError(Exception):
 
 
 class HubServer:
-    """The server, running in a thread while the context lasts.
-
-    Attributes:
-        url: its address, for `HF_ENDPOINT`.
-        repos: the repositories by "user/name".
-        cut: by repository, the endpoint whose connections break in the middle of the request.
-    """
+    """The server, at `url`, with `repos` by "user/name"; in `cut` the endpoint of each whose connections break."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -82,7 +75,6 @@ class HubServer:
         self._server.server_close()
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """The files of a repository at a revision."""
         repo = self.repos[repo_id]
         return repo.commits[repo.resolve(revision)]
 
@@ -147,18 +139,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def user(self) -> str | None:
-        return USER if self.headers.get("Authorization") == f"Bearer {TOKEN}" else None
+    def has_user(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def needs_user(self) -> None:
-        if self.user() is None:
+        if not self.has_user():
             raise HubError(401, "", "Invalid username or password.")
 
     def find(self, name: str) -> Repo:
         """The repository, which the Hub says is not there where it is private."""
         repo = self.hub.repos.get(name)
-        if repo is None or (repo.private and self.user() is None):
-            raise HubError(401 if self.user() is None else 404, "RepoNotFound", "Repository not found")
+        if repo is None or (repo.private and not self.has_user()):
+            raise HubError(404 if self.has_user() else 401, "RepoNotFound", "Repository not found")
         return repo
 
     def on_create(self) -> Any:
@@ -171,9 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
         address = {"url": f"{self.hub.url}/{name}", "id": name}
         if name in self.hub.repos:
             raise HubError(409, "", "You already created this model repo", address)
-        repo = self.hub.repos[name] = Repo(
-            name, private=wanted.get("visibility") == "private" or wanted.get("private") is True
-        )
+        private = wanted.get("visibility") == "private" or wanted.get("private") is True
+        repo = self.hub.repos[name] = Repo(name, private)
         repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
         return address
 
@@ -187,35 +178,26 @@ class _Handler(BaseHTTPRequestHandler):
     def on_info(self, repo: Repo, revision: str = "main") -> Any:
         sha = repo.resolve(revision)
         siblings = [{"rfilename": path} for path in repo.commits[sha]]
-        return {
-            "id": repo.name,
-            "modelId": repo.name,
-            "sha": sha,
-            "private": repo.private,
-            "siblings": siblings,
-            "tags": [],
-        }
+        return {"id": repo.name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []}
 
     def on_tree(self, repo: Repo, revision: str, path: str = "") -> Any:
         files = repo.commits[repo.resolve(revision)]
         return [
-            {"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)}
+            {"type": "file", "path": name, "size": len(data), "oid": _digest(data)}
             for name, data in files.items()
             if not path or name.startswith(f"{path}/")
         ]
 
     def on_preupload(self, repo: Repo, revision: str) -> Any:
         self.needs_user()
-        there = repo.commits[repo.resolve(revision)]
-
-        def describe(file: dict[str, Any]) -> dict[str, Any]:
-            path = file["path"]
-            large = path.endswith((".safetensors", ".bin", ".onnx", ".onnx_data"))
-            digest = (lambda data: hashlib.sha256(data).hexdigest()) if large else _git_oid
-            oid = digest(there[path]) if path in there else None
-            return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
-
-        return {"files": [describe(file) for file in json.loads(self.body)["files"]]}
+        paths = [file["path"] for file in json.loads(self.body)["files"]]
+        modes = ["lfs" if path.endswith((".safetensors", ".bin", ".onnx")) else "regular" for path in paths]
+        return {
+            "files": [
+                {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
+                for path, mode in zip(paths, modes, strict=True)
+            ]
+        }
 
     def on_lfs_batch(self, repo: Repo) -> Any:
         self.needs_user()
@@ -227,16 +209,13 @@ class _Handler(BaseHTTPRequestHandler):
         return {"transfer": "basic", "objects": objects}
 
     def on_lfs_upload(self, repo: str, oid: str) -> Any:
-        if hashlib.sha256(self.body).hexdigest() != oid:
-            raise HubError(400, "", "the content is not what its name says")
+        assert _digest(self.body) == oid
         self.hub.blobs[oid] = self.body
         return {}
 
     def on_commit(self, repo: Repo, revision: str) -> Any:
         self.needs_user()
-        files = dict(repo.commits[repo.resolve(revision)])
-        if revision not in repo.branches:
-            raise HubError(400, "", "commits go to branches")
+        files = dict(repo.commits[repo.branches[revision]])
         for line in self.body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -254,9 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in repo.commits[sha]:
             raise HubError(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": sha})
         data = repo.commits[sha][path]
-        return data, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        return data, {"X-Repo-Commit": sha, "ETag": f'"{_digest(data)}"'}
 
 
-def _git_oid(data: bytes) -> str:
-    """What git calls a blob."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

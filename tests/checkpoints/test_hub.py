@@ -223,6 +223,10 @@ def test_what_cannot_be_loaded_is_told_in_a_sentence(with_the_package, name, sai
     assert said in sentence
 
 
+def test_a_checkpoint_is_exported_by_name(with_the_package):
+    assert with_the_package["by name"] == {"status": 0, "errors": []}
+
+
 def test_pickled_weights_are_converted_by_name(with_the_package):
     assert with_the_package["convert"] == {"status": 0, "errors": []}
     assert with_the_package["converted"] == ["config.json", "model.safetensors"]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, T5Config, T5EncoderMode
 from retromae_hf import RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining, RetroMAEModel, export_encoder
 from retromae_hf.checkpoints.loading import load_checkpoint, load_config, load_sentence_transformer, load_tokenizer
 from retromae_hf.commands.main import main
-from retromae_hf.retrieval.embedders import load_embedder, model_identity
+from retromae_hf.retrieval.embedders import load_embedder, model_fingerprint, model_identity
 
 REVISION = "a" * 40
 
@@ -245,20 +245,68 @@ def test_a_model_is_told_from_the_next_by_weights_in_folders_too(nested):
     assert model_identity(str(nested)) != before
 
 
-@pytest.mark.parametrize("kind", ["nested", "static", "plain"])
-def test_a_model_of_the_hub_is_told_by_its_revision(kind, request, tmp_path, monkeypatch):
-    """As it lies in the cache of a machine without a network, whether or not it brings code of its own."""
-    snapshot = tmp_path / "models--someone--model" / "snapshots" / REVISION
-    shutil.copytree(request.getfixturevalue(kind), snapshot)
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Puts a folder into the cache of a machine without a network, as someone/model."""
+
+    def put(folder: Path, whole: bool = True) -> None:
+        repository = tmp_path / "cache" / "models--someone--model"
+        snapshot = shutil.copytree(folder, repository / "snapshots" / REVISION)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(REVISION)
+        if whole:  # then the list of the repository's files is kept beside it
+            files = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
+            listed = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "b"} for name in files}}
+            (repository / "trees").mkdir()
+            (repository / "trees" / f"{REVISION}.json").write_text(json.dumps(listed))
+        for constants in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+            monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    return put
+
+
+@pytest.mark.parametrize("kind", ["nested", "static", "router", "plain"])
+def test_a_model_of_the_hub_is_that_of_its_folder(kind, request, cache):
+    folder = request.getfixturevalue(kind)
     if kind == "plain":
-        change(snapshot / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(REVISION)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+        change(folder / "config.json", auto_map={"AutoConfig": "own.Config"})
+    cache(folder)
     assert model_identity("someone/model") == f"someone/model {REVISION}"
-    if kind == "nested":
-        assert RetroMAEForPreTraining.from_encoder("someone/model").config.hidden_size == 32
+    assert model_fingerprint("someone/model") == model_fingerprint(str(folder))
+    of_hub, of_folder = (load_embedder(name).queries(["otter"]) for name in ("someone/model", str(folder)))
+    assert torch.equal(of_hub, of_folder)
+    if kind != "static":
+        model = RetroMAEForPreTraining.from_encoder("someone/model")
+        assert model.config.hidden_size == load_config("someone/model").hidden_size == 32
+        assert model.encoder.name_or_path == model.config.encoder_config._name_or_path == "someone/model"
         assert load_tokenizer("someone/model")("otter").input_ids
-    if kind != "plain":
-        assert len(load_embedder("someone/model").queries(["otter"])) == 1
+
+
+def test_what_other_programs_left_in_the_cache_may_be_a_part(nested, cache):
+    """Of a sentence-transformers model `AutoModel` fetches the encoder alone, which does not say how it is pooled."""
+    cache(nested / "0_Transformer", whole=False)
+    for load in (load_embedder, RetroMAEForPreTraining.from_encoder, load_tokenizer, load_config):
+        with pytest.raises(RetroMAEError, match=r"^someone/model holds no model .* with: hf download someone/model$"):
+            load("someone/model")
+
+
+def test_a_pooling_that_is_not_in_the_cache_is_not_another_one(nested, cache):
+    (nested / "1_Pooling" / "config.json").unlink()
+    cache(nested, whole=False)
+    with pytest.raises(RetroMAEError, match="someone/model makes its embeddings by unknown pooling"):
+        RetroMAEForPreTraining.from_encoder("someone/model")
+
+
+def test_a_pickle_of_the_hub_is_refused_by_its_name(plain, cache):
+    (plain / "model.safetensors").rename(plain / "pytorch_model.bin")
+    cache(plain)
+    for load in (RetroMAEForPreTraining.from_encoder, load_embedder):
+        with pytest.raises(RetroMAEError, match=r"a pickle such .* with: retromae-hf convert someone/model FOLDER"):
+            load("someone/model")
+
+
+def test_two_routers_differ_by_the_weights_of_their_routes(router):
+    before = model_fingerprint(str(router))
+    file = next(router.glob("query_0_*")) / "model.safetensors"
+    rewrite(file, lambda old: {name: -one for name, one in old.items()})
+    assert model_fingerprint(str(router)) != before

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from ...model.errors import RetroMAEError, in_one_sentence
-from ...retrieval.rankings import search_bm25
+from ...retrieval.rankings import BM25Index
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -84,7 +84,7 @@ def mine_with_bm25(pairs: Dataset, documents: list[str], count: int, depth: int,
     for query, positive in told:
         positives.setdefault(query, set()).add(positive)
     queries = list(positives)
-    _, found = search_bm25(queries, documents, depth)
+    _, found = BM25Index(documents).search(queries, depth)
     draw = random.Random(seed)
     negatives: dict[str, list[str]] = {}
     for query, places in zip(queries, found.tolist(), strict=True):

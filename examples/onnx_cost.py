@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retromae_hf.checkpoints.onnx import ONNX_FILE, export_onnx
+from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_tasks
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     onnx = Path(args.encoder) / ONNX_FILE
     files = {"PyTorch": None, "ONNX": onnx, "ONNX, int8": onnx.with_name("model_int8.onnx")}
     for name, file in files.items():
-        results = evaluate_model(str(file or args.encoder), tasks)["tasks"]
+        results = evaluate_model(load_embedder(str(file or args.encoder)), tasks)["tasks"]
         report["models"][name] = {
             "megabytes": round((file or Path(args.encoder) / "model.safetensors").stat().st_size / 1e6, 1),
             "tasks": {task: found["measures"] for task, found in results.items()},

@@ -380,7 +380,10 @@ def writable(file: str) -> Path:
     with in_one_sentence(f"output {file!r} cannot be written"):
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         path.open("a", encoding="utf-8").close()
+        if is_new:
+            path.unlink()  # a run that fails leaves no empty file
     return path
 
 

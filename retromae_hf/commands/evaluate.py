@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-from ..model.errors import RetroMAEError, check_at_least
+from ..model.errors import check_at_least, check_choice
 from .common import command, parse, writable, writable_folder
 
 
@@ -75,41 +75,37 @@ class EvaluateArguments:
     )
 
     def __post_init__(self) -> None:
-        from ..retrieval.rankings import EXACT, FAISS
-
         check_at_least(1, batch_size=self.batch_size, num_proc=self.num_proc, max_documents=self.max_documents)
-        if self.search not in (None, EXACT, FAISS):
-            raise RetroMAEError(f"search={self.search!r} is unknown; choose {EXACT} or {FAISS}")
+        if self.search is not None:
+            check_choice("search", self.search, ("exact", "faiss"))
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Measure a model on tasks, print the table and write the results."""
     (args,) = parse("evaluate", "Measure how well a model retrieves.", [EvaluateArguments], argv)
-    from ..retrieval.embedders import process_state
-    from ..retrieval.evaluation import evaluate_model, format_table
+    from ..retrieval.embedders import load_embedder, process_state
+    from ..retrieval.evaluation import BM25, evaluate_model, format_table
     from ..retrieval.tasks import load_tasks, write_mteb_results
 
     output = None if args.output is None else writable(args.output)
-    folders = {
-        name: None if getattr(args, name) is None else writable_folder(getattr(args, name))
-        for name in ("run_dir", "embeddings_dir")
-    }
+    run_dir, embeddings_dir = (
+        None if folder is None else writable_folder(folder) for folder in (args.run_dir, args.embeddings_dir)
+    )
+    embedder = None
     with process_state().main_process_first():  # it downloads what others then find
         tasks = load_tasks(args.dataset, args.num_proc, args.split, args.max_documents)
-    results = evaluate_model(
-        args.model_name_or_path,
-        tasks,
-        args.batch_size,
-        args.search,
-        args.bm25,
-        **folders,
-        trust_remote_code=args.trust_remote_code,
-        attn_implementation=args.attn_implementation,
-        dtype=args.dtype,
-        query_prompt=args.query_prompt,
-        passage_prompt=args.passage_prompt,
-    )
+        if args.model_name_or_path != BM25:
+            embedder = load_embedder(
+                args.model_name_or_path,
+                batch_size=args.batch_size,
+                trust_remote_code=args.trust_remote_code,
+                attn_implementation=args.attn_implementation,
+                dtype=args.dtype,
+                query_prompt=args.query_prompt,
+                passage_prompt=args.passage_prompt,
+            )
+    results = evaluate_model(embedder, tasks, args.search, args.bm25, embeddings_dir, run_dir)
     if results is None:
         return
     if output is not None:

@@ -144,7 +144,7 @@ def check_text(source: str, text_column: str, kind: pa.DataType) -> None:
 
 def _text_of(rows: Dataset, source: str, text: TextSource) -> Dataset:
     """The documents in the rows of a dataset: `text` as text, and the columns that name them."""
-    columns = {"text_column": text.text_column, "title_column": text.title_column}
+    columns: dict[str, Any] = {"text_column": text.text_column, "title_column": text.title_column}
     check_columns(source, text, rows.column_names)
     check_text(source, text.text_column, rows.features.arrow_schema.field(text.text_column).type)
     rows = rows.select_columns([name for name in rows.column_names if name in (*columns.values(), *NAME_COLUMNS)])

@@ -62,9 +62,9 @@ class DatasetShards:
     def __init__(self, rows: IterableDataset, source: str, text: TextSource) -> None:
         self.num_shards = rows.num_shards
         self._source = source
-        self._columns = {"text_column": text.text_column, "title_column": text.title_column}
+        self._columns: dict[str, Any] = {"text_column": text.text_column, "title_column": text.title_column}
         columns = rows.column_names or [text.text_column]
-        wanted = {text.text_column}
+        wanted: set[str | None] = {text.text_column}
         if is_titled(columns, **self._columns):
             wanted |= {text.title_column, *NAME_COLUMNS}
         self._rows = rows.select_columns([column for column in columns if column in wanted]).with_format("arrow")

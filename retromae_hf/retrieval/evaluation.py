@@ -1,4 +1,23 @@
-"""Results of an evaluation as a table that people read, in a terminal as on a page."""
+"""Evaluates a model on retrieval tasks: embed, search, score, with BM25 beside it.
+
+The results are one object for a model: `schema` (1), `model` (as it was named, or "bm25"), `fingerprint` (see
+`model_fingerprint`, by which a card knows its results), `dtype` (in which it embeds; both null for "bm25") and `tasks`,
+by the folder's or the benchmark's name. A task's entry holds:
+
+    num_queries             judged ones, which the measures are means over
+    num_documents           and max_documents, of how many `sampled` made the task, or null
+    num_unjudged_queries    left out
+    missing_ids             what the qrels name and the collection lacks, see `MissingIds`
+    num_queries_in_corpus   by their ids; unless judged, they are left out of their own hits
+    benchmark               of a task of MTEB that was not sampled, see `RetrievalTask`; else null
+    query_prompt            in front of every query, where it is not the model's own; likewise passage_prompt
+    search                  "exact" or "faiss"; null for the model "bm25"
+    measures                by name, in [0, 1]
+    bm25                    where it was asked for: its measures, and by measure the paired_test of the model against it
+    hybrid                  then also both rankings by `reciprocal_rank_fusion`, and the paired_test against the model
+    seconds                 that embed, search, bm25 and hybrid (the joining alone) took; documents that an earlier run
+                            embedded cost nothing
+"""
 
 from __future__ import annotations
 
@@ -12,8 +31,17 @@ from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
-from .embedders import Embedder, embed_to_shards, load_embedder, model_fingerprint, model_identity, process_state
-from .measures import MEASURE_NAMES, Run, mean_values, paired_test, score_queries, score_run
+from .embedders import Embedder, embed_to_shards, model_fingerprint, process_state
+from .measures import (
+    MEASURE_NAMES,
+    SIGNIFICANT,
+    Run,
+    markdown_table,
+    mean_values,
+    paired_test,
+    score_queries,
+    score_run,
+)
 from .rankings import (
     BLOCK_DOCUMENTS,
     EXACT,
@@ -28,62 +56,6 @@ from .rankings import (
     write_trec_run,
 )
 from .tasks import RetrievalTask
-
-SIGNIFICANT = 0.05
-"""The p-value below which a difference is marked."""
-
-
-def format_table(results: dict[str, Any]) -> str:
-    """A Markdown table for every task, a row a ranking: the model's, BM25's and both joined, where they were measured.
-
-    Args:
-        results: as `evaluation` describes them, of earlier versions too.
-    """
-    tables = [_table(results["model"], task, entry) for task, entry in results["tasks"].items()]
-    if any(BM25 in entry for entry in results["tasks"].values()):
-        tables.append(
-            "**: the best of its column. + and -: above and below the model by more than chance "
-            f"(paired randomisation test, p < {SIGNIFICANT})."
-        )
-    return "\n\n".join(tables)
-
-
-def _table(model: str, task: str, entry: dict[str, Any]) -> str:
-    rankings: dict[str, tuple[Any, Any]] = {"BM25" if model == BM25 else model: (entry["measures"], {})}
-    rankings |= {
-        name: (entry[kind]["measures"], entry[kind]["paired_test"])
-        for kind, name in ((BM25, "BM25"), (HYBRID, "both joined"))
-        if kind in entry
-    }
-    took = entry["seconds"]
-    alone = [took.get("embed", 0) + took.get("search", 0), took.get(BM25, 0)]
-    seconds = [sum(alone)] if len(rankings) == 1 else [*alone, sum(took.values())]
-    rows = [["", *MEASURE_NAMES.values(), "seconds"]]
-    for (name, (measures, tests)), spent in zip(rankings.items(), seconds, strict=False):
-        cells = []
-        for measure in MEASURE_NAMES:
-            value = measures[measure]
-            best = len(rankings) > 1 and value == max(others[measure] for others, _ in rankings.values())
-            # BM25's test is the model's against it, the other one's against the model.
-            sign = -1 if name == "BM25" else 1
-            cells.append(_cell(value, best, sign, tests.get(measure)))
-        rows.append([name, *cells, f"{spent:,.1f}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    lines.insert(1, f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
-    size = f"{task}: {entry['num_queries']:,} queries, {entry['num_documents']:,} documents"
-    if entry.get("max_documents") is not None:
-        size += f", a sample (--max_documents {entry['max_documents']})"
-    return "\n".join([size, "", *lines])
-
-
-def _cell(value: float, best: bool, sign: int, test: dict[str, float] | None) -> str:
-    """A measure with its marks, as wide as any other one."""
-    frame, mark = "**" if best else "  ", " "
-    if test is not None and test["p_value"] < SIGNIFICANT:
-        mark = "+" if sign * test["difference"] > 0 else "-"
-    return f"{frame}{value:.3f}{frame}{mark}"
-
 
 SCHEMA = 1
 BM25, HYBRID = "bm25", "hybrid"
@@ -111,50 +83,32 @@ def evaluate_bm25(task: RetrievalTask) -> dict[str, float]:
 
 
 def evaluate_model(
-    name_or_path: str,
+    embedder: Embedder | None,
     tasks: Sequence[RetrievalTask],
-    batch_size: int | None = None,
     search: str | None = None,
     bm25: bool = False,
     embeddings_dir: str | Path | None = None,
     run_dir: str | Path | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-    dtype: str = "float32",
-    query_prompt: str | None = None,
-    passage_prompt: str | None = None,
 ) -> dict[str, Any] | None:
-    """Evaluate a model on tasks; under `accelerate launch` every process has to call it, and they share the embedding.
+    """The results of a model on tasks; the processes of `accelerate launch` call it together and share the embedding.
 
     Args:
-        name_or_path: a checkpoint, an exported encoder, any sentence-transformers model, or "bm25".
+        embedder: as `load_embedder` gives it; None evaluates BM25 alone.
         tasks: each with a name of its own.
-        batch_size: texts a batch; None: `texts_a_batch`.
         search: "exact" or "faiss"; None chooses by the size of the task, see `choose_search`.
         bm25: whether to measure BM25 and both rankings joined beside the model, and to test the differences.
         embeddings_dir: where embeddings are kept, so that a killed run goes on and the next one embeds nothing; None
             takes a temporary folder. Processes on several machines need one that they all see.
-        run_dir: an existing folder for runs in TREC's format, `<task>-dense.trec`, `<task>-bm25.trec` and
-            `<task>-hybrid.trec`.
-        trust_remote_code: whether code that comes with the model may run.
-        attn_implementation: see `load_embedder`.
-        dtype: likewise.
-        query_prompt: likewise.
-        passage_prompt: likewise.
+        run_dir: an existing folder for runs in TREC's format, <task>-dense.trec and likewise bm25 and hybrid.
 
     Returns:
-        The results as the module's docstring describes them in the main process; None in the others.
-
-    Raises:
-        RetroMAEError: there is no such model, a package is missing, or an id does not fit TREC's format.
+        In the main process what the module's docstring describes; None in the others.
     """
     state = process_state()
-    dense = name_or_path != BM25
-    bm25 = bm25 or not dense
+    bm25 = bm25 or embedder is None
     searches = {
         task.name: search or choose_search(len(task.queries), len(task.documents), state.device)
-        for task in tasks
-        if dense
+        for task in (tasks if embedder is not None else [])
     }
     if FAISS in searches.values():
         import_faiss()
@@ -163,55 +117,44 @@ def evaluate_model(
     if run_dir is not None:
         for task in tasks:
             check_trec_ids(task)
+    fingerprint = model_fingerprint(embedder.name) if embedder is not None and state.is_main_process else None
+    entries = {}
     with _folder_for_all(embeddings_dir) as folder:
-        if dense:
-            progress = state.is_local_main_process
-            embedder = load_embedder(
-                name_or_path,
-                batch_size,
-                progress,
-                trust_remote_code,
-                attn_implementation,
-                dtype,
-                query_prompt,
-                passage_prompt,
-            )
-            identity = model_identity(name_or_path)
-            if dtype != "float32":
-                identity += f" {dtype}"
-            if passage_prompt is not None:
-                identity += f" {passage_prompt!r}"
-            embedded = {
-                task.name: _timed(
-                    embed_to_shards, list(task.documents.values()), embedder.documents, identity, folder / task.name
-                )
-                for task in tasks
-            }
+        embedded = {}
+        if embedder is not None:
+            for task in tasks:
+                texts = list(task.documents.values())
+                embedded[task.name] = _timed(embed_to_shards, embedder, texts, folder / task.name)
         # All that processes do together is done: none waits for what the main one does alone, up to a timeout.
         if not state.is_main_process:
             return None
-        results = {}
         for task in tasks:
             runs: dict[str, Run] = {}
             seconds: dict[str, float] = {}
-            if dense:
-                shards, seconds["embed"] = embedded[task.name]
-                how = searches[task.name]
+            if embedder is not None:
+                how, (shards, seconds["embed"]) = searches[task.name], embedded[task.name]
                 runs["dense"], seconds["search"] = _timed(dense_run, task, embedder, shards, how, state.device)
             if bm25:
                 runs[BM25], seconds[BM25] = _timed(bm25_run, task)
             if len(runs) == 2:
                 runs[HYBRID], seconds[HYBRID] = _timed(reciprocal_rank_fusion, *runs.values())
             if run_dir is not None:
-                name = "_".join(Path(name_or_path).name.split())
+                name = "" if embedder is None else "_".join(Path(embedder.name).name.split())
                 for kind, run in runs.items():
-                    tag = {BM25: BM25, HYBRID: f"{name}+{BM25}"}.get(kind, name)
+                    tag = {"dense": name, BM25: BM25, HYBRID: f"{name}+{BM25}"}[kind]
                     write_trec_run(run, Path(run_dir) / f"{task.name}-{kind}.trec", tag)
-            entry = describe(task, runs, searches.get(task.name), seconds)
-            results[task.name] = {"query_prompt": query_prompt, "passage_prompt": passage_prompt, **entry}
-    fingerprint = model_fingerprint(name_or_path) if dense else None
-    of_model = {"model": name_or_path, "fingerprint": fingerprint, "dtype": dtype if dense else None}
-    return {"schema": SCHEMA, **of_model, "tasks": results}
+            entries[task.name] = {
+                "query_prompt": None if embedder is None else embedder.query_prompt,
+                "passage_prompt": None if embedder is None else embedder.passage_prompt,
+                **describe(task, runs, searches.get(task.name), seconds),
+            }
+    return {
+        "schema": SCHEMA,
+        "model": BM25 if embedder is None else embedder.name,
+        "fingerprint": fingerprint,
+        "dtype": None if embedder is None else embedder.dtype,
+        "tasks": entries,
+    }
 
 
 def describe(
@@ -226,7 +169,7 @@ def describe(
         "num_unjudged_queries": task.num_unjudged_queries,
         "missing_ids": dataclasses.asdict(task.missing_ids),
         "num_queries_in_corpus": len(task.queries_in_corpus),
-        "benchmark": None if task.benchmark is None else dataclasses.asdict(task.benchmark),
+        "benchmark": task.benchmark,
         "search": search,
         "measures": mean_values(first),
     }
@@ -239,6 +182,42 @@ def describe(
     return {**entry, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 
+def format_table(results: dict[str, Any]) -> str:
+    """A Markdown table for every task, a row a ranking: the model's, BM25's and both joined, where measured."""
+    tables = [_table(results["model"], task, entry) for task, entry in results["tasks"].items()]
+    if any(BM25 in entry for entry in results["tasks"].values()):
+        tables.append(
+            "**: the best of its column. + and -: above and below the model by more than chance "
+            f"(paired randomisation test, p < {SIGNIFICANT})."
+        )
+    return "\n\n".join(tables)
+
+
+def _table(model: str, task: str, entry: dict[str, Any]) -> str:
+    took = entry["seconds"]
+    rankings = [("BM25", entry, (BM25,)) if model == BM25 else (model, entry, ("embed", "search"))]
+    for kind, name, parts in ((BM25, "BM25", (BM25,)), (HYBRID, "both joined", tuple(took))):
+        if kind in entry:
+            rankings.append((name, entry[kind], parts))
+    rows = []
+    for name, ranking, parts in rankings:
+        cells = []
+        for measure in MEASURE_NAMES:
+            value = ranking["measures"][measure]
+            best = len(rankings) > 1 and value == max(other["measures"][measure] for _, other, _ in rankings)
+            frame, mark = "**" if best else "  ", " "
+            test = ranking.get("paired_test", {}).get(measure)
+            if test is not None and test["p_value"] < SIGNIFICANT:
+                # BM25's test is the model's against it, the other one's against the model.
+                mark = "+" if (test["difference"] > 0) == (name != "BM25") else "-"
+            cells.append(f"{frame}{value:.3f}{frame}{mark}")
+        rows.append([name, *cells, f"{sum(took.get(part, 0) for part in parts):,.1f}"])
+    size = f"{task}: {entry['num_queries']:,} queries, {entry['num_documents']:,} documents"
+    if entry.get("max_documents") is not None:
+        size += f", a sample (--max_documents {entry['max_documents']})"
+    return f"{size}\n\n{markdown_table(['', *MEASURE_NAMES.values(), 'seconds'], rows, aligned=True)}"
+
+
 def _timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
     """What a function returns, and the seconds that it took."""
     started = time.perf_counter()
@@ -247,7 +226,7 @@ def _timed(function: Callable[..., Result], *args: Any) -> tuple[Result, float]:
 
 @contextmanager
 def _folder_for_all(folder: str | Path | None) -> Iterator[Path]:
-    """The folder; for None a temporary one of the main process, which the others are told and which it takes away."""
+    """The folder; for None a temporary one that the main process makes and removes, and whose name the others get."""
     if folder is not None:
         yield Path(folder)
         return

@@ -1,4 +1,4 @@
-"""Retrieval measures of a run, and whether two runs differ by more than chance: pure functions over ir-measures."""
+"""Retrieval measures of a run, whether two runs differ by more than chance, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ MEASURE_NAMES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall
 DEFAULT_MEASURES = tuple(MEASURE_NAMES)
 RESAMPLES = 9999
 
+SIGNIFICANT = 0.05
+"""The p-value below which a difference is marked."""
+
 MAX_GRADE = 10_000
 """No collection grades higher, and trec_eval counts from 0 to the highest grade for every query."""
 
@@ -39,16 +42,8 @@ Run = Mapping[str, Mapping[str, float]]
 def score_queries(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEASURES) -> dict[str, dict[str, float]]:
     """Measures of every judged query, equal to those of trec_eval (`pytrec_eval`), its order of equal scores included.
 
-    A judged query that the run does not have scores 0. Queries of the run without judgments are left out.
-
-    Args:
-        measures: `ndcg@k`, `mrr@k`, `recall@k` and `map@k`; all but recall also without `@k`, over the whole run.
-
-    Returns:
-        Values in [0, 1], by measure and query.
-
-    Raises:
-        RetroMAEError: a measure is unknown, no query has judgments, or an id, a grade or a score is none.
+    Measures are `ndcg@k`, `mrr@k`, `recall@k` and `map@k`; all but recall also without `@k`, over the whole run. A
+    judged query that the run does not have scores 0. Queries of the run without judgments are left out.
     """
     parsed = {name: _parse(name) for name in measures}
     # trec_eval is C code: what is wrong here ends the process, or is scored as something else.
@@ -87,11 +82,7 @@ def check_ids(what: str, ids: Iterable[Any]) -> None:
 
 
 def whole_grade(grade: Any) -> int:
-    """A grade as it is scored: a whole number, whatever its type (1.0 is 1), and 0 where it is below.
-
-    Raises:
-        RetroMAEError: it is no whole number, or above `MAX_GRADE`.
-    """
+    """A grade as it is scored: a whole number, whatever its type (1.0 is 1), and 0 where it is below."""
     try:
         whole = int(grade)
     except (TypeError, ValueError, OverflowError):
@@ -141,17 +132,8 @@ def paired_test(values: Mapping[str, float], baseline: Mapping[str, float]) -> d
     """Two-sided paired randomisation test of one measure of two runs over the same queries.
 
     Under the null hypothesis each query's two values might as well have been exchanged. All exchanges are tried where
-    there are fewer than 10,000 of them (up to 13 queries), otherwise 9,999 random ones, always the same.
-
-    Args:
-        values: the measure by query.
-        baseline: that of the run to compare with.
-
-    Returns:
-        `difference`, the mean of `values` minus that of `baseline`, and `p_value`.
-
-    Raises:
-        RetroMAEError: the runs were not scored on the same queries.
+    there are fewer than 10,000 of them (up to 13 queries), otherwise 9,999 random ones, always the same. `difference`
+    is the mean of `values`, the measure by query, minus that of `baseline`.
     """
     if values.keys() != baseline.keys() or not values:
         raise RetroMAEError("the two runs were scored on different queries; score both with the same qrels")
@@ -167,3 +149,24 @@ def paired_test(values: Mapping[str, float], baseline: Mapping[str, float]) -> d
             rng=np.random.default_rng(42),
         ).pvalue
     return {"difference": float(differences.mean()), "p_value": float(p_value)}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, aligned: bool = False) -> str:
+    """A Markdown table.
+
+    Args:
+        header: the titles of the columns.
+        rows: the cells of each row.
+        left: how many of the first columns are aligned to the left; the others hold figures, aligned to the right.
+        aligned: whether to pad all cells of a column to one width, for a table that is read in a terminal.
+    """
+    columns = []
+    for place, column in enumerate(zip(header, *rows, strict=True)):
+        width = max(map(len, column)) if aligned else 0
+        if place < left:
+            cells, rule = [cell.ljust(width) for cell in column], "-" * max(width + 2, 3)
+        else:
+            cells, rule = [cell.rjust(width) for cell in column], "-" * max(width + 1, 3) + ":"
+        title, *others = [f" {cell} " if cell else " " for cell in cells]
+        columns.append([title, rule, *others])
+    return "\n".join(f"|{'|'.join(line)}|" for line in zip(*columns, strict=True))

@@ -1,9 +1,9 @@
-"""Nearest documents by dot product: exactly, a block of embeddings at a time, or through an index of faiss."""
+"""Rankings of documents: by dot product, exactly or through an index of faiss, by BM25, and several joined to one."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,6 @@ BLOCK_QUERIES = 1024
 BLOCK_DOCUMENTS = 8192
 
 
-def rank(queries: Tensor, documents: Tensor, depth: int = RANKING_DEPTH) -> tuple[Tensor, Tensor]:
-    """The `depth` documents nearest to each query by dot product, best first: scores and indices, both `[Q, depth]`.
-
-    Args:
-        queries: `[Q, H]`.
-        documents: `[N, H]`; where N is less than `depth`, N columns are returned.
-    """
-    return search_exact(queries, documents.split(BLOCK_DOCUMENTS), depth)
-
-
 @torch.inference_mode()
 def search_exact(
     queries: Tensor,
@@ -44,10 +34,10 @@ def search_exact(
     depth: int = RANKING_DEPTH,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Like `rank`, over documents that come a block `[n, H]` at a time: only one block is held with its scores.
+    """The `depth` documents nearest to each query by dot product, best first: scores and indices, both `[Q, depth]`.
 
-    Args:
-        device: where to compute; the results are on the CPU.
+    Of queries `[Q, H]` and documents that come a block `[n, H]` at a time, of which one is held with its scores; where
+    they are less than `depth`, so many columns are returned.
     """
     queries = queries.to(device, torch.float32)
     best_scores = queries.new_empty(len(queries), 0)
@@ -70,14 +60,8 @@ def search_faiss(
     """Like `search_exact`, approximately: each query is compared with the documents of the nearest clusters alone.
 
     An inverted file of sqrt(N) clusters (k-means on a sample of 64 documents for each), its vectors in float16. A
-    sixteenth of the clusters is searched, and 16 at least. More clusters would take longer to make than they save.
-
-    Args:
-        blocks: of documents; gone through twice, so no generator.
-        num_documents: N, those of all blocks together.
-
-    Returns:
-        Scores and indices; an index of -1 fills a row up whose clusters hold fewer documents than `depth`.
+    sixteenth of the clusters is searched, and 16 at least. More clusters would take longer to make than they save. An
+    index of -1 fills a row up whose clusters hold fewer documents than `depth`. The blocks are gone through twice.
     """
     faiss = import_faiss()
     # faiss wants 39 documents a cluster at least.
@@ -105,102 +89,11 @@ def choose_search(num_queries: int, num_documents: int, device: torch.device | s
 
 def import_faiss() -> Any:
     """faiss, or one sentence on how to get it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise RetroMAEError(
-            f"the search of a large corpus needs faiss; pip install 'retromae-hf[faiss]', or ask for {EXACT} search"
-        ) from error
-    return faiss
-
-
-def reciprocal_rank_fusion(*runs: Run, k: int = 60, depth: int = RANKING_DEPTH) -> dict[str, dict[str, float]]:
-    """One run of several (Cormack, Clarke and Büttcher 2009): a document scores the sum of 1 / (k + its ranks).
-
-    Ranks count from 1; a run that lacks a document adds nothing. Documents of equal score stand in trec_eval's order,
-    in the runs and in what comes out, so that the same runs give the same one.
-
-    Args:
-        runs: any number, each with the queries that it answers.
-        k: how little the first ranks are ahead of the next ones; 60 is the paper's.
-        depth: documents of a query that stay.
-
-    Returns:
-        The best documents of each query of any run, best first.
-    """
-    scores: dict[str, dict[str, float]] = {}
-    for run in runs:
-        for query, hits in run.items():
-            summed = scores.setdefault(query, {})
-            for rank, document in enumerate(best_first(hits), start=1):
-                summed[document] = summed.get(document, 0.0) + 1 / (k + rank)
-    joined = {}
-    for query, summed in scores.items():
-        # Sums that are equal but for rounding are equal to trec_eval, and in a run on file.
-        rounded = {document: float(np.float32(score)) for document, score in summed.items()}
-        joined[query] = {document: rounded[document] for document in best_first(rounded)[:depth]}
-    return joined
-
-
-def best_first(hits: Mapping[str, float]) -> list[str]:
-    """Documents as trec_eval ranks them: of equal scores the greater id comes first."""
-    return sorted(hits, key=lambda document: (hits[document], document), reverse=True)
-
-
-def dense_run(
-    task: RetrievalTask, embedder: Embedder, documents: Iterable[Tensor], search: str, device: torch.device | str
-) -> dict[str, dict[str, float]]:
-    """The documents nearest to each query, see `Embedder`.
-
-    Args:
-        documents: the embeddings of the task's documents in their order, in blocks `[n, H]`; no generator.
-        search: "exact" or "faiss".
-        device: where to search exactly.
-    """
-    queries = embedder.queries(list(task.queries.values()))
-    if search == FAISS:
-        scores, indices = search_faiss(queries, documents, len(task.documents), _depth(task))
-    else:
-        scores, indices = search_exact(queries, documents, _depth(task), device)
-    return _with_ids(task, scores, indices)
-
-
-def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
-    """The best documents by BM25."""
-    return _with_ids(task, *search_bm25(list(task.queries.values()), list(task.documents.values()), _depth(task)))
-
-
-def _depth(task: RetrievalTask) -> int:
-    """Hits to ask for, so that `RANKING_DEPTH` are left."""
-    return RANKING_DEPTH + bool(task.queries_in_corpus)
-
-
-def _with_ids(task: RetrievalTask, scores: Any, indices: Any) -> dict[str, dict[str, float]]:
-    """A run of scores and indices `[Q, depth]`, where an index of -1 is none.
-
-    It has no hit on the query itself, see `RetrievalTask.queries_in_corpus`.
-    """
-    ids = list(task.documents)
-    themselves = task.queries_in_corpus
-    run = {}
-    for query, row, row_scores in zip(task.queries, indices.tolist(), scores.tolist(), strict=True):
-        hits = ((ids[index], score) for index, score in zip(row, row_scores, strict=True) if index >= 0)
-        others = (hit for hit in hits if hit[0] != query or query not in themselves)
-        run[query] = dict(islice(others, RANKING_DEPTH))
-    return run
-
-
-def search_bm25(queries: list[str], documents: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `search_exact`, by BM25, see `BM25Index`."""
-    return BM25Index(documents).search(queries, depth)
+    return import_extra("faiss", f"the search of a large corpus, where it is not to be {EXACT},", "faiss")
 
 
 class BM25Index:
-    """Documents to be searched by all their words but English stop words (bm25s).
-
-    Raises:
-        RetroMAEError: the documents hold no words, or bm25s is missing.
-    """
+    """Documents to be searched by all their words but English stop words (bm25s)."""
 
     def __init__(self, documents: list[str]):
         self._bm25s = import_bm25s()
@@ -222,6 +115,69 @@ def import_bm25s() -> Any:
     bm25s = import_extra("bm25s", "BM25", "retrieval")
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # left to itself it tells what it is doing at every step
     return bm25s
+
+
+def dense_run(
+    task: RetrievalTask, embedder: Embedder, documents: Iterable[Tensor], search: str, device: torch.device | str
+) -> dict[str, dict[str, float]]:
+    """The documents nearest to each query; their embeddings come in the task's order, in blocks `[n, H]`."""
+    queries = embedder.queries(list(task.queries.values()))
+    if search == FAISS:
+        return _of_task(task, *search_faiss(queries, documents, len(task.documents), _depth(task)))
+    return _of_task(task, *search_exact(queries, documents, _depth(task), device))
+
+
+def bm25_run(task: RetrievalTask) -> dict[str, dict[str, float]]:
+    """The best documents by BM25."""
+    index = BM25Index(list(task.documents.values()))
+    return _of_task(task, *index.search(list(task.queries.values()), _depth(task)))
+
+
+def _depth(task: RetrievalTask) -> int:
+    """Hits to ask for, so that `RANKING_DEPTH` are left without the query itself."""
+    return RANKING_DEPTH + bool(task.queries_in_corpus)
+
+
+def _of_task(task: RetrievalTask, scores: Any, indices: Any) -> dict[str, dict[str, float]]:
+    """The run without hits on the query itself, see `RetrievalTask.queries_in_corpus`."""
+    run = as_run(task.queries, list(task.documents), scores, indices)
+    for query in task.queries_in_corpus:
+        run[query].pop(query, None)
+    return {query: dict(islice(hits.items(), RANKING_DEPTH)) for query, hits in run.items()}
+
+
+def as_run(queries: Iterable[str], documents: Sequence[str], scores: Any, indices: Any) -> dict[str, dict[str, float]]:
+    """A run by the ids of queries and documents, of scores and indices `[Q, depth]`, where an index of -1 is none."""
+    return {
+        query: {documents[index]: score for index, score in zip(row, row_scores, strict=True) if index >= 0}
+        for query, row, row_scores in zip(queries, indices.tolist(), scores.tolist(), strict=True)
+    }
+
+
+def reciprocal_rank_fusion(*runs: Run, k: int = 60, depth: int = RANKING_DEPTH) -> dict[str, dict[str, float]]:
+    """One run of several (Cormack, Clarke and Büttcher 2009): a document scores the sum of 1 / (k + its ranks).
+
+    Ranks count from 1; a run that lacks a document adds nothing. Documents of equal score stand in trec_eval's order,
+    in the runs and in what comes out, so that the same runs give the same one. The `depth` best documents of each query
+    of any run stay, best first; k = 60 is the paper's.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for query, hits in run.items():
+            summed = scores.setdefault(query, {})
+            for rank, document in enumerate(best_first(hits), start=1):
+                summed[document] = summed.get(document, 0.0) + 1 / (k + rank)
+    joined = {}
+    for query, summed in scores.items():
+        # Sums that are equal but for rounding are equal to trec_eval, and in a run on file.
+        rounded = {document: float(np.float32(score)) for document, score in summed.items()}
+        joined[query] = {document: rounded[document] for document in best_first(rounded)[:depth]}
+    return joined
+
+
+def best_first(hits: Mapping[str, float]) -> list[str]:
+    """Documents as trec_eval ranks them: of equal scores the greater id comes first."""
+    return sorted(hits, key=lambda document: (hits[document], document), reverse=True)
 
 
 def check_trec_ids(task: RetrievalTask) -> None:

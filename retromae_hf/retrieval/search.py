@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,11 +14,23 @@ from datasets.config import HF_CACHE_HOME
 from torch import Tensor
 
 from ..data.documents import load_documents
+from ..data.files import NAME_COLUMNS
 from ..data.pydocs import PYDOCS
-from .embedders import Embedder, embed_to_shards, load_embedder, model_identity
-from .rankings import RANKING_DEPTH, BM25Index, best_first, import_bm25s, rank, reciprocal_rank_fusion
+from .embedders import Embedder, EmbeddingShards, embed_to_shards, load_embedder
+from .measures import Run
+from .rankings import (
+    BLOCK_DOCUMENTS,
+    RANKING_DEPTH,
+    BM25Index,
+    as_run,
+    best_first,
+    import_bm25s,
+    reciprocal_rank_fusion,
+    search_exact,
+)
 
-NAME_COLUMNS = ("name", "title", "_id", "id")
+KEPT_DAYS = 30
+"""How long embeddings of a corpus are kept that no search uses."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +70,29 @@ class SearchIndex:
         """The `top` documents that are nearest to each question, or that both rankings together put first."""
         queries = self.embedder.queries(questions)
         depth = top if self.words is None else max(top, RANKING_DEPTH)
-        runs = {"model": _run(*rank(queries, self.embeddings, depth))}
-        found = runs["model"]
+        numbers = [str(number) for number in range(max(len(questions), len(self.documents)))]
+        numbered = partial(as_run, numbers[: len(questions)], numbers)
+        found = numbered(*search_exact(queries, self.embeddings.split(BLOCK_DOCUMENTS), depth))
+        rankings: dict[str, Run] = {}
         if self.words is not None:
-            runs["BM25"] = _run(*self.words.search(questions, depth))
-            found = reciprocal_rank_fusion(*runs.values(), depth=top)
-        return [
-            [
-                SearchResult(
-                    (document := self.documents[int(index)])["name"],
-                    best_line(self.embedder, query, document["text"]),
-                    score,
-                    {} if self.words is None else {name: _rank_in(run[number], index) for name, run in runs.items()},
-                    document["text"],
-                )
-                for index, score in found[number].items()
-            ]
-            for number, query in zip(found, queries, strict=True)
-        ]
-
-
-def _run(scores: Any, indices: Any) -> dict[str, dict[str, float]]:
-    """Scores and indices `[Q, depth]` as a run, by the numbers of question and document; an index of -1 is none."""
-    return {
-        str(number): {str(index): score for index, score in zip(row, row_scores, strict=True) if index >= 0}
-        for number, (row, row_scores) in enumerate(zip(indices.tolist(), scores.tolist(), strict=True))
-    }
-
-
-def _rank_in(hits: Mapping[str, float], document: str) -> int | None:
-    """A document's rank among a question's hits, from 1; None where it is not among them."""
-    return best_first(hits).index(document) + 1 if document in hits else None
+            rankings = {"model": found, "BM25": numbered(*self.words.search(questions, depth))}
+            found = reciprocal_rank_fusion(*rankings.values(), depth=top)
+        results = []
+        for question, query in zip(found, queries, strict=True):
+            ranked = {name: best_first(run[question]) for name, run in rankings.items()}
+            results.append(
+                [
+                    SearchResult(
+                        name=(document := self.documents[int(index)])["name"],
+                        line=best_line(self.embedder, query, document["text"]),
+                        score=score,
+                        ranks={name: hits.index(index) + 1 if index in hits else None for name, hits in ranked.items()},
+                        text=document["text"],
+                    )
+                    for index, score in found[question].items()
+                ]
+            )
+        return results
 
 
 def load_index(
@@ -100,55 +105,27 @@ def load_index(
 ) -> SearchIndex:
     """The documents of a corpus with their embeddings by a model.
 
-    They are embedded once for a model and a state of the corpus, and kept beside the Hugging Face caches, see
-    `embed_to_shards`.
-
-    Args:
-        name_or_path: anything that `load_embedder` takes.
-        dataset: what `load_documents` takes. Of "pydocs", the public names alone. A document is called what its
-            column `name`, `title`, `_id` or `id` says, else by its number.
-        batch_size: texts a batch; None: `texts_a_batch`.
-        num_proc: processes to read the corpus with.
-        trust_remote_code: whether code that comes with the model may run.
-        hybrid: whether to join the model's ranking with that of BM25, see `reciprocal_rank_fusion`.
-
-    Raises:
-        RetroMAEError: model or corpus cannot be read, or bm25s is wanted and missing.
+    They are embedded once for a model and a state of the corpus, and kept beside the Hugging Face caches as long as
+    they are used. Of "pydocs" these are the public names alone. With `hybrid` BM25's ranking is joined to the model's.
     """
     if hybrid:
         import_bm25s()
     embedder = load_embedder(name_or_path, batch_size, progress=False, trust_remote_code=trust_remote_code)
     documents = load_documents(dataset, num_proc=num_proc)
-    documents = public_documents(documents) if dataset == PYDOCS else named_documents(documents)
+    if dataset == PYDOCS:  # without the names that a leading underscore marks as private
+        public = [index for index, name in enumerate(documents["name"]) if "._" not in f".{name}"]
+        documents = documents.select(public)
+    else:
+        documents = _named(documents)
     texts = documents["text"][:]
     words = BM25Index(texts) if hybrid else None
     folder = Path(HF_CACHE_HOME) / "retromae_hf" / "embeddings"
-    shards = embed_to_shards(texts, embedder.documents, model_identity(name_or_path), folder)
+    shards = embed_to_shards(embedder, texts, folder)
+    _remove_unused(folder, shards)
     return SearchIndex(embedder, documents, torch.cat(list(shards)), words)
 
 
-def format_results(results: list[SearchResult]) -> str:
-    """Results for the terminal, two lines each: score and name, and the line that matches.
-
-    Behind the name stand the ranks whose reciprocals the score is the sum of, where it is.
-    """
-    return "\n".join(
-        f"{result.score:.3f}  {result.name}{_told(result.ranks)}\n       {result.line}" for result in results
-    )
-
-
-def _told(ranks: Mapping[str, int | None]) -> str:
-    told = ", ".join(f"{name} {'-' if rank is None else rank}" for name, rank in ranks.items())
-    return f"  (ranks: {told})" if told else ""
-
-
-def public_documents(documents: Dataset) -> Dataset:
-    """The documents of names that no leading underscore marks as private."""
-    public = [index for index, name in enumerate(documents["name"]) if "._" not in f".{name}"]
-    return documents.select(public)
-
-
-def named_documents(documents: Dataset) -> Dataset:
+def _named(documents: Dataset) -> Dataset:
     """Any documents as the columns `name` and `text`."""
     column = next((column for column in NAME_COLUMNS if column in documents.column_names), None)
     named = [None] * len(documents) if column is None else documents[column]
@@ -156,8 +133,26 @@ def named_documents(documents: Dataset) -> Dataset:
     return Dataset.from_dict({"name": names, "text": documents["text"][:]})
 
 
+def _remove_unused(folder: Path, used: EmbeddingShards) -> None:
+    """Note that these files were used today, and delete those that no search has used for long."""
+    for file in used.files:
+        os.utime(file)
+    for file in folder.glob("*.safetensors"):
+        if file.stat().st_mtime < time.time() - KEPT_DAYS * 24 * 3600:
+            file.unlink(missing_ok=True)
+
+
 def best_line(embedder: Embedder, query: Tensor, text: str) -> str:
     """The line of a text whose embedding is nearest to a query's, `[H]`."""
     lines = [line.strip() for line in text.splitlines() if len(line.split()) > 2] or [text.strip()]
-    _, index = rank(query[None], embedder.documents(lines), 1)
+    _, index = search_exact(query[None], [embedder.documents(lines)], 1)
     return lines[int(index)]
+
+
+def format_results(results: list[SearchResult]) -> str:
+    """Results for the terminal, two lines each: score, name and joined ranks, and the line that matches."""
+    lines = []
+    for result in results:
+        ranks = ", ".join(f"{name} {'-' if rank is None else rank}" for name, rank in result.ranks.items())
+        lines.append(f"{result.score:.3f}  {result.name}{f'  (ranks: {ranks})' if ranks else ''}\n       {result.line}")
+    return "\n".join(lines)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datasets.config import HF_CACHE_HOME
 
+from ..data.files import Broken, read_rows
 from ..data.held_out import TEST_QUERIES, HeldOut, in_random_order, load_held_out_pydocs
 from ..data.text import titled, without_surrogates
 from ..model.errors import RetroMAEError, check_at_least, check_file_name, import_extra, in_one_sentence
@@ -20,6 +21,11 @@ from .measures import MAX_GRADE, check_ids, whole_grade
 logger = logging.getLogger(__name__)
 
 MAX_MISSING_SHARE = 0.01
+
+PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+"""What may stand behind the name of a file of BEIR's layout."""
+
+BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 
 
 @dataclass(frozen=True)
@@ -32,27 +38,14 @@ class MissingIds:
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What MTEB calls a task, and where on the Hub it lies, by which leaderboards know its results.
+class RetrievalTask:
+    """Judged queries and documents by id, and the grades of the judged pairs.
 
     Attributes:
-        task: its name.
-        subset: of the dataset; "default" where it has one alone.
-        split: likewise.
-        dataset: the dataset's name on the Hub.
-        revision: the dataset's.
+        max_documents: of which `sampled` made it.
+        benchmark: of a task of MTEB its `task`, `subset`, `split`, `dataset` (on the Hub) and `revision`, by which
+            leaderboards know the results.
     """
-
-    task: str
-    subset: str
-    split: str
-    dataset: str
-    revision: str | None
-
-
-@dataclass(frozen=True)
-class RetrievalTask:
-    """Judged queries and documents by id, and the grades of the judged pairs."""
 
     name: str
     queries: dict[str, str]
@@ -60,8 +53,8 @@ class RetrievalTask:
     qrels: dict[str, dict[str, int]]
     num_unjudged_queries: int = 0
     missing_ids: MissingIds = field(default_factory=MissingIds)
-    max_documents: int | None = None  # of which `sampled` made it
-    benchmark: Benchmark | None = None
+    max_documents: int | None = None
+    benchmark: dict[str, str | None] | None = None
 
     @property
     def queries_in_corpus(self) -> set[str]:
@@ -72,20 +65,28 @@ class RetrievalTask:
         return {query for query in self.queries if query in self.documents and query not in self.qrels[query]}
 
 
-def load_task(source: str, num_proc: int | None = None, split: str = "test") -> RetrievalTask:
-    """The retrieval task "pydocs" (1,000 held-out first sentences against 10,000 bodies) or a BEIR-layout folder.
+def load_tasks(
+    sources: Sequence[str], num_proc: int | None = None, split: str = "test", max_documents: int | None = None
+) -> list[RetrievalTask]:
+    """The tasks of several sources, all read and checked before any is evaluated.
 
-    Args:
-        source: "pydocs" or the folder.
-        num_proc: processes to read pydocs with.
-        split: the folder's judgments, qrels/SPLIT.tsv.
-
-    Raises:
-        RetroMAEError: the folder or one of its files does not exist or does not fit.
+    A source is "pydocs" (1,000 held-out first sentences against 10,000 bodies), a folder in BEIR's layout with
+    judgments of the `split`, "nanobeir" (all of it) or "nanobeir:msmarco", "beir:scifact", or "mteb:NFCorpus".
     """
-    if source == "pydocs":
-        return reported_task(load_held_out_pydocs(num_proc))
-    return load_beir(source, split)
+    tasks: list[RetrievalTask] = []
+    for source in sources:
+        family, colon, name = source.partition(":")
+        if family in LOADERS and (colon or family == "nanobeir") and not Path(source).is_dir():
+            with in_one_sentence(f"{source} cannot be loaded"):
+                tasks += LOADERS[family](name)
+        elif source == "pydocs":
+            tasks.append(reported_task(load_held_out_pydocs(num_proc)))
+        else:
+            tasks.append(load_beir(source, split))
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RetroMAEError(f"two datasets are called {twice[0]}, and results go by name; rename one, or leave it out")
+    return tasks if max_documents is None else [sampled(task, max_documents) for task in tasks]
 
 
 def reported_task(held_out: HeldOut) -> RetrievalTask:
@@ -98,18 +99,25 @@ def dev_task(held_out: HeldOut, queries: int, documents: int = 2000) -> Retrieva
     return _first_sentence_task("dev", list(held_out.queries)[-queries:], held_out, documents)
 
 
+def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:
+    asked = set(query_names)
+    others = [other for other in reversed(held_out.bodies) if other not in asked]
+    # Among equal scores the first documents may win, so the right ones must not come first.
+    searched = sorted(query_names + others[: max(documents - len(query_names), 0)])
+    return RetrievalTask(
+        name=name,
+        queries={query: held_out.queries[query] for query in query_names},
+        documents={document: held_out.bodies[document] for document in searched},
+        qrels={query: {query: 1} for query in query_names},
+    )
+
+
 def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
-    """A task of fewer documents, the same for every model and on every machine: the choice follows from the ids alone.
+    """A task of at most so many documents, the same on every machine: the choice follows from the ids alone.
 
     All documents that the queries are judged for stay, and as many of the others as fit, by a digest of their ids.
     Where the judged ones alone are too many, so many queries stay as theirs fit, by a digest of the queries' ids; one
     stays whatever it needs.
-
-    Args:
-        max_documents: at most; a task that has no more is returned as it is.
-
-    Raises:
-        RetroMAEError: `max_documents` is less than 1.
     """
     check_at_least(1, max_documents=max_documents)
     if len(task.documents) <= max_documents:
@@ -134,37 +142,67 @@ def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
     )
 
 
-def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:
-    others = (other for other in reversed(held_out.bodies) if other not in set(query_names))
-    searched = query_names + [other for other, _ in zip(others, range(documents - len(query_names)), strict=False)]
-    searched.sort()  # among equal scores the first documents may win, so the right ones must not come first
-    return RetrievalTask(
-        name=name,
-        queries={query: held_out.queries[query] for query in query_names},
-        documents={document: held_out.bodies[document] for document in searched},
-        qrels={query: {query: 1} for query in query_names},
-    )
-
-
 def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (query-id, corpus-id, score).
 
-    The qrels may also have TREC's four columns (query, iteration, document, grade). What `make_task` says of judgments
-    holds.
-
-    Raises:
-        RetroMAEError: a file is absent or broken, an id stands twice, a judged query is empty, or more than 1 % of
-            the judgments name ids that are not there.
+    Each file may be packed. The qrels may also have TREC's four columns (query, iteration, document, grade). What
+    `make_task` says of judgments holds.
     """
     folder = Path(folder)
     check_file_name("split", split)
-    for file in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"):
-        if not (folder / file).is_file():
-            raise RetroMAEError(f"{folder / file} does not exist; give 'pydocs' or a folder in BEIR's layout")
-    queries = _texts(folder / "queries.jsonl")
-    documents = _texts(folder / "corpus.jsonl", titles=True)
-    qrels = _qrels(folder / "qrels" / f"{split}.tsv", queries, documents)
+    names = ("queries.jsonl", "corpus.jsonl", f"qrels/{split}.tsv")
+    queries_file, corpus_file, qrels_file = (_file_of(folder, name) for name in names)
+    queries, documents = _read_texts(queries_file), _read_texts(corpus_file, titles=True)
+    qrels = _read_qrels(qrels_file, queries, documents)
     return make_task(folder.resolve().name, queries, documents, qrels, source=str(folder))
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    for ending in PACKED:
+        if (file := folder / f"{name}{ending}").is_file():
+            return file
+    raise RetroMAEError(f"{folder / name} does not exist; give 'pydocs' or a folder in BEIR's layout")
+
+
+def _read_texts(file: Path, titles: bool = False) -> dict[str, str]:
+    """Texts by id, each behind its title where titles are wanted."""
+    texts: dict[str, str] = {}
+    for number, row in read_rows(file, ("_id", "title", "text")):
+        found = {} if isinstance(row, Broken) else row
+        text = found.get("text")
+        if not isinstance(found.get("_id"), str | int) or not isinstance(text, str):
+            raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'")
+        name = str(found["_id"]).strip()
+        if name in texts:
+            raise RetroMAEError(f"{file} line {number} has the _id {name!r} a second time; give every id once")
+        texts[name] = without_surrogates(titled(str(found.get("title") or ""), text) if titles else text)
+    return texts
+
+
+def _read_qrels(file: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Judgments by query, of lines of three columns or TREC's four; a first line that knows neither id is a header."""
+    qrels: dict[str, dict[str, int]] = {}
+    lines = ((number, str(row["text"]).strip()) for number, row in read_rows(file) if not isinstance(row, Broken))
+    for place, (number, line) in enumerate((number, line) for number, line in lines if line):
+        columns = [column.strip() for column in line.split("\t" if "\t" in line else None)]
+        try:
+            if len(columns) == 4:
+                del columns[1]  # TREC's iteration, which nobody uses
+            query, document, score = columns
+            if place == 0 and query not in queries and document not in documents:
+                continue
+            grade = whole_grade(float(score))
+        except ValueError as error:
+            raise RetroMAEError(
+                f"{file} line {number} is not 'query-id<TAB>corpus-id<TAB>score' with a whole score up to "
+                f"{MAX_GRADE}: {line!r}"
+            ) from error
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise RetroMAEError(
+                f"{file} line {number} grades document {document!r} for query {query!r} a second time, and otherwise; "
+                "keep one of the two"
+            )
+    return qrels
 
 
 def save_beir(task: RetrievalTask, folder: str | Path, split: str = "test") -> None:
@@ -189,41 +227,35 @@ def make_task(
 
     Queries without judgments are left out and counted. Judgments of a query that is not there are left out too; a
     judged document that is not there stays in the qrels, as in trec_eval, and costs recall. Both are counted, listed
-    in `missing_ids` and logged.
-
-    Args:
-        source: what to call the whole in messages.
-
-    Raises:
-        RetroMAEError: there are no documents or nothing judged, a judged query is empty, an id or a grade cannot be
-            scored, or more than 1 % of the judgments name ids that are not there.
+    in `missing_ids` and logged; more than 1 % of them are an error. Messages call the whole `source`.
     """
     check_file_name("the task's name", name)
     check_ids(f"{source} has the query id", queries)
     check_ids(f"{source} has the document id", documents)
     if not documents:
         raise RetroMAEError(f"{source} holds no documents; give a collection with some")
+    pairs = [(query, document) for query, grades in qrels.items() for document in grades]
+    missing = MissingIds(
+        num_judgments=sum(query not in queries or document not in documents for query, document in pairs),
+        queries=sorted({query for query, _ in pairs if query not in queries}),
+        documents=sorted({document for _, document in pairs if document not in documents}),
+    )
+    if missing.num_judgments == len(pairs):
+        raise RetroMAEError(f"the qrels of {source} judge no query of its queries for a document of its corpus")
+    if missing.num_judgments:
+        ids = [*missing.queries, *missing.documents]
+        listed = ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else "")
+        told = f"{missing.num_judgments} of {len(pairs)} judgments of {source} name ids that are not there ({listed})"
+        if missing.num_judgments > MAX_MISSING_SHARE * len(pairs):
+            raise RetroMAEError(
+                f"{told}, more than {MAX_MISSING_SHARE:.0%}; give the queries and the corpus that the qrels belong to"
+            )
+        logger.warning("%s", told)
     judged = {
         query: {document: whole_grade(grade) for document, grade in grades.items()}
         for query, grades in qrels.items()
         if grades and query in queries
     }
-    missing = _missing_ids(queries, documents, qrels)
-    total = sum(map(len, qrels.values()))
-    if missing.num_judgments == total:
-        raise RetroMAEError(f"the qrels of {source} judge no query of its queries for a document of its corpus")
-    if missing.num_judgments:
-        listed = ", ".join(
-            f"{kind} {' '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}"
-            for kind, ids in (("queries", missing.queries), ("documents", missing.documents))
-            if ids
-        )
-        told = f"{missing.num_judgments} of {total} judgments of {source} name ids that are not there ({listed})"
-        if missing.num_judgments > MAX_MISSING_SHARE * total:
-            raise RetroMAEError(
-                f"{told}, more than {MAX_MISSING_SHARE:.0%}; give the queries and the corpus that the qrels belong to"
-            )
-        logger.warning("%s", told)
     if empty := [query for query in judged if not queries[query].strip()]:
         raise RetroMAEError(
             f"{source} has judged queries without text ({', '.join(empty[:5])}); give them one or take out their "
@@ -237,109 +269,6 @@ def make_task(
         num_unjudged_queries=len(queries) - len(judged),
         missing_ids=missing,
     )
-
-
-def _missing_ids(
-    queries: Mapping[str, str], documents: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
-) -> MissingIds:
-    return MissingIds(
-        num_judgments=sum(
-            query not in queries or document not in documents for query, grades in qrels.items() for document in grades
-        ),
-        queries=sorted(query for query, grades in qrels.items() if grades and query not in queries),
-        documents=sorted({document for grades in qrels.values() for document in grades if document not in documents}),
-    )
-
-
-def _texts(file: Path, titles: bool = False) -> dict[str, str]:
-    """Texts by id, each behind its title where titles are wanted."""
-    texts: dict[str, str] = {}
-    for number, line in _lines(file):
-        try:
-            row = json.loads(line)
-            name, text = _id(row["_id"]), without_surrogates(row["text"])
-            title = without_surrogates(row.get("title") or "") if titles else ""
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RetroMAEError(f"{file} line {number} is not a JSON object with '_id' and a string 'text'") from error
-        if name in texts:
-            raise RetroMAEError(f"{file} line {number} has the _id {name!r} a second time; give every id once")
-        texts[name] = titled(title, text) if titles else text
-    return texts
-
-
-def _id(value: object) -> str:
-    """An id as both files spell it, text or number, without blanks around it."""
-    if not isinstance(value, str | int):
-        raise TypeError
-    return str(value).strip()
-
-
-def _qrels(file: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Judgments by query, of lines of three columns or TREC's four; a first line that knows neither id is a header."""
-    qrels: dict[str, dict[str, int]] = {}
-    for place, (number, line) in enumerate(_lines(file)):
-        columns = [column.strip() for column in line.split("\t" if "\t" in line else None)]
-        try:
-            if len(columns) == 4:
-                del columns[1]  # TREC's iteration, which nobody uses
-            query, document, score = columns
-            if place == 0 and query not in queries and document not in documents:
-                continue
-            grade = whole_grade(float(score))
-        except ValueError as error:
-            raise RetroMAEError(
-                f"{file} line {number} is not 'query-id<TAB>corpus-id<TAB>score' with a whole score up to "
-                f"{MAX_GRADE}: {line!r}"
-            ) from error
-        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
-            raise RetroMAEError(
-                f"{file} line {number} grades document {document!r} for query {query!r} a second time, and otherwise; "
-                "keep one of the two"
-            )
-    return qrels
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines of a UTF-8 file that are not blank, without blanks and marks around them."""
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line := line.strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise RetroMAEError(f"{file} is not UTF-8; convert it, for example with iconv") from error
-
-
-BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
-
-
-def load_tasks(
-    sources: Sequence[str], num_proc: int | None = None, split: str = "test", max_documents: int | None = None
-) -> list[RetrievalTask]:
-    """The tasks of several sources, all read and checked before any is evaluated.
-
-    Args:
-        sources: "pydocs"; a folder in BEIR's layout; "nanobeir" (all of it) or "nanobeir:msmarco"; "beir:scifact";
-            "mteb:NFCorpus".
-        num_proc: processes to read pydocs with.
-        split: of folders in BEIR's layout.
-        max_documents: of a task, see `sampled`; None takes all.
-
-    Raises:
-        RetroMAEError: a source cannot be loaded, its package is not installed, or two tasks have the same name.
-    """
-    tasks: list[RetrievalTask] = []
-    for source in sources:
-        family, colon, name = source.partition(":")
-        if family in LOADERS and (colon or family == "nanobeir") and not Path(source).is_dir():
-            with in_one_sentence(f"{source} cannot be loaded"):
-                tasks += LOADERS[family](name)
-        else:
-            tasks.append(load_task(source, num_proc, split))
-    names = [task.name for task in tasks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RetroMAEError(f"two datasets are called {twice[0]}, and results go by name; rename one, or leave it out")
-    return tasks if max_documents is None else [sampled(task, max_documents) for task in tasks]
 
 
 def _nanobeir(name: str) -> list[RetrievalTask]:
@@ -372,37 +301,26 @@ def _mteb(name: str) -> list[RetrievalTask]:
         raise RetroMAEError(f"mteb:{name} is a task of type {task.metadata.type}; give a retrieval task")
     task.load_data()
     task.convert_v1_dataset_format_to_v2(None)  # of tasks that load their data in the old way
-    split = task.eval_splits[0]
-    made = {
-        subset: make_task(
+    split, on_hub = task.eval_splits[0], task.metadata.dataset
+    tasks = []
+    for subset, data in task.dataset.items():
+        one = make_task(
             name if len(task.dataset) == 1 else f"{name}-{subset}",
             queries={row["id"]: row["text"] for row in data[split]["queries"]},
-            documents={row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in data[split]["corpus"]},
+            documents={row["id"]: titled(row.get("title") or "", row["text"]) for row in data[split]["corpus"]},
             qrels={query: dict(grades) for query, grades in data[split]["relevant_docs"].items()},
             source=f"mteb:{name}",
         )
-        for subset, data in task.dataset.items()
-    }
-    on_hub = task.metadata.dataset
-    return [
-        replace(one, benchmark=Benchmark(name, subset, split, on_hub["path"], on_hub.get("revision")))
-        for subset, one in made.items()
-    ]
+        where = {"dataset": on_hub["path"], "revision": on_hub.get("revision")}
+        tasks.append(replace(one, benchmark={"task": name, "subset": subset, "split": split, **where}))
+    return tasks
 
 
 LOADERS: dict[str, Callable[[str], list[RetrievalTask]]] = {"nanobeir": _nanobeir, "beir": _beir, "mteb": _mteb}
 
 
 def write_mteb_results(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write what was measured on tasks of MTEB as its own result files, a file a task; without any nothing is written.
-
-    Args:
-        results: as `evaluation` describes them.
-        folder: where to, made where it does not exist.
-
-    Returns:
-        The files.
-    """
+    """Write what was measured on tasks of MTEB as its own result files, a file a task, and none without any."""
     scores: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     seconds: dict[str, float] = defaultdict(float)
     for entry in results["tasks"].values():

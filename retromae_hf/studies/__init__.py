@@ -1,1 +1,1 @@
-"""The method itself, measured: against other objectives, and in seconds and bytes."""
+"""The method measured against other objectives."""

@@ -26,6 +26,9 @@ BASELINES = ("tsdae", "simcse", "none", "longer", "average")
 """What stands in a comparison beside our pretraining: the objectives of sentence-transformers; no pretraining; none but
 a longer fine-tuning, for as many seconds as the slowest objective takes in all; the mean of the weights of what is
 started from and of what all start from."""
+SHARED = ("max_steps", "per_device_train_batch_size", "learning_rate", "warmup_steps", "bf16", "use_cpu",
+          "logging_steps", "seed", "report_to", "disable_tqdm")  # fmt: skip
+"""Arguments of a run that a baseline has in common with our pretraining."""
 DELETED = 0.6
 """Share of the words that TSDAE deletes, its paper's choice."""
 DROPOUT = 0.1
@@ -42,16 +45,7 @@ def train_baseline(
 ) -> dict[str, Any]:
     """Train an exported encoder with an objective of sentence-transformers, on the passages that `pretrain` makes.
 
-    Args:
-        kind: one of `BASELINES`.
-        text: what `pretrain` takes.
-        cutting: likewise.
-        training_args: steps, batch size, learning rate and precision.
-        encoder: the exported encoder to start from.
-        output: folder of the trained one.
-
-    Returns:
-        `tokens` that were trained on, padding excluded, `seconds`, and Trainer's `logs`.
+    `tokens` in what it returns are those that were trained on, padding excluded; `logs` are Trainer's.
     """
     from sentence_transformers import (
         SentenceTransformer,
@@ -78,20 +72,8 @@ def train_baseline(
     else:
         rows = Dataset.from_dict({"text": texts, "again": texts})
         loss = MultipleNegativesRankingLoss(model)
-    shared = (
-        "max_steps",
-        "per_device_train_batch_size",
-        "learning_rate",
-        "warmup_steps",
-        "bf16",
-        "use_cpu",
-        "logging_steps",
-        "seed",
-        "report_to",
-        "disable_tqdm",
-    )
     args = SentenceTransformerTrainingArguments(
-        output_dir=str(output), save_strategy="no", **{name: getattr(training_args, name) for name in shared}
+        output_dir=str(output), save_strategy="no", **{name: getattr(training_args, name) for name in SHARED}
     )
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
     trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss)

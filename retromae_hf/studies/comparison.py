@@ -1,7 +1,9 @@
-"""How many steps of each objective take the same seconds.
+"""The paper's comparison on one's own text: objectives that differ in nothing else, zero-shot and fine-tuned alike.
 
-A run that a clock stops would depend on what else the machine does at that time. So the objectives take turns in short
-trials before anything is trained, and what each cell makes are the steps that the seconds allow at this speed.
+Every objective starts from the same weights, sees the same passages in the same order for the same number of steps, is
+evaluated, fine-tuned in the same way and evaluated again, for every seed. What an objective has come to with a seed is
+a cell; its result is a file, so that a comparison that was cut off goes on with the cells that are missing, and a
+training that a signal has stopped from the checkpoint that was saved then.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import logging
 import shutil
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,76 +36,40 @@ from ..training.resuming.run_folder import lock_folder
 from ..training.resuming.saving import checkpoints, last_complete_checkpoint
 from .baselines import average, train_baseline
 from .comparison_recipe import ENCODERS, UNTRAINED, Comparison, keep_recipe
-from .comparison_report import MEASURES, RESULT, STAGES, summarise
+from .comparison_report import MEASURES, RESULT, STAGES, read_result, summarise
 
 logger = logging.getLogger(__name__)
 
 ROUNDS, TRIAL_STEPS = 3, 10
-
-
-def plan_steps(comparison: Comparison) -> None:
-    """Let a comparison with `max_seconds` know the steps of its objectives, which its folder keeps."""
-    if comparison.max_seconds is None:
-        return
-    file, trial = comparison.folder / "steps.json", comparison.folder / "_trial"
-    planned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    missing = [name for name in comparison.objectives if name not in planned]
-    trials: dict[str, list[float]] = {name: [] for name in missing}
-    for turn in range(ROUNDS):
-        for name in missing:
-            logger.info("Measuring how long a step of %s takes, %d of %d", name, turn + 1, ROUNDS)
-            shutil.rmtree(trial, ignore_errors=True)
-            arguments = comparison.arguments(name, comparison.seeds[0])
-            arguments.training.output_dir, arguments.training.max_steps = str(trial), TRIAL_STEPS
-            arguments.training.eval_strategy = "no"
-            trials[name].append(seconds_of(pretrain(*arguments).state) / TRIAL_STEPS)
-    shutil.rmtree(trial, ignore_errors=True)
-    for name, seconds in trials.items():
-        step = statistics.median(seconds)
-        planned[name] = {"seconds_a_step": step, "steps": max(round(comparison.max_seconds / step), 1)}
-    write_json(file, planned)
-    comparison.steps = {name: planned[name]["steps"] for name in comparison.objectives}
-
 
 SHORT = 128
 """Tokens of a passage up to which plain attention is the faster one to train with on a CPU."""
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
-    """Fill the cells that are missing, and put all of them together.
-
-    Returns:
-        The report, which is also in `results.json` of the comparison's folder.
-
-    Raises:
-        RetroMAEError: the folder holds cells of another recipe; more objectives, seeds and tasks are welcome. Or
-            another process fills it.
-    """
+    """Fill the cells that are missing, and put all of them together in the folder's results.json."""
     comparison.folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(comparison.folder):
-        return _compare(comparison)
-
-
-def _compare(comparison: Comparison) -> dict[str, Any]:
-    keep_recipe(comparison)
     max_length = comparison.arguments(UNTRAINED, comparison.seeds[0]).cutting.max_length
-    make_tokenizer(comparison)
-    tasks = {task.name: task for task in load_tasks(comparison.tasks, max_documents=comparison.max_documents)}
-    cells = list(all_cells(comparison))
-    with suited_attention(max_length):
+    with lock_folder(comparison.folder), suited_attention(max_length):
+        keep_recipe(comparison)
+        make_tokenizer(comparison)
+        tasks = {task.name: task for task in load_tasks(comparison.tasks, max_documents=comparison.max_documents)}
         plan_steps(comparison)
+        # Seed by seed, so that what is there early is a whole comparison.
+        cells = [(objective, seed) for seed in comparison.seeds for objective in (UNTRAINED, *comparison.objectives)]
         for number, (objective, seed) in enumerate(cells, start=1):
             folder = comparison.cell(objective, seed)
-            if is_measured(folder, tasks):
-                continue
+            result = read_result(folder) if (folder / RESULT).is_file() else None
+            if result is not None and all(task in result[stage] for stage in STAGES for task in tasks):
+                continue  # its models are needed no more
             logger.info("Cell %d of %d: %s, seed %d", number, len(cells), objective, seed)
-            if not (folder / RESULT).is_file():
+            if result is None:
                 train_cell(comparison, objective, seed)
             if not (folder / ENCODERS["finetuned"]).is_dir():
                 finetune_cell(comparison, objective, seed)
             evaluate_cell(folder, tasks)
-    report = summarise(comparison, tasks)
-    write_json(comparison.folder / "results.json", report)
+        report = summarise(comparison, tasks)
+        write_json(comparison.folder / "results.json", report)
     return report
 
 
@@ -116,13 +82,6 @@ def suited_attention(max_length: int) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_flash_sdp(fused)
-
-
-def all_cells(comparison: Comparison) -> Iterator[tuple[str, int]]:
-    """Every objective with every seed, seed by seed, so that what is there early is a whole comparison."""
-    for seed in comparison.seeds:
-        yield UNTRAINED, seed
-        yield from ((objective, seed) for objective in comparison.objectives)
 
 
 def make_tokenizer(comparison: Comparison) -> None:
@@ -138,6 +97,33 @@ def make_tokenizer(comparison: Comparison) -> None:
         aside.rename(folder)
 
 
+def plan_steps(comparison: Comparison) -> None:
+    """Let a comparison with `max_seconds` know the steps of its objectives, which its folder keeps.
+
+    A run that a clock stops would depend on what else the machine does at that time. So the objectives take turns in
+    short trials before anything is trained, and each cell makes the steps that the seconds allow at this speed.
+    """
+    if comparison.max_seconds is None:
+        return
+    file, trial = comparison.folder / "steps.json", comparison.folder / "_trial"
+    planned = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    trials: dict[str, list[float]] = {name: [] for name in comparison.objectives if name not in planned}
+    for turn in range(ROUNDS):
+        for name, seconds in trials.items():
+            logger.info("Measuring how long a step of %s takes, %d of %d", name, turn + 1, ROUNDS)
+            shutil.rmtree(trial, ignore_errors=True)
+            arguments = comparison.arguments(name, comparison.seeds[0])
+            arguments.training.output_dir, arguments.training.max_steps = str(trial), TRIAL_STEPS
+            arguments.training.eval_strategy = "no"
+            seconds.append(seconds_of(pretrain(*arguments).state) / TRIAL_STEPS)
+    shutil.rmtree(trial, ignore_errors=True)
+    for name, seconds in trials.items():
+        step = statistics.median(seconds)
+        planned[name] = {"seconds_a_step": step, "steps": max(round(comparison.max_seconds / step), 1)}
+    write_json(file, planned)
+    comparison.steps = {name: planned[name]["steps"] for name in comparison.objectives}
+
+
 def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
     """Train an encoder, and write down what it took."""
     folder = comparison.cell(objective, seed)
@@ -148,7 +134,10 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
     changes = comparison.objectives.get(objective, {})
     baseline, start = changes.get("baseline"), comparison.cell(changes.get("start", UNTRAINED), seed) / encoder.name
     if objective == UNTRAINED:
-        export_untrained(comparison, seed, encoder)
+        arguments = comparison.arguments(objective, seed)
+        set_seed(seed)
+        model, tokenizer = load_model_and_tokenizer(arguments.start, [], arguments.cutting.max_length)
+        export_encoder(model, tokenizer, encoder, source=arguments.start.model_name_or_path)
     elif baseline in ("none", "longer"):
         shutil.copytree(start, encoder)
     elif baseline == "average":
@@ -205,19 +194,6 @@ def clear_but_for_a_checkpoint(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """What a cell has come to."""
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-
-
-def is_measured(folder: Path, tasks: Iterable[str]) -> bool:
-    """Whether a cell's models are needed no more."""
-    if not (folder / RESULT).is_file():
-        return False
-    result = read_result(folder)
-    return all(task in result[stage] for stage in STAGES for task in tasks)
-
-
 def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
     """Add the values of the tasks that are missing, by task, measure and query."""
     result = read_result(folder)
@@ -227,11 +203,3 @@ def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
             for task in missing:
                 result[stage][task.name] = score_queries(task.qrels, run_in_memory(task, embedder), MEASURES)
             write_json(folder / RESULT, result)
-
-
-def export_untrained(comparison: Comparison, seed: int, folder: Path) -> None:
-    """The weights that every objective starts from."""
-    arguments = comparison.arguments(UNTRAINED, seed)
-    set_seed(seed)
-    model, tokenizer = load_model_and_tokenizer(arguments.start, [], arguments.cutting.max_length)
-    export_encoder(model, tokenizer, folder, source=arguments.start.model_name_or_path)

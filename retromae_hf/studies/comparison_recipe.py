@@ -1,4 +1,4 @@
-"""Values that were read from a file, held to the types of a dataclass's fields."""
+"""What is compared: the recipe of a comparison, and the arguments that each of its cells is trained with."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Comparison:
             objective's encoder of the same seed; `finetuning: {...}` changes arguments of its fine-tuning; `baseline:`
             names one of `BASELINES` instead of our pretraining.
         reference: the objective that the others are tested against, or `untrained`.
-        max_seconds: of each objective's pretraining, in place of `max_steps`; see `equal_seconds.plan_steps`.
-        max_documents: of each task, see `retrieval.tasks.sampled`; None for all.
+        max_seconds: of each objective's pretraining, in place of `max_steps`, see `plan_steps`.
+        max_documents: of each task, see `sampled`; None for all.
     """
 
     dataset: str
@@ -130,35 +130,28 @@ class Comparison:
     steps: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.objectives:
-            check_file_name("the objective's name", name)
         self.folder = Path(self.output_dir)
         check_at_least(1, max_documents=self.max_documents)
         check_at_least(1, seeds=len(self.seeds), tasks=len(self.tasks), objectives=len(self.objectives))
         check_choice("reference", self.reference, (UNTRAINED, *self.objectives))
         if self.max_seconds is not None:
-            self._check_seconds(self.max_seconds)
+            if not self.max_seconds > 0:
+                raise RetroMAEError(f"max_seconds={self.max_seconds:g} must be above 0")
+            for where, told in {"pretraining": self.pretraining, **self.objectives}.items():
+                if both := {"max_steps", "num_train_epochs", "start", "baseline"} & told.keys():
+                    raise RetroMAEError(f"{where}: {', '.join(sorted(both))} cannot be told beside max_seconds")
         known: list[str] = []
         for name, changes in self.objectives.items():
+            check_file_name("the objective's name", name)
             start, baseline = changes.get("start"), changes.get("baseline")
             if start is not None and start not in known:
                 raise RetroMAEError(f"objective {name}: start={start!r} is none of those before it, {', '.join(known)}")
-            if baseline is not None and baseline not in BASELINES:
-                raise RetroMAEError(
-                    f"objective {name}: baseline={baseline!r} is unknown; choose {', '.join(BASELINES)}"
-                )
+            if baseline is not None:
+                check_choice(f"objective {name}: baseline", baseline, BASELINES)
             known.append(name)
             # So that a wrong one shows before anything is trained.
             self.arguments(name, self.seeds[0])
             self.finetuning_arguments(name, self.seeds[0])
-
-    def _check_seconds(self, seconds: float) -> None:
-        """Raise `RetroMAEError` where `max_seconds` cannot decide alone how long each objective trains."""
-        if not seconds > 0:
-            raise RetroMAEError(f"max_seconds={seconds:g} must be above 0")
-        for where, told in {"pretraining": self.pretraining, **self.objectives}.items():
-            if both := {"max_steps", "num_train_epochs", "start", "baseline"} & told.keys():
-                raise RetroMAEError(f"{where}: {', '.join(sorted(both))} cannot be told beside max_seconds")
 
     def arguments(self, objective: str, seed: int) -> PretrainArguments:
         """The arguments that `pretrain` takes for a cell."""

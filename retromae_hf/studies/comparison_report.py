@@ -14,7 +14,7 @@ from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS
 from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, LEARNING_RATE, Cutting
 from ..publishing.record import describe_environment, public_name
 from ..retrieval.evaluation import evaluate_bm25
-from ..retrieval.measures import paired_test
+from ..retrieval.measures import MEASURE_NAMES, SIGNIFICANT, markdown_table, paired_test
 from ..retrieval.tasks import RetrievalTask
 from .comparison_recipe import UNTRAINED, Comparison
 
@@ -24,44 +24,40 @@ TITLES = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
 STAGES = tuple(TITLES)
 RESULT = "result.json"
 """In a cell's folder."""
-SIGNIFICANT = 0.05
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a cell has come to."""
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
 
 
 def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[str, Any]:
     """Means and standard deviations over the seeds, and paired tests of every objective against the reference."""
     cells = {
-        objective: [
-            json.loads((comparison.cell(objective, seed) / RESULT).read_text(encoding="utf-8"))
-            for seed in comparison.seeds
-        ]
+        objective: [read_result(comparison.cell(objective, seed)) for seed in comparison.seeds]
         for objective in (UNTRAINED, *comparison.objectives)
     }
     reference = cells[comparison.reference]
 
     def measured(results: list[dict], stage: str, task: str, measure: str) -> dict[str, Any]:
         by_seed = [result[stage][task][measure] for result in results]
-        tested = {}
-        if results is not reference:
-            theirs = mean_by_query([result[stage][task][measure] for result in reference])
-            tested["against_reference"] = paired_test(mean_by_query(by_seed), theirs)
-        return spread([statistics.fmean(values.values()) for values in by_seed]) | tested
+        means = [statistics.fmean(values.values()) for values in by_seed]
+        deviation = statistics.stdev(means) if len(means) > 1 else None
+        spread = {"mean": statistics.fmean(means), "std": deviation, "seeds": means}
+        if results is reference:
+            return spread
+        theirs = mean_by_query([result[stage][task][measure] for result in reference])
+        return spread | {"against_reference": paired_test(mean_by_query(by_seed), theirs)}
 
-    rows = {
-        objective: {
-            "seconds": statistics.fmean(result["seconds"] for result in results),
-            "finetuning_seconds": statistics.fmean(result["finetuning_seconds"] for result in results),
-            "steps": statistics.fmean(result.get("steps", 0) for result in results),
-            "tokens": statistics.fmean(result["tokens"] for result in results),
-            "logs": results[0]["logs"],
-            **{
-                stage: {
-                    task: {measure: measured(results, stage, task, measure) for measure in MEASURES} for task in tasks
-                }
-                for stage in STAGES
-            },
-        }
-        for objective, results in cells.items()
-    }
+    rows: dict[str, dict[str, Any]] = {}
+    for objective, results in cells.items():
+        counts = ("seconds", "finetuning_seconds", "steps", "tokens")
+        row = {count: statistics.fmean(result[count] for result in results) for count in counts}
+        rows[objective] = row | {"logs": results[0]["logs"]}
+        for stage in STAGES:
+            rows[objective][stage] = {
+                task: {measure: measured(results, stage, task, measure) for measure in MEASURES} for task in tasks
+            }
     return {
         "environment": describe_environment(comparison.arguments(comparison.reference, comparison.seeds[0]).training),
         "recipe": {one.name: getattr(comparison, one.name) for one in fields(comparison) if one.name != "folder"},
@@ -78,12 +74,6 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
     }
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation (None of a single value) and the values."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": deviation, "seeds": values}
-
-
 def mean_by_query(values: list[dict[str, float]]) -> dict[str, float]:
     """Means over the seeds."""
     return {query: statistics.fmean(one[query] for one in values) for query in values[0]}
@@ -97,33 +87,25 @@ def title_of(objective: str, recipe: dict[str, Any]) -> str:
 def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
     """A row an objective: the measure zero-shot and fine-tuned, the seconds of both trainings, and tokens.
 
-    Where an objective differs from the reference by more than chance in the paired test, a star says so. Where all were
-    given the same seconds, a column tells the steps that these were enough for.
+    Where all were given the same seconds, a column tells the steps that these were enough for.
     """
-    name, _, depth = measure.partition("@")
-    shown = f"{ {'mrr': 'MRR', 'ndcg': 'nDCG', 'recall': 'Recall'}[name] }@{depth}"
+    shown = MEASURE_NAMES[measure]
     equal_seconds = report["recipe"].get("max_seconds") is not None
-    columns = [
-        "objective",
-        *(f"{title} {shown}" for title in TITLES.values()),
-        *(["steps"] if equal_seconds else []),
-        "seconds",
-        "million tokens",
-    ]
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    header = ["objective", *(f"{title} {shown}" for title in TITLES.values())]
+    header += [*(["steps"] if equal_seconds else []), "seconds", "million tokens"]
+    rows = []
     for objective, row in report["objectives"].items():
-        cells = [cell(row[stage][task][measure]) for stage in STAGES]
         # Those of fine-tuning were not always measured.
         seconds = " + ".join(f"{row[name]:,.0f}" for name in ("seconds", "finetuning_seconds") if name in row)
-        title = title_of(objective, report["recipe"])
+        cells = [title_of(objective, report["recipe"]), *(cell(row[stage][task][measure]) for stage in STAGES)]
         cells += [f"{row['steps']:,.0f}"] if equal_seconds else []
-        lines.append(f"| {title} | {' | '.join(cells)} | {seconds} | {row['tokens'] / 1e6:.1f} |")
-    lines.append(f"| BM25 | {report['tasks'][task]['bm25'][measure]:.3f} |{' |' * (len(columns) - 2)}")
-    return "\n".join(lines)
+        rows.append([*cells, seconds, f"{row['tokens'] / 1e6:.1f}"])
+    bm25 = ["BM25", f"{report['tasks'][task]['bm25'][measure]:.3f}"]
+    return markdown_table(header, [*rows, bm25 + [""] * (len(header) - 2)])
 
 
 def cell(measured: dict[str, Any]) -> str:
-    """A figure: the mean, its deviation over the seeds, and the star of the paired test."""
+    """The mean, its deviation over the seeds, and a star where the reference differs by more than chance."""
     deviation = "" if measured["std"] is None else f" ± {measured['std']:.3f}"
     tested = measured.get("against_reference")
     star = " *" if tested and tested["p_value"] < SIGNIFICANT else ""
@@ -172,7 +154,7 @@ def _extent(settings: dict[str, Any], max_seconds: float | None = None) -> str:
 
 
 def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10") -> None:
-    """Draw bars with their deviations, and the losses and embedding gaps of the first seed."""
+    """Draw bars with their deviations, and the losses of the first seed."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -196,15 +178,16 @@ def draw(report: dict[str, Any], file: Path, task: str, measure: str = "mrr@10")
     titles = [title_of(objective, report["recipe"]) for objective in objectives]
     bars.set_xticks(range(len(objectives)), titles, rotation=25, ha="right")
     seeds = len(report["recipe"]["seeds"])
-    bars.set(title=f"{measure} on {task}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}")
-    bars.legend(frameon=False)
+    title = f"{MEASURE_NAMES[measure]} on {task}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}"
+    bars.set_title(title, pad=28)  # the legend stands between the title and the bars
+    bars.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     for objective, row in objectives.items():
         logged = [entry for entry in row["logs"] if "loss" in entry]
         if objective != UNTRAINED and logged:
             losses.plot([entry["step"] for entry in logged], [entry["loss"] for entry in logged], label=objective)
     losses.set(title="Training loss (each objective's own)", xlabel="step")
     if losses.lines:  # runs that end before `logging_steps` leave none
-        losses.legend(frameon=False, fontsize=8)
+        losses.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (bars, losses):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)

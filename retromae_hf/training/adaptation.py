@@ -39,6 +39,7 @@ from ..publishing.export import export_encoder
 from ..publishing.model_card import write_card
 from ..publishing.pictures import MEASURE, before_after_table, draw_before_after, is_better, verdict
 from ..publishing.record import RECORD_FILE, is_tuned_retriever, model_name, require_record, seconds_of
+from ..retrieval.embedders import load_embedder
 from ..retrieval.evaluation import HYBRID, evaluate_model
 from ..retrieval.measures import paired_test, score_queries
 from ..retrieval.rankings import import_bm25s, read_trec_run
@@ -142,9 +143,9 @@ def _measure(args: AdaptArguments, name_or_path: str, task: RetrievalTask, when:
         return measured
     logger.info("Measuring %s", name_or_path)
     runs.mkdir(parents=True, exist_ok=True)
-    results = evaluate_model(name_or_path, [task], bm25=True, run_dir=runs, trust_remote_code=args.trust_remote_code)
+    embedder = load_embedder(name_or_path, trust_remote_code=args.trust_remote_code)
+    results = evaluate_model(embedder, [task], bm25=True, run_dir=runs)
     write_json(file, results)
-    assert results is not None
     return results
 
 

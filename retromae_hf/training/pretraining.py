@@ -275,7 +275,7 @@ def describe_pretraining(
     The passages of a stream are not counted, nor are its documents, of which those alone are at hand that it is
     evaluated on.
     """
-    counts = {}
+    counts: dict[str, Any] = {}
     if isinstance(passages, Dataset):
         tokens = int(passages["length"][:].sum())
         counts = {"documents": len(documents), "passages": len(passages), "tokens": tokens}

@@ -21,7 +21,7 @@ from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.data.documents import load_rows
 from retromae_hf.data.held_out import load_held_out
 from retromae_hf.data.streams import DocumentStream
-from retromae_hf.retrieval.tasks import _texts
+from retromae_hf.retrieval.tasks import _read_texts
 
 
 def lines(*rows) -> str:
@@ -296,7 +296,7 @@ def test_a_beir_folder_is_its_corpus_with_titles_in_front_as_evaluate_has_them(b
     put(tmp_path / "beir" / beside, lines({"_id": "q", "text": "a query"}))
     put(tmp_path / "packed" / "corpus.jsonl.gz", gzip.compress(corpus.encode()))
     put(tmp_path / "packed" / "queries.jsonl.gz", gzip.compress(lines("a query").encode()))
-    evaluated = list(_texts(tmp_path / "beir" / "corpus.jsonl", titles=True).values())
+    evaluated = list(_read_texts(tmp_path / "beir" / "corpus.jsonl", titles=True).values())
     assert evaluated == ["T a", "b", "c"]
     for source in (tmp_path / "beir", tmp_path / "beir" / "corpus.jsonl", tmp_path / "packed"):
         assert texts_of(source) == evaluated

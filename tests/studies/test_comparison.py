@@ -2,110 +2,131 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ANIMALS, ROOT, TEXTS
 from safetensors.torch import load_file
 
 from retromae_hf.commands.main import main
+from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, save_beir
 from retromae_hf.studies import comparison as module
-from retromae_hf.studies.comparison_report import conditions, draw, table
+from retromae_hf.studies.comparison_report import MEASURES, conditions, draw, summarise, table
+from retromae_hf.training.resuming.run_folder import lock_folder
 from retromae_hf.training.resuming.saving import SavingCallback
 
+SHORT_RUN = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True}
 RECIPE = {
-    "seeds": [0, 1],
+    "seeds": [0],
     "reference": "mlm",
     "model": {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-    "pretraining": {
-        "max_length": 16,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "dev_queries": 0,
-    },
-    "finetuning": {
-        "max_steps": 1,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    },
-    "objectives": {
-        "mlm": {"decoding": "none"},
-        "retromae": {},
-        "tsdae": {"baseline": "tsdae"},
-        "simcse": {"baseline": "simcse"},
-        "mlm-retromae": {"start": "mlm", "max_steps": 1},
-    },
+    "pretraining": SHORT_RUN | {"max_length": 16, "max_steps": 2, "logging_steps": 1, "dev_queries": 0},
+    "finetuning": SHORT_RUN | {"max_steps": 1},
+    "objectives": {"mlm": {"decoding": "none"}, "retromae": {}},
+}
+FIVE = RECIPE["objectives"] | {
+    "tsdae": {"baseline": "tsdae"},
+    "simcse": {"baseline": "simcse"},
+    "mlm-retromae": {"start": "mlm", "max_steps": 1},
 }
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict:
+    """A text to pretrain on, and a collection to fine-tune and evaluate on."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    queries = {f"q{place}": f"{animal} asleep in a meadow" for place, animal in enumerate(ANIMALS)}
+    documents = {f"d{place}": f"The {animal} sleeps in the meadow." for place, animal in enumerate(ANIMALS)}
+    task = RetrievalTask("zoo", queries, documents, {query: {query.replace("q", "d"): 1} for query in queries})
+    for split in ("train", "test"):
+        save_beir(task, folder / "zoo", split)
+    zoo = str(folder / "zoo")
+    return {"dataset": str(folder / "corpus.txt"), "finetuning_dataset": zoo, "tasks": [zoo]}
+
+
 @pytest.fixture
-def recipe(tmp_path, beir, texts):
-    shutil.copyfile(beir / "qrels" / "train.tsv", beir / "qrels" / "test.tsv")
-    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
-    return RECIPE | {
-        "dataset": str(tmp_path / "corpus.txt"),
-        "finetuning_dataset": str(beir),
-        "tasks": [str(beir)],
-        "output_dir": str(tmp_path / "out"),
-    }
+def recipe(sources, tmp_path) -> dict:
+    return RECIPE | sources | {"output_dir": str(tmp_path / "out")}
 
 
-def write(recipe, folder):
+def write(recipe, folder) -> str:
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return str(file)
 
 
-def test_the_command_fills_every_cell_and_reports(recipe, tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def compared(sources, tmp_path_factory) -> SimpleNamespace:
+    """A whole comparison, in which every objective hands over the weights that it got: its learning rate is 0."""
+    folder = tmp_path_factory.mktemp("compared")
+    pretraining = RECIPE["pretraining"] | {"learning_rate": 0.0}
+    recipe = RECIPE | sources | {"objectives": FIVE, "pretraining": pretraining, "output_dir": str(folder / "out")}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["compare", write(recipe, folder)]) == 0
+    report = json.loads((folder / "out" / "results.json").read_text())
+    return SimpleNamespace(recipe=recipe, out=folder / "out", report=report, printed=printed.getvalue())
+
+
+def test_the_command_fills_every_cell_and_reports(compared):
+    assert table(compared.report, "zoo") in compared.printed
+    assert (compared.out / "comparison.png").stat().st_size > 1000
+    assert list(compared.report["objectives"]) == ["untrained", *FIVE]
+    for name, row in compared.report["objectives"].items():
+        for stage in ("zero_shot", "finetuned"):
+            assert ("against_reference" in row[stage]["zoo"]["mrr@10"]) == (name != "mlm")
+        assert (row["tokens"] > 0) == (name != "untrained")
+
+
+def test_all_start_from_the_same_weights(compared):
+    untrained = load_file(compared.out / "cells/untrained-0/encoder/model.safetensors")
+    for objective in FIVE:
+        encoder = compared.out / f"cells/{objective}-0/encoder"
+        weights = load_file(encoder / "model.safetensors")
+        for name in [name for name in untrained if "embeddings" in name or "encoder.layer" in name]:
+            ours = weights[name] if name in weights else weights[name.removeprefix("bert.")]
+            assert torch.equal(ours, untrained[name]), (objective, name)
+        config = json.loads((encoder / "config.json").read_text())
+        assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.0
+
+
+def test_what_is_missing_is_filled_and_a_new_task_measured_on_what_was_trained(compared, tmp_path, monkeypatch):
+    out = shutil.copytree(compared.out, tmp_path / "out")
+    (out / "cells/mlm-retromae-0/result.json").unlink()  # as if cut off in the middle of the last cell
+    shutil.copytree(compared.recipe["tasks"][0], tmp_path / "other")
+    recipe = compared.recipe | {"tasks": [*compared.recipe["tasks"], str(tmp_path / "other")], "output_dir": str(out)}
     filled = []
     train_cell = module.train_cell
     monkeypatch.setattr(module, "train_cell", lambda *args: filled.append(args[1:]) or train_cell(*args))
     assert main(["compare", write(recipe, tmp_path)]) == 0
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    task = "beir"
-    assert table(report, task) in capsys.readouterr().out
-    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
-    assert list(report["objectives"]) == ["untrained", *recipe["objectives"]]
-    for name, row in report["objectives"].items():
-        for stage in ("zero_shot", "finetuned"):
-            measured = row[stage][task]["mrr@10"]
-            assert len(measured["seeds"]) == 2
-            assert measured["mean"] == pytest.approx(sum(measured["seeds"]) / 2)
-            assert ("against_reference" in measured) == (name != "mlm")
-        assert (row["tokens"] > 0) == (name != "untrained")
-
-    # Cut off in the middle of the last cell: only that one is filled again.
-    cell = tmp_path / "out" / "cells" / "mlm-retromae-1"
-    (cell / "result.json").unlink()
-    filled.clear()
-    # And a task that is added is evaluated on what was trained.
-    shutil.copytree(recipe["tasks"][0], tmp_path / "other")
-    recipe["tasks"].append(str(tmp_path / "other"))
-    assert main(["compare", write(recipe, tmp_path)]) == 0
-    assert filled == [("mlm-retromae", 1)]
-    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert filled == [("mlm-retromae", 0)]
+    again = json.loads((out / "results.json").read_text())
     for objective, row in again["objectives"].items():
         for stage in ("zero_shot", "finetuned"):
-            assert row[stage]["other"] == row[stage]["beir"] == report["objectives"][objective][stage]["beir"]
+            assert row[stage]["other"] == row[stage]["zoo"] == compared.report["objectives"][objective][stage]["zoo"]
+
+
+def test_cells_of_another_recipe_are_not_mixed_in(compared, tmp_path, capsys):
+    more_steps = compared.recipe | {"pretraining": compared.recipe["pretraining"] | {"max_steps": 3}}
+    other_ratio = compared.recipe | {"objectives": {"mlm": {"decoding": "none", "encoder_mask_ratio": 0.15}}}
+    for changed, name in ((more_steps, "pretraining"), (other_ratio, "objective mlm")):
+        assert main(["compare", write(changed, tmp_path)]) == 2
+        assert f"differs in {name}; name another output_dir" in capsys.readouterr().err
 
 
 def test_all_may_start_from_an_encoder_that_is_there(recipe, tmp_path, capsys, encoder_folder, monkeypatch):
     monkeypatch.setattr(module, "seconds_of", lambda state: float(state.max_steps))
-    recipe |= {"model": {}, "seeds": [0], "reference": "untrained", "max_documents": 3}
+    recipe |= {"model": {}, "reference": "untrained", "max_documents": 3}
     recipe["objectives"] = {
         "retromae": {},
         "averaged": {"start": "retromae", "baseline": "average"},
@@ -118,10 +139,10 @@ def test_all_may_start_from_an_encoder_that_is_there(recipe, tmp_path, capsys, e
     assert "differs from as it is" in told
     assert f"All start from {Path(encoder_folder).name}." in told
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert report["tasks"]["beir"]["num_documents"] == 3
+    assert report["tasks"]["zoo"]["num_documents"] == 3
 
-    def weights(objective, stage="encoder"):
-        return load_file(tmp_path / "out" / "cells" / f"{objective}-0" / stage / "model.safetensors")
+    def weights(objective):
+        return load_file(tmp_path / "out" / "cells" / f"{objective}-0" / "encoder" / "model.safetensors")
 
     start = load_file(f"{encoder_folder}/model.safetensors")
     name = "bert.encoder.layer.0.output.dense.weight"
@@ -140,42 +161,8 @@ def test_all_may_start_from_an_encoder_that_is_there(recipe, tmp_path, capsys, e
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({}, "3 epochs in steps of 32 passages of at most 128 tokens, learning rate 0.0001"),
-        ({"max_steps": 1500, "learning_rate": "1e-3"}, "1,500 steps of 32 passages of at most 128 tokens, learning"),
-    ],
-)
-@pytest.mark.filterwarnings("error")
-def test_settings_that_a_recipe_leaves_out_are_told_with_their_defaults(changes, told, tmp_path):
-    measured = {"mean": 0.5, "std": None}
-    stages = {stage: {"task": {"mrr@10": measured}} for stage in ("zero_shot", "finetuned")}
-    report = {
-        "environment": {"device": "cpu", "threads": 1, "torch": "2.0"},
-        "recipe": RECIPE | {"pretraining": changes, "finetuning": {}},
-        "tasks": {"task": {"num_queries": 1, "num_documents": 2, "bm25": {"mrr@10": 0.5}}},
-        "objectives": {"mlm": stages | {"seconds": 1, "tokens": 2, "logs": []}},
-    }
-    sentence = conditions(report, "task")
-    assert told in sentence
-    assert "fine-tuned: 3 epochs in steps of 128 pairs, learning rate 2e-05. cpu, 1 thread, torch 2.0." in sentence
-    assert "mlm-retromae: 1 more from mlm" in sentence
-    draw(report, tmp_path / "no-losses.png", "task")
-
-
-def test_cells_of_another_recipe_are_not_mixed_in(recipe, tmp_path, capsys):
-    recipe |= {"objectives": {"mlm": {"decoding": "none"}}, "seeds": [0]}
-    assert main(["compare", write(recipe, tmp_path)]) == 0
-    more_steps = recipe | {"pretraining": recipe["pretraining"] | {"max_steps": 3}}
-    other_ratio = recipe | {"objectives": {"mlm": {"decoding": "none", "encoder_mask_ratio": 0.15}}}
-    for changed, name in ((more_steps, "pretraining"), (other_ratio, "objective mlm")):
-        assert main(["compare", write(changed, tmp_path)]) == 2
-        assert f"differs in {name}; name another output_dir" in capsys.readouterr().err
-
-
 def test_a_cell_that_a_signal_stops_goes_on_where_it_stopped(recipe, tmp_path, capsys, caplog, monkeypatch):
-    recipe |= {"objectives": {"mlm": {"decoding": "none"}}, "seeds": [0]}
+    recipe |= {"objectives": {"mlm": {"decoding": "none"}}}
     recipe["finetuning"] = recipe["finetuning"] | {"max_steps": 2}
     asked = SavingCallback._all_stop
 
@@ -196,37 +183,126 @@ def test_a_cell_that_a_signal_stops_goes_on_where_it_stopped(recipe, tmp_path, c
     assert list(tmp_path.glob("out/cells/*/*/checkpoint-*")) == []
 
 
+def hold(folder, locked, done):
+    with lock_folder(folder):
+        locked.set()
+        done.wait(60)
+
+
 def test_one_comparison_at_a_time_fills_a_folder_and_in_one_process(recipe, tmp_path, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
-    lock = f"import fcntl; file = open({str(tmp_path / 'out' / '_lock')!r}, 'a'); fcntl.lockf(file, fcntl.LOCK_EX)"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{lock}; print('locked', flush=True); input()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout.readline()
-        assert main(["compare", write(recipe, tmp_path)]) == 2
-        assert f"another process trains in {tmp_path}/out at this moment" in capsys.readouterr().err
-        other.communicate(b"\n")
+    processes = multiprocessing.get_context("fork")
+    locked, done = processes.Event(), processes.Event()
+    other = processes.Process(target=hold, args=(tmp_path / "out", locked, done))
+    other.start()
+    assert locked.wait(60)
+    assert main(["compare", write(recipe, tmp_path)]) == 2
+    assert f"another process trains in {tmp_path}/out at this moment" in capsys.readouterr().err
+    done.set()
+    other.join()
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["compare", write(recipe, tmp_path)]) == 2
     assert "compare works in one process" in capsys.readouterr().err
 
 
-def test_all_start_from_the_same_weights(recipe):
-    """With a learning rate of 0 every objective hands over the untrained encoder."""
-    recipe["pretraining"] = recipe["pretraining"] | {"learning_rate": 0.0}
-    recipe["seeds"] = [3]
+def report_of(recipe, reciprocal_ranks: dict[str, list[list[float]]]) -> dict:
+    """The report of cells with these values of every measure, by objective, seed and query."""
     comparison = module.Comparison(**recipe)
-    module.compare(comparison)
-    untrained = load_file(comparison.cell("untrained", 3) / "encoder" / "model.safetensors")
-    for objective in recipe["objectives"]:
-        weights = load_file(comparison.cell(objective, 3) / "encoder" / "model.safetensors")
-        for name in [name for name in untrained if "embeddings" in name or "encoder.layer" in name]:
-            ours = weights[name] if name in weights else weights[name.removeprefix("bert.")]
-            assert torch.equal(ours, untrained[name]), (objective, name)
-        config = json.loads((comparison.cell(objective, 3) / "encoder" / "config.json").read_text())
-        assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.0
+    for objective, by_seed in reciprocal_ranks.items():
+        for seed, values in zip(comparison.seeds, by_seed, strict=True):
+            by_query = {f"q{place}": value for place, value in enumerate(values)}
+            stage = {"zoo": dict.fromkeys(MEASURES, by_query)}
+            counts = {"seconds": 1.0 + seed, "finetuning_seconds": 1.0, "steps": 2, "tokens": 3_000_000, "logs": []}
+            comparison.cell(objective, seed).mkdir(parents=True)
+            result = json.dumps(counts | {"zero_shot": stage, "finetuned": stage})
+            (comparison.cell(objective, seed) / "result.json").write_text(result)
+    return summarise(comparison, {"zoo": load_beir(recipe["tasks"][0])})
+
+
+def test_a_report_has_means_over_the_seeds_and_tests_them_against_the_reference(recipe):
+    recipe |= {"seeds": [0, 1], "objectives": {"mlm": {}}}
+    better = {"mlm": [[0.0] * 8, [0.2] * 8], "untrained": [[0.5] * 8, [0.9] * 8]}
+    report = report_of(recipe, better)
+    measured = report["objectives"]["untrained"]["finetuned"]["zoo"]["mrr@10"]
+    assert (measured["mean"], measured["seeds"]) == (pytest.approx(0.7), pytest.approx([0.5, 0.9]))
+    assert measured["std"] == pytest.approx(0.2 * 2**0.5)
+    assert measured["against_reference"]["difference"] == pytest.approx(0.6)
+    assert measured["against_reference"]["p_value"] == pytest.approx(2 / 2**8)
+    assert report["objectives"]["untrained"]["seconds"] == 1.5
+    assert table(report, "zoo").splitlines() == [
+        "| objective | zero-shot MRR@10 | fine-tuned MRR@10 | seconds | million tokens |",
+        "|---|---:|---:|---:|---:|",
+        "| untrained | 0.700 ± 0.283 * | 0.700 ± 0.283 * | 2 + 1 | 3.0 |",
+        "| mlm | 0.100 ± 0.141 | 0.100 ± 0.141 | 2 + 1 | 3.0 |",
+        f"| BM25 | {report['tasks']['zoo']['bm25']['mrr@10']:.3f} | | | |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "3 epochs in steps of 32 passages of at most 128 tokens, learning rate 0.0001"),
+        ({"max_steps": 1500, "learning_rate": "1e-3"}, "1,500 steps of 32 passages of at most 128 tokens, learning"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_settings_that_a_recipe_leaves_out_are_told_with_their_defaults(changes, told, tmp_path):
+    measured = {"mean": 0.5, "std": None}
+    stages = {stage: {"task": {"mrr@10": measured}} for stage in ("zero_shot", "finetuned")}
+    report = {
+        "environment": {"device": "cpu", "threads": 1, "torch": "2.0"},
+        "recipe": RECIPE | {"objectives": FIVE, "pretraining": changes, "finetuning": {}},
+        "tasks": {"task": {"num_queries": 1, "num_documents": 2, "bm25": {"mrr@10": 0.5}}},
+        "objectives": {"mlm": stages | {"seconds": 1, "tokens": 2, "logs": []}},
+    }
+    sentence = conditions(report, "task")
+    assert told in sentence
+    assert "fine-tuned: 3 epochs in steps of 128 pairs, learning rate 2e-05. cpu, 1 thread, torch 2.0." in sentence
+    assert "mlm-retromae: 1 more from mlm" in sentence
+    draw(report, tmp_path / "no-losses.png", "task")
+
+
+def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe, monkeypatch):
+    speeds = {"mlm": [0.5, 9.0, 0.4], "retromae": [1.0, 0.8, 1.0], "sparse": [0.6, 0.7, 0.6]}
+    trials = []
+
+    def seconds_of(state):
+        name = list(speeds)[len(trials) % len(speeds)]
+        trials.append(name)
+        return 10 * speeds[name][(len(trials) - 1) // len(speeds)]
+
+    monkeypatch.setattr(module, "pretrain", lambda *args: SimpleNamespace(state=args))
+    monkeypatch.setattr(module, "seconds_of", seconds_of)
+    pretraining = {name: value for name, value in recipe["pretraining"].items() if name != "max_steps"}
+    recipe |= {"max_seconds": 3, "pretraining": pretraining}
+    recipe["objectives"] = FIVE | {"sparse": {"decoder_label_ratio": 0.5}}
+    recipe["objectives"] = {name: recipe["objectives"][name] for name in speeds}
+    comparison = module.Comparison(**recipe)
+    comparison.folder.mkdir()
+    for _ in range(2):  # the second time the plan is kept
+        module.plan_steps(comparison)
+        # The median of the turns, so that one which was held up does not count.
+        assert comparison.steps == {"mlm": 6, "retromae": 3, "sparse": 5}
+        assert trials == 3 * list(speeds)
+    *_, training_args = comparison.arguments("sparse", 0)
+    assert training_args.max_steps == 5
+    report = report_of(recipe, dict.fromkeys(["untrained", *speeds], [[0.5] * 8]))
+    assert "| steps | seconds |" in table(report, "zoo")
+    assert "the steps that take 3 seconds" in conditions(report, "zoo")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "pretraining: max_steps cannot be told beside max_seconds"),
+        ({"pretraining": {}}, "mlm-retromae: max_steps, start cannot be told beside max_seconds"),
+        ({"pretraining": {}, "max_seconds": 0}, "max_seconds=0 must be above 0"),
+    ],
+)
+def test_seconds_are_not_mixed_with_steps(recipe, tmp_path, capsys, changes, message):
+    recipe["objectives"] = {name: FIVE[name] for name in ("mlm", "mlm-retromae")}
+    assert main(["compare", write(recipe | {"max_seconds": 5} | changes, tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -235,7 +311,7 @@ def test_all_start_from_the_same_weights(recipe):
         ({"reference": "bert"}, "reference='bert' is unknown; choose one of untrained, mlm"),
         ({"seeds": []}, "seeds=0 must be at least 1"),
         ({"objectives": {"mlm": {"start": "later"}}}, "start='later' is none of those before it"),
-        ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is unknown; choose tsdae, simcse, none"),
+        ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is unknown; choose one of tsdae, simcse, none"),
         ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments decodin"),
         ({"finetuning": {"objective": "triplet"}}, "objective='triplet' is unknown"),
         ({"colour": "red"}, "unknown arguments colour"),
@@ -252,11 +328,6 @@ def test_what_a_recipe_must_hold_is_named(tmp_path, capsys):
     assert "finetuning, finetuning_dataset, model, pretraining, seeds, tasks must be given" in capsys.readouterr().err
 
 
-def test_the_command_wants_a_recipe(capsys):
-    assert main(["compare", "--output_dir", "x"]) == 2
-    assert "name a recipe" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["cpu", "cpu-more", "gpu", "minilm", "minilm-more"])
 def test_our_own_recipes_are_accepted(name):
     file = ROOT / "examples" / "recipes" / "compare" / f"compare-{name}.yaml"
@@ -264,49 +335,3 @@ def test_our_own_recipes_are_accepted(name):
     for part in ("pretraining", "finetuning"):
         recipe[part]["use_cpu"] = True  # where these tests run
     module.Comparison(**recipe)
-
-
-def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe, tmp_path, capsys, monkeypatch):
-    speeds = {"mlm": [0.5, 9.0, 0.4], "retromae": [1.0, 0.8, 1.0], "sparse": [0.6, 0.7, 0.6]}
-    trials = []
-
-    def seconds_of(state):
-        name = list(speeds)[len(trials) % len(speeds)]
-        trials.append(name)
-        return 10 * speeds[name][(len(trials) - 1) // len(speeds)]
-
-    monkeypatch.setattr("retromae_hf.studies.comparison.pretrain", lambda *args: SimpleNamespace(state=args))
-    monkeypatch.setattr("retromae_hf.studies.comparison.seconds_of", seconds_of)
-    pretraining = {name: value for name, value in recipe["pretraining"].items() if name != "max_steps"}
-    recipe |= {"seeds": [0], "max_seconds": 3, "pretraining": pretraining}
-    recipe["objectives"] = {"mlm": {"decoding": "none"}, "retromae": {}, "sparse": {"decoder_label_ratio": 0.5}}
-    assert main(["compare", write(recipe, tmp_path)]) == 0
-    told = capsys.readouterr().out
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {name: row["steps"] for name, row in report["objectives"].items()} == {
-        "untrained": 0,
-        "mlm": 6,  # the median of the turns, so that one which was held up does not count
-        "retromae": 3,
-        "sparse": 5,
-    }
-    assert trials == 3 * list(speeds)
-    assert "| steps | seconds |" in told
-    assert "the steps that take 3 seconds" in told
-    assert table(report, "beir") in told
-    # The plan is kept.
-    assert main(["compare", write(recipe, tmp_path)]) == 0
-    assert len(trials) == 9
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, "pretraining: max_steps cannot be told beside max_seconds"),
-        ({"pretraining": {}}, "mlm-retromae: max_steps, start cannot be told beside max_seconds"),
-        ({"pretraining": {}, "max_seconds": 0}, "max_seconds=0 must be above 0"),
-    ],
-)
-def test_seconds_are_not_mixed_with_steps(recipe, tmp_path, capsys, changes, message):
-    recipe["objectives"] = {name: recipe["objectives"][name] for name in ("mlm", "mlm-retromae")}
-    assert main(["compare", write(recipe | {"max_seconds": 5} | changes, tmp_path)]) == 2
-    assert message in capsys.readouterr().err

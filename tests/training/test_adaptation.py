@@ -16,6 +16,7 @@ from retromae_hf.commands.main import main
 from retromae_hf.data.held_out import choose_pairs, hold_out_pairs
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.publishing.pictures import before_after_table, verdict
+from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training import adaptation
@@ -60,7 +61,7 @@ def test_a_tuned_retriever_goes_to_the_pairs_at_once_and_the_figures_can_be_chec
     task = load_beir(out / "held-out")
     for when, model in (("before", tuned), ("after", "adapted" if not report["is_better"] else "encoder")):
         kept = json.loads((out / f"{when}.json").read_text())["tasks"]["held-out"]
-        again = evaluate_model(str(out / model), [task], bm25=True)["tasks"]["held-out"]
+        again = evaluate_model(load_embedder(str(out / model)), [task], bm25=True)["tasks"]["held-out"]
         assert again["measures"] == pytest.approx(kept["measures"])
         assert again["hybrid"]["measures"] == pytest.approx(kept["hybrid"]["measures"])
     card = (out / ("encoder" if report["is_better"] else "adapted") / "README.md").read_text()
@@ -107,7 +108,7 @@ def test_what_is_not_better_is_said_and_the_encoder_stays(tuned, text, tmp_path,
     first = capsys.readouterr().out.splitlines()[0]
     assert f"{tmp_path}/o/encoder is {tuned} as it was; the adapted one is in {tmp_path}/o/adapted." in first
     entries = [
-        evaluate_model(one, [load_beir(tmp_path / "o/held-out")])["tasks"]["held-out"]["measures"]
+        evaluate_model(load_embedder(one), [load_beir(tmp_path / "o/held-out")])["tasks"]["held-out"]["measures"]
         for one in (tuned, str(tmp_path / "o/encoder"))
     ]
     assert entries[0] == entries[1]

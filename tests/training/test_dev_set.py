@@ -18,7 +18,6 @@ from retromae_hf.commands.main import main
 from retromae_hf.data.held_out import hold_out_queries, judged_rows
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
-from retromae_hf.retrieval.tasks import load_task
 from retromae_hf.training.finetuning import make_loss, read_data
 from retromae_hf.training.rows.training_rows import mined_rows
 
@@ -50,7 +49,7 @@ def test_a_folder_with_dev_judgments_is_watched_and_the_best_checkpoint_kept(fin
     state = json.loads((tmp_path / "model/trainer_state.json").read_text())
     measured = {entry["step"]: entry["eval_ndcg@10"] for entry in state["log_history"] if "eval_ndcg@10" in entry}
     assert measured.keys() == {0, 2, 4}
-    task = load_task(str(beir), split="dev")
+    task = load_beir(beir, split="dev")
     assert measured[0] == pytest.approx(evaluate_embedder(task, load_embedder(encoder_folder))["ndcg@10"])
     assert state["best_metric"] == max(measured[2], measured[4])
     kept = evaluate_embedder(task, load_embedder(str(tmp_path / "model")))["ndcg@10"]

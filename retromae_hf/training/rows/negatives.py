@@ -10,7 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ...arguments.finetuning import FinetuneArguments
 from ...model.errors import RetroMAEError, in_one_sentence
-from ...retrieval.rankings import search_bm25
+from ...retrieval.rankings import BM25Index
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -95,7 +95,7 @@ def mine_with_bm25(args: FinetuneArguments, pairs: Dataset, documents: list[str]
     told = list(zip(pairs["query"][:], pairs["positive"][:], strict=True))
     for query, positive in told:
         positives.setdefault(query, set()).add(positive)
-    _, found = search_bm25(list(positives), documents, args.negative_depth)
+    _, found = BM25Index(documents).search(list(positives), args.negative_depth)
     draw = random.Random(seed)
     negatives: dict[str, list[str]] = {}
     for query, places in zip(positives, found.tolist(), strict=True):

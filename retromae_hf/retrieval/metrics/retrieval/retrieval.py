@@ -1,6 +1,6 @@
 """nDCG@k, MRR@k, Recall@k and MAP as a module of the `evaluate` library.
 
-`evaluate.load` copies this file to its own folder, so that it can import the installed package but no neighbour.
+`evaluate.load` copies this file to its own folder, so that it imports the installed package by its full name.
 """
 
 from __future__ import annotations
@@ -29,20 +29,10 @@ Args:
     baseline: another run, in rows like those of the predictions, for the paired test.
 
 Returns:
-    The mean of each measure by its name, and
-    num_queries: the judged queries that it is the mean of; one that has no prediction counts as 0;
-    num_unjudged_queries: the queries that were left out because they have no reference;
-    per_query: values by measure and query id, where asked for;
-    paired_test: by measure, "difference" (mean of this run minus that of the baseline) and two-sided "p_value".
-
-Example:
-    >>> metric = evaluate.load(str(retromae_hf.retrieval.measures.METRIC))
-    >>> metric.compute(
-    ...     predictions=[{"query_id": "q", "document_ids": ["a", "b"], "scores": [0.9, 0.8]}],
-    ...     references=[{"query_id": "q", "document_ids": ["b"], "grades": [1]}],
-    ...     measures=["mrr@10"],
-    ... )
-    {'mrr@10': 0.5, 'num_queries': 1, 'num_unjudged_queries': 0}
+    The mean of each measure by its name, and num_queries, the judged queries that it is the mean of (one that has no
+    prediction counts as 0), num_unjudged_queries, those left out because they have no reference, and where asked for
+    per_query, values by measure and query id, and paired_test, by measure "difference" (mean of this run minus that of
+    the baseline) and two-sided "p_value".
 """
 
 
@@ -100,7 +90,7 @@ class Retrieval(evaluate.Metric):
 
 
 def _by_query(what: str, rows: Iterable[Mapping[str, Any]], values: str) -> dict[str, dict[str, Any]]:
-    """Rows as a mapping of mappings, each checked; blank ones have only filled a column up."""
+    """Rows as a mapping of mappings; blank ones have only filled a column up."""
     by_query: dict[str, dict[str, Any]] = {}
     for row in rows:
         if absent := {"query_id", "document_ids", values} - row.keys():
@@ -110,12 +100,10 @@ def _by_query(what: str, rows: Iterable[Mapping[str, Any]], values: str) -> dict
             continue
         if query in by_query:
             raise RetroMAEError(f"the query {query!r} stands twice in the {what}; give each query one row")
-        if len(documents) != len(row[values]):
+        if not len(documents) == len(row[values]) == len(set(documents)):
             raise RetroMAEError(
-                f"the query {query!r} has {len(documents)} document_ids and {len(row[values])} {values} in the {what}; "
-                "give one for each"
+                f"the query {query!r} of the {what} has {len(documents)} document_ids, {len(set(documents))} of them "
+                f"different, and {len(row[values])} {values}; give each document once, with one of the {values}"
             )
         by_query[query] = dict(zip(documents, row[values], strict=True))
-        if len(by_query[query]) != len(documents):
-            raise RetroMAEError(f"the query {query!r} has a document twice in the {what}; give each document once")
     return by_query

@@ -1,1 +1,0 @@
-"""Metrics as modules of the `evaluate` library."""

@@ -1,1 +1,0 @@
-"""A folder that `evaluate.load` takes: its script has the folder's name."""

@@ -236,9 +236,9 @@ def test_all_start_from_the_same_weights(recipe):
         ({"seeds": []}, "seeds=0 must be at least 1"),
         ({"objectives": {"mlm": {"start": "later"}}}, "start='later' is none of those before it"),
         ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is unknown; choose tsdae, simcse, none"),
-        ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments decodin"),
+        ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments: decodin"),
         ({"finetuning": {"objective": "triplet"}}, "objective='triplet' is unknown"),
-        ({"colour": "red"}, "unknown arguments colour"),
+        ({"colour": "red"}, "unknown arguments: colour"),
     ],
 )
 def test_a_bad_recipe_is_one_sentence(change, message, recipe, tmp_path, capsys):

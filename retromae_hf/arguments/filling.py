@@ -61,8 +61,8 @@ def fill(values: Mapping[str, Any], classes: Sequence[type], where: str) -> list
     """Instances of dataclasses, each with those of the values that are its fields.
 
     Values are converted to their fields' types, as text and as what YAML made of it (which takes 1e-3 for text), the
-    items of lists one by one. None is a value that was not given. A field with another type, such as an enumeration,
-    takes its value as it is.
+    items of lists one by one. None stays None. A field with another type, such as an enumeration, takes its value as it
+    is.
 
     Args:
         values: by name.
@@ -73,22 +73,21 @@ def fill(values: Mapping[str, Any], classes: Sequence[type], where: str) -> list
         RetroMAEError: a value is no field of any of them, is of another type or not accepted, or one is missing.
     """
     where = f"{where}: " if where else ""
-    given = {name: value for name, value in values.items() if value is not None}
     known = {one.name: one for cls in classes for one in fields(cls) if one.init}
-    if unknown := given.keys() - known.keys():
+    if unknown := values.keys() - known.keys():
         refuse_unknown(sorted(map(str, unknown)), known, where)
     required = [name for name, one in known.items() if one.default is one.default_factory is MISSING]
-    if missing := sorted(set(required) - given.keys()):
+    if missing := [name for name in sorted(required) if values.get(name) is None]:
         raise RetroMAEError(f"{where}{', '.join(missing)} must be given; see --help")
     filled = []
     for cls in classes:
         hints, own = get_type_hints(cls), {}
-        for name in [one.name for one in fields(cls) if one.init and one.name in given]:
+        for name in [one.name for one in fields(cls) if one.init and one.name in values]:
             try:
-                own[name] = _converted(given[name], hints[name])
+                own[name] = _converted(values[name], hints[name])
             except ValueError as error:
                 wanted = " or ".join(map(_described, types_of(hints[name])))
-                raise RetroMAEError(f"{where}{name}={short_repr(given[name])} must be {wanted}") from error
+                raise RetroMAEError(f"{where}{name}={short_repr(values[name])} must be {wanted}") from error
         try:
             filled.append(cls(**own))
         except Exception as error:  # what a dataclass, a library's own too, raises about its values
@@ -124,7 +123,7 @@ def _described(option: Any) -> str:
 def _converted(value: Any, hint: Any) -> Any:
     """The value as one of the field's types; ValueError where it is none of them."""
     options = types_of(hint)
-    if any((get_origin(one) or one) not in TYPES for one in options):
+    if value is None or any((get_origin(one) or one) not in TYPES for one in options):
         return value
     for option in options:
         with suppress(ValueError, KeyError):
@@ -139,7 +138,7 @@ def _as(kind: type, items: tuple[Any, ...], value: Any) -> Any:
     if kind is dict and isinstance(value, dict):
         key, item = items or (Any, Any)
         return {_converted(name, key): _converted(one, item) for name, one in value.items()}
-    if kind is dict or isinstance(value, list | dict | None):
+    if kind is dict or isinstance(value, list | dict):
         raise ValueError
     if type(value) is kind:
         return value

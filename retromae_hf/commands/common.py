@@ -146,7 +146,7 @@ def _add_flags(parser: ArgumentParser, cls: Any, defaults: Mapping[str, Any]) ->
     if isinstance(cls, str):
         group = parser.add_argument_group(f"The run; the other arguments of {cls} are taken too, see --help-all")
         for name, described in RUN.items():
-            default = f" (default: {defaults[name]})" if name in defaults else ""
+            default = f" (default: {defaults[name]})" if defaults.get(name) is not None else ""
             group.add_argument(f"--{name}", metavar=name.upper(), help=described + default)
         return
     hints = get_type_hints(cls)

@@ -38,6 +38,7 @@ from retromae_hf import (
     load_documents,
     tokenize_passages,
 )
+from retromae_hf.arguments.filling import fill
 from retromae_hf.arguments.pretraining import Cutting, Masking, StartArguments, TextSource
 from retromae_hf.checkpoints.loading import load_config, load_sentence_transformer
 from retromae_hf.commands.common import parse, read_recipe
@@ -48,7 +49,7 @@ from retromae_hf.publishing.model_card import build_card
 from retromae_hf.publishing.record import new_record
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
-from retromae_hf.studies.comparison_recipe import Comparison, distribute
+from retromae_hf.studies.comparison_recipe import Comparison
 
 OUTPUT = Path("runs/fuzz.json")
 INPUTS = 10_000
@@ -293,7 +294,7 @@ def comparisons(changes: dict[str, Any], objective: dict[str, Any]) -> None:
     """Recipes of comparisons with anything in them; cells stay in the comparison's folder."""
     sound: dict[str, Any] = {"dataset": "x", "finetuning_dataset": "x", "tasks": ["t"], "seeds": [0], "model": {}}
     sound |= {"pretraining": {"use_cpu": True}, "finetuning": {"use_cpu": True}, "objectives": {"mlm": objective}}
-    (made,) = distribute(sound | {"output_dir": str(place())} | changes, [Comparison], "the recipe")
+    (made,) = fill(sound | {"output_dir": str(place())} | changes, [Comparison], "the recipe")
     for name in made.objectives:
         assert made.cell(name, made.seeds[0]).parent == made.folder / "cells"
 

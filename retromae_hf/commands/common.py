@@ -1,4 +1,4 @@
-"""The help of the commands: an example, then the flags in groups, without importing what takes seconds."""
+"""What the commands share: their help, their arguments from a recipe and flags, and how they end."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import signal
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..arguments.filling import fill, refuse_unknown, types_of
 from ..model.errors import RetroMAEError, RunInterruptedError, import_extra, in_one_sentence
 
 HELP = ("-h", "--help", "--help-all", "--help_all")
@@ -58,110 +59,18 @@ RUN = {
 """What most runs set of the arguments of `TrainingArguments`."""
 
 
-def show_help(
-    command: str,
-    description: str,
-    classes: Sequence[Any],
-    defaults: Mapping[str, Any],
-    positionals: Mapping[str, str],
-    everything: bool,
-) -> None:
-    """Print the flags in groups, and exit.
-
-    The arguments are those of `parse`. A library's dataclass takes seconds to import, so without `everything` the help
-    has of it what stands in `RUN`.
-    """
-    named = [name.upper() for name in positionals]
-    words = " ".join(["%(prog)s", *(["[RECIPE.yaml]", *named, "[flags]"] if classes else named)])
-    parser = ArgumentParser(
-        prog=f"retromae-hf {command}",
-        usage=f"{words}\n\nexample:\n  %(prog)s {EXAMPLES[command]}",
-        description=description,
-        add_help=False,
-    )
-    for name, told in positionals.items():
-        parser.add_argument(name, help=told)
-    for cls in classes:
-        if isinstance(cls, str) and not everything:
-            group = parser.add_argument_group(f"The run; the other arguments of {cls} are taken too, see --help-all")
-            for name, told in RUN.items():
-                default = f" (default: {defaults[name]})" if defaults.get(name) is not None else ""
-                group.add_argument(f"--{name}", metavar=name.upper(), help=told + default)
-            continue
-        for title, members in _groups(load_class(cls)):
-            group = parser.add_argument_group(title)
-            for one in members:
-                _add(group, one, defaults)
-    parser.print_help()
-    raise SystemExit(0)
-
-
-def load_class(cls: Any) -> Any:
-    """A dataclass, or the one that a dotted name stands for."""
-    if not isinstance(cls, str):
-        return cls
-    module, _, name = cls.rpartition(".")
-    return getattr(import_extra(module, "this command", "retrieval"), name)
-
-
-def _groups(cls: Any) -> Iterator[tuple[str, list[Field]]]:
-    """The fields of a dataclass under the title of the base that has them, its docstring's first line."""
-    for base in reversed(cls.__mro__):
-        if members := [one for one in fields(cls) if one.init and one.name in get_annotations(base)]:
-            yield str(base.__doc__).partition("\n")[0].rstrip("."), members
-
-
-def _add(group: Any, one: Field, defaults: Mapping[str, Any]) -> None:
-    made = None if one.default_factory is MISSING else one.default_factory()
-    default = defaults.get(one.name, one.default if made is None else made)
-    told = " (required)" if default is MISSING else f" (default: {default})" if default is not None else ""
-    kind = str(one.type)
-    group.add_argument(
-        f"--{one.name}",
-        metavar="{true,false}" if kind == "bool" else one.name.upper(),
-        nargs="?" if kind == "bool" else "+" if kind.startswith("list") else None,
-        help=" ".join(str(one.metadata.get("help", "")).split()) + told,
-    )
-
-
 FIRST_WORD_SECONDS = 10
-"""How long the other processes of a run wait for the first one to tell a fault. A launcher ends them well before."""
+"""How long the other processes of a run wait for the first one to report a fault. A launcher ends them well before."""
 
-RENAMED = {
-    # of transformers before version 5
-    "adafactor": "optim adafactor",
-    "evaluate_during_training": "eval_strategy steps",
-    "evaluation_strategy": "eval_strategy",
-    "fp16_backend": "",
-    "fp16_opt_level": "",
-    "group_by_length": "train_sampling_strategy group_by_length",
-    "half_precision_backend": "",
-    "no_cuda": "use_cpu",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "push_to_hub_model_id": "hub_model_id",
-    "save_safetensors": "",
-    "sharded_ddp": "fsdp",
-    "torchdynamo": "torch_compile_backend",
-    "use_mps_device": "",
-    "warmup_ratio": "warmup_steps, a share of the steps where it is below 1",
-    "xpu_backend": "ddp_backend",
-    # of the released RetroMAE and its successors, and of the examples of transformers
-    "dataset_name": "dataset",
-    "decoder_mlm_probability": "decoder_mask_ratio",
-    "encoder_mlm_probability": "encoder_mask_ratio",
-    "max_seq_length": "max_length",
-    "mlm_probability": "encoder_mask_ratio",
-    "passage_max_len": "passage_length",
-    "query_max_len": "query_length",
-    "train_data": "dataset",
-    "train_file": "dataset",
-    "train_group_size": "num_negatives, of which there is one less",
-}
-"""What arguments that people know from elsewhere are called here; "" for what goes without saying."""
+MOST_ALIASES = 20
+"""Aliases in a recipe. Aliases of aliases make of 500 bytes more than any memory holds."""
 
-LONGEST_RECIPE = 100_000
-"""Characters and values of a recipe, with what its aliases stand for written out."""
+
+class Parser(ArgumentParser):
+    """An `ArgumentParser` that raises, where the base class ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RetroMAEError(f"{message}; see --help")
 
 
 def parse(
@@ -177,8 +86,8 @@ def parse(
     Args:
         command: name of the command, for the help.
         description: what it does, likewise.
-        classes: dataclasses as `HfArgumentParser` takes them. One of a library is given by its dotted name, is imported
-            when a command runs, and is left out of the help but for `--help-all`.
+        classes: dataclasses. One of a library is given by its dotted name: it takes seconds to import, so `--help`
+            shows what stands in `RUN` in its place, and only `--help-all` lists its arguments.
         argv: the arguments; None takes those of the process.
         defaults: defaults that differ from the classes' own.
         positionals: names and help of arguments without a flag.
@@ -187,121 +96,108 @@ def parse(
         The dataclasses, and a namespace of the positional arguments where there are any.
 
     Raises:
-        RetroMAEError: the recipe cannot be read or names an argument that does not exist.
+        RetroMAEError: the recipe cannot be read, or an argument is unknown or of the wrong type.
         SystemExit: the help was asked for, and is printed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if asked := set(HELP) & set(arguments):
-        show_help(command, description, classes, defaults or {}, positionals or {}, not asked <= set(HELP[:2]))
-    from datasets.utils.logging import set_verbosity as set_datasets_verbosity
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def _get_option_tuples(self, option_string: str) -> list[Any]:
-            """As in `argparse`, but that `--model` may stand for a flag that is there with hyphens too."""
-            return [*{found[0].dest: found for found in super()._get_option_tuples(option_string)[::-1]}.values()]
-
-    set_datasets_verbosity(logging.CRITICAL)  # it logs what it raises
-    _show_no_bar_of_single_files()
-    loaded = [load_class(one) for one in classes]
-    parser = Parser(loaded, prog=f"retromae-hf {command}", add_help=False)
-    parser.error = _refuse
-    for name in positionals or {}:
-        parser.add_argument(name)
-    values = dict(defaults or {})
-    known = {action.dest: action for action in parser._actions}
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe = read_recipe(arguments.pop(0))
-        if unknown := recipe.keys() - known.keys():
-            told = ", ".join(sorted(map(str, unknown)))
-            raise RetroMAEError(f"the recipe has unknown arguments: {told}; {_new_names(unknown, known)}see --help")
-        mappings = {one.name for cls in loaded for one in fields(cls) if "dict" in str(one.type)}
-        values |= {
-            name: _as_typed(name, value, known[name].nargs, name in mappings)
-            for name, value in recipe.items()
-            if value is not None
-        }
-    for name, value in values.items():
-        known[name].required = False
-        parser.set_defaults(**{name: value})
-    try:
-        *filled, unknown_arguments = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    except RetroMAEError:
-        raise
-    except Exception as error:  # what a dataclass raises about its values
-        raise RetroMAEError(" ".join(str(error).split())) from error
-    if unknown_arguments:
-        told = " ".join(unknown_arguments)
-        raise RetroMAEError(f"unknown arguments: {told}; {_new_names(unknown_arguments, known)}see --help")
-    return tuple(filled)
+    asked = set(HELP) & set(arguments)
+    if not asked or asked - set(HELP[:2]):
+        classes = [_load_class(one) if isinstance(one, str) else one for one in classes]
+    defaults, positionals = defaults or {}, positionals or {}
+    names = [name.upper() for name in positionals]
+    words = " ".join(["%(prog)s", *(["[RECIPE.yaml]", *names, "[flags]"] if classes else names)])
+    parser = Parser(
+        prog=f"retromae-hf {command}",
+        usage=f"{words}\n\nexample:\n  %(prog)s {EXAMPLES[command]}",
+        description=description,
+        add_help=False,
+        argument_default=SUPPRESS,
+    )
+    for name, described in positionals.items():
+        parser.add_argument(name, help=described)
+    for cls in classes:
+        _add_flags(parser, cls, defaults)
+    if asked:
+        parser.print_help()
+        raise SystemExit(0)
+    _quiet_libraries()
+    recipe = read_recipe(arguments.pop(0)) if arguments and arguments[0].endswith((".yaml", ".yml")) else {}
+    flags, unknown = parser.parse_known_args([_with_underscores(one) for one in arguments])
+    if unknown:
+        refuse_unknown(unknown, {one.name for cls in classes for one in fields(cls)})
+    given = vars(flags)
+    named = Namespace(**{name: given.pop(name) for name in positionals})
+    given = {**defaults, **{name: value for name, value in recipe.items() if value is not None}, **given}
+    return (*fill(given, classes, ""), *([named] if positionals else []))
 
 
-def _new_names(unknown: Iterable[Any], known: Container[str]) -> str:
-    """What those that have another name by now are called, as the middle of a sentence."""
-    names = [str(one).lstrip("-").partition("=")[0].replace("-", "_") for one in unknown]
-    new = {name: RENAMED[name] for name in names if name in RENAMED}
-    told = [f"{old} is --{name}" for old, name in new.items() if name.replace(",", " ").partition(" ")[0] in known]
-    told += [f"{old} is not needed any more" for old, name in new.items() if not name]
-    return "".join(f"{one}; " for one in told)
+def _load_class(name: str) -> Any:
+    module, _, cls = name.rpartition(".")
+    return getattr(import_extra(module, "this command", "retrieval"), cls)
 
 
-def _show_no_bar_of_single_files() -> None:
-    """Without the bars that transformers draws for each file of weights read or written; the Hub's stay."""
+def _with_underscores(word: str) -> str:
+    """A flag as it is named, where it was typed with hyphens."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def _add_flags(parser: ArgumentParser, cls: Any, defaults: Mapping[str, Any]) -> None:
+    """Add the fields of a dataclass, each group under the first line of the docstring of the base that has them."""
+    if isinstance(cls, str):
+        group = parser.add_argument_group(f"The run; the other arguments of {cls} are taken too, see --help-all")
+        for name, described in RUN.items():
+            default = f" (default: {defaults[name]})" if defaults.get(name) is not None else ""
+            group.add_argument(f"--{name}", metavar=name.upper(), help=described + default)
+        return
+    hints = get_type_hints(cls)
+    for base in reversed(cls.__mro__):
+        if members := [one for one in fields(cls) if one.init and one.name in get_annotations(base)]:
+            group = parser.add_argument_group(str(base.__doc__).partition("\n")[0].rstrip("."))
+            for one in members:
+                _add_flag(group, one, hints[one.name], defaults)
+
+
+def _add_flag(group: Any, one: Field, hint: Any, defaults: Mapping[str, Any]) -> None:
+    own_default = one.default if one.default_factory is MISSING else one.default_factory()
+    default = defaults.get(one.name, own_default)
+    told = " (required)" if default is MISSING else f" (default: {default})" if default is not None else ""
+    types = [get_origin(kind) or kind for kind in types_of(hint)]
+    is_list = list in types and str not in types
+    group.add_argument(
+        f"--{one.name}",
+        metavar="{true,false}" if types == [bool] else one.name.upper(),
+        nargs="?" if bool in types else "+" if is_list else None,
+        const=True if bool in types else None,
+        help=" ".join(str(one.metadata.get("help", "")).split()) + told,
+    )
+    if own_default is True:
+        group.add_argument(f"--no_{one.name}", dest=one.name, action="store_false", help=SUPPRESS)
+
+
+def _quiet_libraries() -> None:
+    """Libraries neither log what they raise nor draw a bar for each file of weights; the Hub's bars stay."""
+    from datasets.utils.logging import set_verbosity
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
+    set_verbosity(logging.CRITICAL)
     hidden = are_progress_bars_disabled()
     disable_progress_bar()
     if not hidden:
         enable_progress_bars()
 
 
-def _refuse(message: str) -> NoReturn:
-    raise RetroMAEError(f"{message}; see --help")
-
-
-def _as_typed(name: str, value: Any, nargs: int | str | None, takes_mapping: bool) -> Any:
-    """A recipe's value as it would be typed behind its flag: argparse converts and checks defaults that are strings."""
-    if isinstance(value, dict):
-        if not takes_mapping:
-            raise RetroMAEError(f"{name} in the recipe is a mapping; give a single value")
-        return value
-    if "\0" in str(value):
-        raise RetroMAEError(f"{name} in the recipe holds a NUL character; take it out")
-    if not isinstance(value, list):
-        return str(value) if nargs in (None, "?") else [str(value)]
-    if nargs in (None, "?"):
-        raise RetroMAEError(f"{name} in the recipe is a list; give a single value")
-    return [str(item) for item in value]
-
-
 def read_recipe(file: str) -> dict[str, Any]:
-    """A recipe as it stands.
-
-    Raises:
-        RetroMAEError: it cannot be read, is no mapping, or grows beyond `LONGEST_RECIPE`.
-    """
+    """A recipe as it stands; `RetroMAEError` where it cannot be read or is no mapping."""
     import yaml
 
     try:
-        loader = yaml.SafeLoader(Path(file).read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        # Aliases of aliases make of 500 bytes more than any memory holds, and an alias of what it stands in never ends.
-        nodes, size = [root], 0
-        while nodes and size <= LONGEST_RECIPE:
-            node = nodes.pop()
-            if isinstance(node, yaml.MappingNode):
-                nodes += [one for pair in node.value for one in pair]
-            elif isinstance(node, yaml.SequenceNode):
-                nodes += node.value
-            size += len(node.value) + 1 if isinstance(node, yaml.ScalarNode) else 1
-        if size > LONGEST_RECIPE:
-            raise RetroMAEError(
-                f"the recipe {file} holds more than {LONGEST_RECIPE:,} characters where its aliases are written out; "
-                "give single values, without aliases"
-            )
-        recipe = None if root is None else loader.construct_document(root)
-        str(recipe)  # an integer of thousands of digits can be read, but not be written
+        text = Path(file).read_text(encoding="utf-8")
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        if aliases > MOST_ALIASES:
+            raise RetroMAEError(f"the recipe {file} holds {aliases} aliases; write the values out")
+        recipe = yaml.safe_load(text)
     except RetroMAEError:
         raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+from ..arguments.filling import fill
 from ..model.errors import RetroMAEError, import_extra, in_one_sentence
 from .common import HELP, command, one_process, parse, read_recipe
 
@@ -47,10 +48,10 @@ def main(argv: list[str] | None = None) -> None:
     for module, extra in {"sentence_transformers": "retrieval", "bm25s": "retrieval", "matplotlib": "plot"}.items():
         import_extra(module, "compare", extra)  # the last one draws, hours later
     from ..studies.comparison import compare
-    from ..studies.comparison_recipe import Comparison, distribute
+    from ..studies.comparison_recipe import Comparison
     from ..studies.comparison_report import conditions, draw, table
 
-    (comparison,) = distribute(recipe, [Comparison], arguments[0])
+    (comparison,) = fill(recipe, [Comparison], arguments[0])
     with in_one_sentence(f"output_dir={comparison.output_dir!r} cannot be written"):
         comparison.folder.mkdir(parents=True, exist_ok=True)
     report = compare(comparison)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
-from huggingface_hub.dataclasses import type_validator
 from transformers import TrainingArguments
 
+from ..arguments.filling import fill
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from ..arguments.pretraining import (
     DEFAULT_TRAINING_ARGUMENTS,
@@ -35,52 +34,6 @@ class PretrainArguments(NamedTuple):
     start: StartArguments
     training: TrainingArguments
     run: RunArguments
-
-
-SIMPLE = (str, int, float, bool, NoneType, Any)
-
-
-def check_types(values: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
-    """The values that are fields of a dataclass, a whole number as a float where the field is one.
-
-    Fields of other types than text, numbers, lists and mappings of these are left to the dataclass itself.
-
-    Args:
-        values: by name.
-        cls: the dataclass.
-        where: what to call the place in messages.
-
-    Raises:
-        RetroMAEError: a value is not of its field's type.
-    """
-    hints = get_type_hints(cls)
-    checked = {}
-    for name in values.keys() & hints.keys():
-        value, hint = values[name], hints[name]
-        if float in (hint, *get_args(hint)) and isinstance(value, int | str) and not isinstance(value, bool):
-            value = _as_float(value)  # YAML takes 1e-3 for text
-        if _is_simple(hint):
-            try:
-                type_validator(name, value, hint)
-            except TypeError as error:
-                wanted = getattr(hint, "__name__", None) if not get_args(hint) else None
-                told = repr(value) if len(repr(value)) < 40 else type(value).__name__
-                raise RetroMAEError(
-                    f"{where}: {name}={told} must be {wanted or str(hint).replace('typing.', '')}"
-                ) from error
-        checked[name] = value
-    return checked
-
-
-def _as_float(value: int | str) -> float | int | str:
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return value
-
-
-def _is_simple(hint: Any) -> bool:
-    return hint in SIMPLE or (get_origin(hint) is not None and all(_is_simple(one) for one in get_args(hint)))
 
 
 SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning", "max_documents", "max_seconds")
@@ -182,7 +135,7 @@ class Comparison:
         elif not self.starts_trained:
             values["tokenizer_name"] = str(self.folder / "tokenizer")
         classes = [TextSource, Cutting, Masking, StartArguments, TrainingArguments, RunArguments]
-        return PretrainArguments(*distribute(values, classes, f"objective {objective}"))
+        return PretrainArguments(*fill(values, classes, f"objective {objective}"))
 
     def finetuning_arguments(self, objective: str, seed: int, **changes: Any) -> Any:
         """The arguments that `finetune` takes for a cell."""
@@ -202,7 +155,7 @@ class Comparison:
             "report_to": "none",
         }
         classes = [FinetuneArguments, SentenceTransformerTrainingArguments]
-        return distribute(values, classes, f"finetuning of {objective}")
+        return fill(values, classes, f"finetuning of {objective}")
 
     @property
     def starts_trained(self) -> bool:
@@ -212,27 +165,6 @@ class Comparison:
     def cell(self, objective: str, seed: int) -> Path:
         """The folder of a cell."""
         return self.folder / "cells" / f"{objective}-{seed}"
-
-
-def distribute(values: dict[str, Any], classes: list[Any], where: str) -> list[Any]:
-    """Instances of dataclasses, each with those of the values that are its fields.
-
-    Raises:
-        RetroMAEError: a value is no field of any of them, or is not accepted, or a field without a default has none.
-    """
-    names = set().union(*({one.name for one in fields(cls) if one.init} for cls in classes))
-    if unknown := values.keys() - names:
-        raise RetroMAEError(f"{where}: unknown arguments {', '.join(sorted(map(str, unknown)))}")
-    required = {
-        one.name for cls in classes for one in fields(cls) if one.init and one.default is one.default_factory is MISSING
-    }
-    if missing := required - values.keys():
-        raise RetroMAEError(f"{where}: {', '.join(sorted(missing))} must be given")
-    typed = [check_types(values, cls, where) for cls in classes]
-    try:
-        return [cls(**own) for cls, own in zip(classes, typed, strict=True)]
-    except (TypeError, ValueError) as error:
-        raise RetroMAEError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def keep_recipe(comparison: Comparison) -> None:

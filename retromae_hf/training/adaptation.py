@@ -144,9 +144,9 @@ def _measure(args: AdaptArguments, name_or_path: str, task: RetrievalTask, when:
     logger.info("Measuring %s", name_or_path)
     runs.mkdir(parents=True, exist_ok=True)
     embedder = load_embedder(name_or_path, trust_remote_code=args.trust_remote_code)
-    results = evaluate_model(embedder, [task], bm25=True, run_dir=runs)
-    write_json(file, results)
-    return results
+    measured = evaluate_model(embedder, [task], bm25=True, run_dir=runs)
+    write_json(file, measured)
+    return measured
 
 
 def _entry(results: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from datasets import Dataset
 
 import retromae_hf.data.passages
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
+from retromae_hf.arguments.filling import fill
 from retromae_hf.data.text import LONGEST_READ, cut_long
 from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.model.errors import LONGEST_NAME, check_file_name
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
-from retromae_hf.studies.comparison_recipe import Comparison, distribute
+from retromae_hf.studies.comparison_recipe import Comparison
 
 SOUND = '{"text": "a b"}\n'
 
@@ -172,6 +173,6 @@ def test_objectives_and_splits_stay_in_their_folders(tmp_path):
     for seeds, name, message in (([0], "../x", "the objective's name"), (["../x"], "mlm", r"seeds=\['../x'\] must be")):
         recipe = sound | {"seeds": seeds, "objectives": {name: {}}, "reference": name, "output_dir": str(tmp_path)}
         with pytest.raises(RetroMAEError, match=message):
-            distribute(recipe, [Comparison], "the recipe")
+            fill(recipe, [Comparison], "the recipe")
     with pytest.raises(RetroMAEError, match=r"split '\.\./test' becomes part"):
         load_beir(write_beir(tmp_path / "task"), "../test")

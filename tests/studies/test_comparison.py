@@ -312,9 +312,9 @@ def test_seconds_are_not_mixed_with_steps(recipe, tmp_path, capsys, changes, mes
         ({"seeds": []}, "seeds=0 must be at least 1"),
         ({"objectives": {"mlm": {"start": "later"}}}, "start='later' is none of those before it"),
         ({"objectives": {"mlm": {"baseline": "ict"}}}, "baseline='ict' is unknown; choose one of tsdae, simcse, none"),
-        ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments decodin"),
+        ({"objectives": {"mlm": {"decodin": "none"}}}, "objective mlm: unknown arguments: decodin"),
         ({"finetuning": {"objective": "triplet"}}, "objective='triplet' is unknown"),
-        ({"colour": "red"}, "unknown arguments colour"),
+        ({"colour": "red"}, "unknown arguments: colour"),
     ],
 )
 def test_a_bad_recipe_is_one_sentence(change, message, recipe, tmp_path, capsys):

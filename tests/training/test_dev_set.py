@@ -18,6 +18,7 @@ from retromae_hf.commands.main import main
 from retromae_hf.data.held_out import hold_out_queries, judged_rows
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
+from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training.finetuning import make_loss, read_data
 from retromae_hf.training.rows.training_rows import mined_rows
 

@@ -35,8 +35,6 @@ from .words import number_words, word_starts, word_table
 SHARED_WITH_MODEL = ("decoding", "decoder_mask_ratio", "pair_objective", "bow_source")
 """Arguments that the model's configuration has too, and that must be the same there."""
 
-_EPOCH_NOT_TOLD = -1
-
 
 def check_label_ratio(ratio: float, decoding: str) -> None:
     if ratio == 1:
@@ -50,21 +48,20 @@ def check_label_ratio(ratio: float, decoding: str) -> None:
 class DataCollatorForRetroMAE:
     """Corrupts and pads passages for `RetroMAEForPreTraining`; a plain `DataCollator` for a plain `Trainer`.
 
-    With `seed` and a dataset that has a `passage_id` column, every draw is a pure function of (seed, epoch, passage
-    id): it depends neither on the batch nor on the number of workers or processes. `RetroMAECallback` tells the
-    collator the epoch, where the dataset has no column `epoch` of its own (a stream's passages are told theirs);
-    without it the masks of a passage stay the same in every epoch. Without `seed` or without ids,
-    seeds come from torch's generator, afresh every time.
+    With `seed` and a dataset that has a column `passage_id`, every draw is a pure function of (seed, epoch, passage
+    id): it depends neither on the batch nor on the number of workers or processes. The epoch is the dataset's column
+    `epoch`, as streams have it, or set by `RetroMAECallback`; without either the masks of a passage stay the same in
+    every epoch. Without `seed` or without ids, seeds come from torch's generator, afresh every time.
 
     Args:
         tokenizer: must have a mask token and a padding token.
         encoder_mask_ratio: share of the ordinary tokens that the encoder has to predict, in (0, 1).
-        decoder_mask_ratio: share of the tokens hidden from the decoder, in (0, 1); the model's own, checked when
-            training starts. `from_config` takes it over.
+        decoder_mask_ratio: share of the tokens hidden from the decoder, in (0, 1). This, `decoding`, `pair_objective`
+            and `bow_source` must be the model's own, which is checked when training starts; `from_config` sees to it.
         decoder_label_ratio: share of the tokens that enhanced decoding rebuilds, in (0, 1], drawn anew in every epoch;
             the loss of these is an unbiased estimate of that of all. The paper rebuilds all; a small encoder with a
             large vocabulary makes more steps in a second with fewer.
-        decoding: "enhanced", "basic", "condenser" or "none"; the model's own, likewise.
+        decoding: "enhanced", "basic", "condenser" or "none".
         whole_word_mask: mask words as a whole, and hide them as a whole from the decoder. A word is what BERT's
             tokenizer takes for one, or what the dataset's column `word_ids` says (Chinese words: `tokenize_passages`).
         pad_to_multiple_of: pad the batch's length up to a multiple of this.
@@ -75,8 +72,8 @@ class DataCollatorForRetroMAE:
             Needs `seed` and a dataset with ids.
         compact: ship 32-bit integers, which this package's model takes and which are half the bytes; other models want
             their labels in 64.
-        pair_objective: None, "nsp", "sop" or "contrast"; the model's own, likewise.
-        bow_source: "tokens" or "sentence"; the model's own, likewise.
+        pair_objective: None, "nsp", "sop" or "contrast".
+        bow_source: "tokens" or "sentence".
         pair_partners: for "nsp", the passages that false successors are drawn from, the training set as a rule.
 
     Raises:
@@ -116,15 +113,14 @@ class DataCollatorForRetroMAE:
         self._ordinary[token_ids] = True
         self._ordinary[list(self._special_ids)] = False
         self._ordinary_ids = self._ordinary.nonzero().squeeze(1)
-        if len(self._ordinary_ids) == 0:
-            raise RetroMAEError("the tokenizer has no ordinary tokens, only special ones; train it on more text")
         self._word_table = word_table(self.tokenizer) if self.whole_word_mask else None
         self._pair_maker: PairMaker | None = None
         if self.pair_objective in SEGMENT_OBJECTIVES:
             self._pair_maker = PairMaker(str(self.pair_objective), self.tokenizer, self.pair_partners)
+        # For passages without ids: of this collator's own where there is a seed, None is torch's default.
         self._generator: torch.Generator | None = None
-        # In shared memory, so that workers that live on through the epochs see what `set_epoch` writes.
-        self._epoch = torch.tensor(_EPOCH_NOT_TOLD).share_memory_()
+        # In shared memory, so that workers that live on through the epochs see what `set_epoch` writes; -1 is unknown.
+        self._epoch = torch.tensor(-1).share_memory_()
 
     @classmethod
     def from_config(
@@ -168,44 +164,37 @@ class DataCollatorForRetroMAE:
                 `token_type_ids`, `word_ids` and `document_id` (int).
 
         Returns:
-            `input_ids`, `attention_mask` (where there is padding), `labels` and, for basic and enhanced decoding,
-            `decoder_input_ids` and `decoder_labels`, all int64 `[B, L]`; for enhanced decoding also `visibility_seed`,
-            int64 `[B]`, `decoder_rows`, int64 `[B, R]`, where not all are rebuilt, and `word_ids`, int32 `[B, L]`,
-            where words are masked as a whole; for NSP and SOP `pair_labels`, int64 `[B]`; where the sentence embedding
-            predicts a bag of words `bow_labels`, int64 `[B, L]`.
-            `passage_id`, int64 `[B]`, where the dataset has one: for those who watch over the training.
-            For span contrast the rows are twice as many, the first spans of all passages and then the second ones,
-            and `document_id`, int64 `[B]`, tells the passages' documents.
-            `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their shape how many labels there are.
+            int64 `[B, L]`: `input_ids`, `attention_mask` (where there is padding), `labels`; for basic and enhanced
+            decoding `decoder_input_ids` and `decoder_labels`; with a sentence embedding that predicts words
+            `bow_labels`. For enhanced decoding also `visibility_seed`, int64 `[B]`, `decoder_rows`, int64 `[B, R]`,
+            where not all are rebuilt, and `word_ids`, int32 `[B, L]`, where words are masked as a whole. For NSP and
+            SOP `pair_labels`, int64 `[B]`. `passage_id`, int64 `[B]`, where the dataset has one: for those who watch
+            over the training. For span contrast there are 2B rows, the first spans of all passages and then the second
+            ones, and `document_id`, int64 `[B]`. `label_slots` and `decoder_label_slots`, `[B, T, 0]`, tell by their
+            shape how many labels there are.
         """
-        if not len(features):
-            raise RetroMAEError("a batch without passages cannot be made; give one passage at least")
-        if "input_ids" not in features[0] or isinstance(features[0], str):
+        if "input_ids" not in features[0]:
             raise RetroMAEError("the rows have no column input_ids; tokenise the text first, with tokenize_passages")
         rows = [_without_padding(feature) for feature in features]
         if ordinary := {int(row["input_ids"][0]) for row in rows} - self._special_ids:
             raise RetroMAEError(
-                f"a passage begins with the ordinary token {min(ordinary)}, which would be taken for [CLS], the place "
-                "of the sentence embedding; tokenise with special tokens, as tokenize_passages does"
+                f"a passage begins with the ordinary token {min(ordinary)} in the place of [CLS], the sentence "
+                "embedding; tokenise with special tokens, as tokenize_passages does"
             )
-        batch: dict[str, Tensor] = {}
-        if "passage_id" in features[0]:
-            batch["passage_id"] = torch.tensor([int(feature["passage_id"]) for feature in features])
+        batch = {"passage_id": _integers(features, "passage_id")} if "passage_id" in features[0] else {}
         seeds = self._seeds(features, batch.get("passage_id"))
         if self._pair_maker is not None:
             rows, batch["pair_labels"] = self._pair_maker(rows, seeds)
         elif self.pair_objective == "contrast":
             if "document_id" not in rows[0]:
                 raise RetroMAEError(
-                    "pair_objective='contrast' needs the column document_id, since spans of one document are not to be "
-                    "told apart; make the passages with tokenize_passages, or add a column of integers"
+                    "pair_objective='contrast' needs the column document_id; make the passages with tokenize_passages"
                 )
-            batch["document_id"] = torch.tensor([int(row["document_id"]) for row in rows])
+            batch["document_id"] = _integers(rows, "document_id")
             rows, seeds = draw_spans(rows, seeds)
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        size = int(lengths.max())
-        if self.pad_to_multiple_of is not None:
-            size = -(-size // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        multiple = self.pad_to_multiple_of or 1
+        size = -(-int(lengths.max()) // multiple) * multiple
         real = torch.arange(size) < lengths[:, None]
         input_ids = _pad(rows, "input_ids", real, self.tokenizer.pad_token_id)
         if "token_type_ids" in rows[0]:
@@ -217,7 +206,14 @@ class DataCollatorForRetroMAE:
                 "tokenise with the tokenizer that the collator has"
             )
         candidates = self._ordinary[input_ids] & real
-        word_ids = self._word_ids(rows, input_ids, real)
+        word_ids = None
+        if self._word_table is not None:
+            if "word_ids" in rows[0]:
+                word_ids = _pad(rows, "word_ids", real, 0).to(torch.int32)
+            elif "word_starts" in rows[0]:
+                word_ids = number_words(_pad(rows, "word_starts", real, 1).bool())
+            else:
+                word_ids = number_words(word_starts(self._word_table, input_ids))
         if lengths.min() < size:  # attention is quicker without a mask, and only here it costs nothing to know
             batch["attention_mask"] = real.to(torch.int64)
         corrupt = partial(
@@ -236,9 +232,7 @@ class DataCollatorForRetroMAE:
         if self.bow_source == "sentence":
             batch["bow_labels"] = passage
         if self.decoding == "enhanced":
-            batch["decoder_input_ids"] = input_ids
-            batch["decoder_labels"] = passage
-            batch["visibility_seed"] = seeds
+            batch |= {"decoder_input_ids": input_ids, "decoder_labels": passage, "visibility_seed": seeds}
             if self.decoder_label_ratio < 1:
                 batch["decoder_rows"] = draw_rows(candidates, seeds, self.decoder_label_ratio)
             if word_ids is not None:
@@ -256,40 +250,27 @@ class DataCollatorForRetroMAE:
             batch |= {name: batch[name].to(torch.int32) for name in wide}
         return batch
 
-    def _word_ids(self, rows: Sequence[Row], input_ids: Tensor, real: Tensor) -> Tensor | None:
-        """The number of each token's word, int32 `[B, L]`, where words are masked as a whole."""
-        if self._word_table is None:
-            return None
-        if "word_ids" in rows[0]:
-            return _pad(rows, "word_ids", real, 0).to(torch.int32)
-        if "word_starts" in rows[0]:
-            return number_words(_pad(rows, "word_starts", real, 1).bool())
-        return number_words(word_starts(self._word_table, input_ids))
-
     def _seeds(self, features: Sequence[Mapping[str, Any]], passage_ids: Tensor | None) -> Tensor:
         """One seed a passage, int64 `[B]`."""
         if self.seed is None or passage_ids is None:
             if self.static_masking:
                 raise RetroMAEError("static_masking needs a column passage_id; add one of unique integers")
-            return torch.randint(-(2**63), 2**63 - 1, (len(features),), generator=self._fallback_generator())
+            if self.seed is not None and self._generator is None:
+                worker = get_worker_info()
+                seed = self.seed if worker is None else self.seed ^ worker.seed
+                self._generator = torch.Generator().manual_seed(seed)
+            return torch.randint(-(2**63), 2**63 - 1, (len(features),), generator=self._generator)
+        epoch: Tensor | int = 0 if self.static_masking else int(self._epoch)
         if "epoch" in features[0] and not self.static_masking:
-            return passage_seeds(self.seed, torch.tensor([int(feature["epoch"]) for feature in features]), passage_ids)
-        epoch = 0 if self.static_masking else int(self._epoch)
-        if epoch == _EPOCH_NOT_TOLD:
+            epoch = _integers(features, "epoch")
+        elif epoch == -1:
+            epoch = 0
             warnings.warn(
                 "the collator was not told the epoch, so every epoch draws the same masks; add RetroMAECallback to "
                 "the Trainer or call set_epoch",
                 stacklevel=3,
             )
-            epoch = 0
         return passage_seeds(self.seed, epoch, passage_ids)
-
-    def _fallback_generator(self) -> torch.Generator | None:
-        """A generator of this collator's own where there is a seed but there are no ids; None is torch's default."""
-        if self.seed is not None and self._generator is None:
-            worker = get_worker_info()
-            self._generator = torch.Generator().manual_seed(self.seed if worker is None else self.seed ^ worker.seed)
-        return self._generator
 
 
 def _without_padding(feature: Mapping[str, Any]) -> Row:
@@ -299,11 +280,13 @@ def _without_padding(feature: Mapping[str, Any]) -> Row:
     if mask is not None and length < len(mask) and not mask[0]:
         raise RetroMAEError("a passage is padded on the left; tokenise with padding_side='right' or without padding")
     if length < 2:
-        raise RetroMAEError(
-            "a passage has less than the two special tokens at its ends; tokenise with these, or drop it"
-        )
+        raise RetroMAEError("a passage has fewer than two tokens; tokenise with special tokens, or drop it")
     row = {name: feature[name][:length] for name in SEGMENT_COLUMNS if name in feature}
     return row | {name: feature[name] for name in ("document_id",) if name in feature}
+
+
+def _integers(rows: Sequence[Mapping[str, Any]], name: str) -> Tensor:
+    return torch.tensor([int(row[name]) for row in rows])
 
 
 def _pad(rows: Sequence[Row], name: str, real: Tensor, value: int) -> Tensor:

@@ -23,17 +23,9 @@ REMEDY = "make them with tokenize_passages(..., pairs=True)"
 class PairMaker:
     """Makes of each passage of two segments the true pair or, for half of the seeds, the false one.
 
-    NSP: the second segment is the successor (label 0) or the second segment of a passage of another document (label 1).
-    SOP: the segments are in order (label 0) or swapped (label 1). What happens to a passage, and which passage lends
-    it a segment, depends on its seed alone.
-
-    Args:
-        objective: "nsp" or "sop".
-        tokenizer: the one that the passages were made with.
-        partners: for NSP, the passages to draw from, `tokenize_passages(..., pairs=True)`.
-
-    Raises:
-        RetroMAEError: NSP without passages of at least two documents to draw from.
+    NSP: the second segment is the successor (label 0), or that of a passage of another document (label 1), which is
+    drawn from `partners`, made by `tokenize_passages(..., pairs=True)`. SOP: the segments are in order (label 0) or
+    swapped (label 1). What happens to a passage, and which one lends it a segment, depends on its seed alone.
     """
 
     def __init__(self, objective: str, tokenizer: PreTrainedTokenizerBase, partners: Dataset | None):
@@ -54,16 +46,9 @@ class PairMaker:
             raise RetroMAEError("pair_objective='nsp' needs passages of at least two documents; give more text")
 
     def __call__(self, features: Sequence[Mapping[str, Any]], seeds: Tensor) -> tuple[list[Row], Tensor]:
-        """Make the pairs.
+        """The pairs of some passages, and their labels, int64 `[B]`, by the passages' seeds, int64 `[B]`.
 
-        Args:
-            features: one mapping a passage with `input_ids`, `token_type_ids` and, where there are any, `word_ids`;
-                for NSP also `document_id`.
-            seeds: int64 `[B]`, one a passage.
-
-        Returns:
-            The passages' `input_ids`, `token_type_ids` and `word_starts` (where there were words), as lists, and the
-            labels, int64 `[B]`.
+        A pair has `input_ids`, `token_type_ids` and, where the passages have `word_ids`, `word_starts`, as lists.
         """
         labels = draw_coins(seeds)
         pairs = [self._segments(feature) for feature in features]
@@ -121,12 +106,9 @@ class PairMaker:
 def draw_spans(rows: Sequence[Row], seeds: Tensor) -> tuple[list[Row], Tensor]:
     """Draw two spans of each passage, independently, so that they may overlap: a quarter to a half of its tokens each.
 
-    Args:
-        rows: B passages, each with columns of its tokens, one special token at either end.
-        seeds: int64 `[B]`, all that the spans depend on.
-
-    Returns:
-        2B rows, the first span of every passage and then the second ones, and a seed for each, int64 `[2B]`.
+    Rows are B passages, each with columns of its tokens, one special token at either end; `seeds`, int64 `[B]`, are all
+    that the spans depend on. Returns 2B rows, the first span of every passage and then the second ones, and a seed for
+    each, int64 `[2B]`.
     """
     tokens = torch.tensor([len(row["input_ids"]) - 2 for row in rows])
     shortest, longest = (tokens // 4).clamp(min=1), (tokens // 2).clamp(min=1)

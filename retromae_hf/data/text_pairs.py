@@ -29,41 +29,26 @@ _FEATURES = Features({"query": Value("large_string"), "positive": Value("large_s
 def pairs_from_text(documents: Dataset, kind: str, seed: int, told: bool = True) -> Dataset:
     """At most one pair of each document, in the documents' order; those that yield none are counted.
 
-    Pairs follow from the texts (and, for crops, the seed) alone, not from the order of the documents or their names.
-    Words are those of `spans_of_words`.
-
-    Args:
-        documents: the column `text`, and for titles `title`.
-        kind: "first-sentence" (the first sentence -> the rest), "title" (-> the text without it in front) or "crop" (a
-            random crop -> another one, each a tenth to a half of at most `CROPPED_WORDS` words in a row and at least
-            `MIN_QUERY_WORDS`; they may overlap, as in Contriever, arXiv 2112.09118).
-        seed: of the crops.
-        told: whether to log how many there are, and what was left out.
-
-    Returns:
-        The columns `query` and `positive`.
-
-    Raises:
-        RetroMAEError: `kind` is unknown, there are no titles or they are no text, or no document is long enough.
+    They follow from the texts (and, for crops, the seed) alone, not from the order of the documents or their names. The
+    kinds are "first-sentence" (the first sentence -> the rest), "title" (-> the text without it in front) and "crop" (a
+    random crop -> another one, each a tenth to a half of at most `CROPPED_WORDS` words in a row and at least
+    `MIN_QUERY_WORDS`; they may overlap, as in Contriever, arXiv 2112.09118). `told` logs what was left out.
     """
     check_choice("pairs", kind, PAIRS)
     if kind == "title":
         titles = documents.with_format("arrow")["title"][:] if "title" in documents.column_names else None
         if titles is None or titles.null_count == len(titles):
-            raise RetroMAEError(
-                "pairs=title needs a column 'title' that is not empty, which the text lacks; choose first-sentence or "
-                "crop"
-            )
+            raise RetroMAEError("pairs=title needs a column 'title' that is not empty; choose first-sentence or crop")
         check_text("the text", "title", titles.type)
-    make, columns, short = {
+    make, short = {
         "first-sentence": (
             _first_sentences,
-            ["text"],
             f"no first sentence of {MIN_QUERY_WORDS} words with {MIN_BODY_WORDS} more",
         ),
-        "title": (_titles, ["text", "title"], f"no title with {MIN_BODY_WORDS} words beside it"),
-        "crop": (partial(_crops, seed=seed), ["text"], f"fewer than {MIN_CROPPED_WORDS} words"),
+        "title": (_titles, f"no title with {MIN_BODY_WORDS} words beside it"),
+        "crop": (partial(_crops, seed=seed), f"fewer than {MIN_CROPPED_WORDS} words"),
     }[kind]
+    columns = ["text", "title"] if kind == "title" else ["text"]
     pairs = documents.select_columns(columns).map(
         _make_pairs,
         batched=True,

@@ -26,6 +26,8 @@ from .text import cut_long, in_groups, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+# [MASK] takes the space before it, as in RoBERTa, so that it stands for a word with its space.
+_SPECIAL_TOKENS = [AddedToken(token, lstrip=token == "<mask>", special=True) for token in ROBERTA_SPECIAL_TOKENS]
 
 # The alphabet of a WordPiece vocabulary: the most frequent characters, this many, or as many as make up this share of
 # the text (Chinese has thousands). Rarer ones become [UNK].
@@ -39,15 +41,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Train a tokenizer on texts; the same texts give the same tokenizer, in every process.
 
-    Args:
-        kind: "wordpiece" (BERT's), "bpe" (RoBERTa's, on bytes) or "unigram" (that of SentencePiece).
-        texts: the texts.
-        vocab_size: entries at most, special tokens included.
-        max_length: tokens of the longest passage, special tokens included; the tokenizer truncates there when asked to.
-        lowercase: fold case.
-
-    Raises:
-        RetroMAEError: `kind` is unknown, `vocab_size` is too small for it, or sentencepiece is needed and missing.
+    `kind` is "wordpiece" (BERT's), "bpe" (RoBERTa's, on bytes) or "unigram" (SentencePiece's). `vocab_size` counts the
+    special tokens too, and so does `max_length`, at which the tokenizer truncates.
     """
     check_choice("tokenizer_type", kind, TRAINERS)
     return TRAINERS[kind](texts, vocab_size, max_length, lowercase)
@@ -78,23 +73,18 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowe
 def train_byte_level_bpe(
     texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     check_at_least(len(alphabet) + len(ROBERTA_SPECIAL_TOKENS), vocab_size=vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special_tokens = _roberta_special_tokens()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=sorted(alphabet)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=_SPECIAL_TOKENS, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(_pieces(texts), trainer)
     return _like_robertas(tokenizer, max_length)
 
 
-def train_unigram(
-    texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = False
-) -> PreTrainedTokenizerFast:
+def train_unigram(texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool) -> PreTrainedTokenizerFast:
     # The trainer of the tokenizers package fails on real text ("likelihood is NAN") and differs from run to run.
     sentencepiece = import_extra("sentencepiece", "a unigram tokenizer", "unigram")
     folding = [normalizers.Lowercase()] if lowercase else []
@@ -118,8 +108,7 @@ def train_unigram(
         )
     except RuntimeError as error:  # with a line of C++ for a message
         raise RetroMAEError(
-            f"vocab_size={vocab_size} is too small for a unigram tokenizer on this corpus, whose characters alone take "
-            "more, or the corpus is empty; raise it"
+            f"vocab_size={vocab_size} is too small for a unigram tokenizer on this corpus, or it is empty; raise it"
         ) from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
     vocabulary = [(token, 0.0) for token in ROBERTA_SPECIAL_TOKENS]
@@ -128,16 +117,11 @@ def train_unigram(
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens(_roberta_special_tokens())
+    tokenizer.add_special_tokens(_SPECIAL_TOKENS)
     return _like_robertas(tokenizer, max_length)
 
 
 TRAINERS = {"wordpiece": train_wordpiece, "bpe": train_byte_level_bpe, "unigram": train_unigram}
-
-
-def _roberta_special_tokens() -> list[AddedToken]:
-    # [MASK] takes the space before it, as in RoBERTa, so that it stands for a word with its space.
-    return [AddedToken(token, lstrip=token == "<mask>", special=True) for token in ROBERTA_SPECIAL_TOKENS]
 
 
 def _like_robertas(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
@@ -152,17 +136,20 @@ def _like_robertas(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizer
         eos_token="</s>",
         sep_token="</s>",
         unk_token="<unk>",
-        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+        mask_token=_SPECIAL_TOKENS[-1],
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
 def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """The most frequent characters after normalisation, and those of them that may stand inside a word.
+    """The most frequent characters, and those of them that may stand inside a word, both in a fixed order."""
 
-    Both in a fixed order. The texts are counted as they are, and only each distinct character is normalised.
-    """
+    def words(text: str) -> list[str]:
+        normalised = tokenizer.normalizer.normalize_str(text)
+        return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalised)]
+
+    # The texts are counted as they are, and only each distinct character is normalised.
     counts = np.zeros(_CODE_POINTS, dtype=np.int64)
     inner = np.zeros(_CODE_POINTS, dtype=bool)  # does not end a word
     follows = np.zeros(_CODE_POINTS, dtype=bool)  # stands behind another character of a word
@@ -170,13 +157,13 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], li
         codes = np.frombuffer("\n".join(group).encode("utf-32-le", "replace"), dtype=np.uint32)
         found = np.bincount(codes, minlength=_CODE_POINTS)
         for code in np.flatnonzero((found > 0) & (counts == 0)).tolist():
-            inner[code] = len(_words(f"a{chr(code)}a", tokenizer)) == 1
+            inner[code] = len(words(f"a{chr(code)}a")) == 1
         counts += found
         follows[codes[1:][inner[codes[1:]] & inner[codes[:-1]]]] = True
     frequencies: Counter[str] = Counter()
     continuing: set[str] = set()
     for code in np.flatnonzero(counts).tolist():
-        normalised = "".join(_words(chr(code), tokenizer))
+        normalised = "".join(words(chr(code)))
         for character in normalised:
             frequencies[character] += int(counts[code])
         continuing.update(normalised if follows[code] else normalised[1:])
@@ -190,8 +177,3 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], li
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
     """The texts with long ones cut: a trainer takes fifty times a text's size in memory."""
     return (piece for text in texts for piece in cut_long(without_surrogates(text)))
-
-
-def _words(text: str, tokenizer: Tokenizer) -> list[str]:
-    """What BERT's normaliser and pre-tokeniser make of a text."""
-    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]

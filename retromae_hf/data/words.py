@@ -12,14 +12,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 
 import torch
 from tokenizers.models import WordPiece
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ..model.errors import RetroMAEError
+from ..model.errors import RetroMAEError, import_extra
 
 WordSegmenter = Callable[[str], list[str]]
 """A text into its words, in order; joined they are the text."""
@@ -32,21 +33,11 @@ REST = 16  # begins with what belongs to the character before: an accent, the re
 THROUGH = 32  # is nothing else
 SPECIAL = 64
 
-# Thai and Lao, Myanmar, Khmer, kana, CJK ideographs and their extensions: scripts without spaces between words.
-_WITHOUT_SPACES = (
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
-    (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x323AF),
-)
-_HAN = _WITHOUT_SPACES[-4:]
-_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in _WITHOUT_SPACES)
+# Scripts without spaces between words: CJK ideographs with their extensions; Thai and Lao, Myanmar, Khmer, kana.
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_UNSPACED = f"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff{_HAN}"
 _MARKS = "".join(chr(code) for code in range(0x0E00, 0x3100) if unicodedata.category(chr(code))[0] == "M")
+_HAN_CHARACTER, _UNSPACED_CHARACTER = re.compile(f"[{_HAN}]"), re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
 _INNER_BYTES = bytes(range(0x80, 0xC0))  # of a character of several bytes in UTF-8, all but the first
 
@@ -60,8 +51,7 @@ def chinese_segmenter() -> WordSegmenter:
     Raises:
         RetroMAEError: rjieba is not installed.
     """
-    if find_spec("rjieba") is None:
-        raise RetroMAEError("Chinese words need the package rjieba; pip install 'retromae-hf[chinese]'")
+    import_extra("rjieba", "cutting Chinese text into words", "chinese")
     return _cut_chinese
 
 
@@ -81,8 +71,7 @@ def spans_of_words(text: str) -> list[tuple[int, int]]:
 
 
 def is_han(character: str) -> bool:
-    """Whether it is a Chinese character."""
-    return _within(ord(character), _HAN)
+    return _HAN_CHARACTER.match(character) is not None
 
 
 def word_table(tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -94,9 +83,26 @@ def word_table(tokenizer: PreTrainedTokenizerBase) -> Tensor:
         RetroMAEError: the vocabulary is of another kind.
     """
     vocabulary = tokenizer.get_vocab()
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(model, WordPiece):
+        continuing = model.continuing_subword_prefix
+        bits = [0 if token.startswith(continuing) and token != continuing else STARTS for token in vocabulary]
+    else:
+        marker = max("▁Ġ", key=lambda candidate: sum(token.startswith(candidate) for token in vocabulary))
+        if not any(token.startswith(marker) for token in vocabulary):
+            raise RetroMAEError(
+                "whole-word masking knows WordPiece, SentencePiece and byte-level BPE, and this tokenizer, "
+                f"{type(tokenizer).__name__}, is none of them; leave whole_word_mask at False"
+            )
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        ends_of = _ends if marker == "▁" else partial(_ends_of_bytes, byte_of=byte_of)
+        bits = [
+            STARTS | BARE
+            if token in (marker, "")
+            else token.startswith(marker) * STARTS | ends_of(token.removeprefix(marker))
+            for token in vocabulary
+        ]
     table = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.uint8)
-    flags = _flags_of(tokenizer)
-    bits = [flags(token) for token in vocabulary]
     table[torch.tensor(list(vocabulary.values()))] = torch.tensor(bits, dtype=torch.uint8)
     # Special and added tokens are words of their own, however they are spelt.
     table[[*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]] = STARTS | SPECIAL
@@ -127,37 +133,13 @@ def number_words(starts: Tensor) -> Tensor:
     return starts.cumsum(-1, dtype=torch.int32) - 1
 
 
-def _flags_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
-    """What gives the bits of a token, by the kind of the vocabulary."""
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    if isinstance(model, WordPiece):
-        continuing = model.continuing_subword_prefix
-        return lambda token: 0 if token.startswith(continuing) and token != continuing else STARTS
-    vocabulary = tokenizer.get_vocab()
-    marker = max("▁Ġ", key=lambda candidate: sum(token.startswith(candidate) for token in vocabulary))
-    if not any(token.startswith(marker) for token in vocabulary):
-        raise RetroMAEError(
-            "whole-word masking knows WordPiece, SentencePiece and byte-level BPE, and this tokenizer, "
-            f"{type(tokenizer).__name__}, is none of them; leave whole_word_mask at False"
-        )
-    byte_of = _bytes_by_character()
-    ends_of = _ends if marker == "▁" else lambda token: _ends_of_bytes(token, byte_of)
-    return lambda token: _flags(marker, token, ends_of)
-
-
-def _flags(marker: str, token: str, ends_of: Callable[[str], int]) -> int:
-    if token in (marker, ""):
-        return STARTS | BARE
-    return token.startswith(marker) * STARTS | ends_of(token.removeprefix(marker))
-
-
 def _ends(text: str) -> int:
     """The bits that a token's first and last characters decide."""
-    rest = len(text) - len(text.lstrip("".join(filter(_goes_on, text))))
-    if rest == len(text):
+    begun = text.lstrip("".join(filter(_goes_on, text)))
+    if not begun:
         return REST | THROUGH
     last = next(character for character in reversed(text) if not _goes_on(character))
-    return bool(rest) * REST | _alone(text[0]) * FIRST_ALONE | _alone(last) * LAST_ALONE
+    return (begun != text) * REST | _alone(text[0]) * FIRST_ALONE | _alone(last) * LAST_ALONE
 
 
 def _ends_of_bytes(token: str, byte_of: dict[str, int]) -> int:
@@ -188,16 +170,4 @@ def _alone(character: str) -> bool:
     """Whether a character is a word of its own."""
     if _goes_on(character):
         return False
-    return unicodedata.category(character)[0] not in "LN" or _within(ord(character), _WITHOUT_SPACES)
-
-
-def _within(code: int, ranges: tuple[tuple[int, int], ...]) -> bool:
-    return any(first <= code <= last for first, last in ranges)
-
-
-def _bytes_by_character() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 as it is, the other bytes from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelt = [*map(chr, printable), *(chr(0x100 + place) for place in range(len(others)))]
-    return dict(zip(spelt, [*printable, *others], strict=True))
+    return unicodedata.category(character)[0] not in "LN" or _UNSPACED_CHARACTER.match(character) is not None

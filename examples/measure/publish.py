@@ -1,7 +1,6 @@
 """Puts the latest results of what the Makefile measures into model_cards/ and the pages.
 
-Likewise those of `retromae-hf compare` and examples/onnx_cost.py. Those of examples/measure/full_scale.py become
-model_cards/recipes.md, those of examples/measure/bad_inputs.py a page beside it.
+Likewise those of `retromae-hf compare` and onnx_cost.py. Those of full_scale.py become model_cards/recipes.md.
 
 No figure of the README and the guides is typed by hand: what stands between two markers there is written here, and a
 test compares it with the results files.
@@ -19,7 +18,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # the examples whose results are published
 
-import bad_inputs
 import benchmark_report as benchmark
 import choosing
 import compiling
@@ -43,7 +41,6 @@ ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- {}: written by examples/measure/publish.py -->", "<!-- /{} -->"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "examples/guides").glob("*.md")))
 RECIPES_PAGE = ROOT / "model_cards/recipes.md"
-BAD_INPUTS = ROOT / "model_cards/bad-inputs.json"
 BENCHMARKS = ("small", "base", "base-memory", "growth")
 PROFILES = ("profile", "profile-base")
 COMPARISONS = ("compare-cpu", "compare-cpu-more", "compare-objectives")
@@ -76,7 +73,6 @@ PUBLISHED = {
     ROOT / "runs/onnx.json": ROOT / "model_cards/onnx.json",
     ROOT / "runs/support.json": ROOT / "model_cards/support.json",
     ROOT / "runs/soak.json": ROOT / "model_cards/soak.json",
-    ROOT / bad_inputs.OUTPUT: BAD_INPUTS,
     ROOT / fuzz.OUTPUT: ROOT / "model_cards/fuzz.json",
     ROOT / full_scale.RESULTS: ROOT / "model_cards/full-scale.json",
 }
@@ -90,7 +86,6 @@ def main() -> None:
             shutil.copyfile(result, published)
             print(f"{result.relative_to(ROOT)} -> {published.relative_to(ROOT)}")
     RECIPES_PAGE.write_text(recipes_page(), encoding="utf-8")
-    BAD_INPUTS.with_suffix(".md").write_text(bad_inputs_page(), encoding="utf-8")
     for file, card in cards().items():
         file.write_text(card, encoding="utf-8")
     for file, page in fill({file: file.read_text(encoding="utf-8") for file in PAGES}).items():
@@ -131,7 +126,6 @@ def blocks() -> dict[str, str]:
         for names in (COMPARISONS, TUNED, AT_EQUAL_SECONDS)
     )
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
-    refused = json.loads(BAD_INPUTS.read_text(encoding="utf-8"))
     return {
         "result": first_result.block(tuned[0], comparisons[0]),
         "choices": choosing.choices(tuned[0], comparisons[0], tuned[1]),
@@ -145,7 +139,7 @@ def blocks() -> dict[str, str]:
         "families": families(),
         "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
         "soak": soak.table(soaked),
-        "hostile": f"Bad inputs: {bad_inputs.conditions(refused)} Fuzzing: {fuzz.conditions(fuzzed)}",
+        "hostile": fuzz.conditions(fuzzed),
         "compare": "\n\n".join(comparison(one) for one in comparisons),
         "costs": costs(benchmarks),
         "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
@@ -205,11 +199,6 @@ def recipes_page() -> str:
         for name in ("full-scale", "benchmark/base")
     )
     return full_scale.page(counted, measured["step"][0]["utilisation"]["retromae"])
-
-
-def bad_inputs_page() -> str:
-    """Bad inputs with the sentence that each gets."""
-    return bad_inputs.page(json.loads(BAD_INPUTS.read_text(encoding="utf-8")))
 
 
 def objectives() -> str:

@@ -61,8 +61,6 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: the encoder, the batch and the machine."""
-
     shape: str = "small"
     tokens_per_batch: int = 1024
     encoder_mask_ratio: float = 0.3
@@ -363,7 +361,6 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, what: str, r
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print a table and write the results."""
     parser = argparse.ArgumentParser(description="Measure RetroMAE beside plain masked language modelling.")
     parser.add_argument("--shape", choices=SHAPES, default="small", help="encoder: 6 layers x 384, 2 x 32 or 12 x 768")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], help="tokens a passage")

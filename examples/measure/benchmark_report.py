@@ -32,7 +32,6 @@ TRAINER_TEXTS = 3000
 
 
 def measure(setting: Setting, parts: list[str], lengths: list[int], against: str | None) -> dict[str, Any]:
-    """All that was asked for."""
     tokenizer = new_tokenizer()
     # Steps are set against it.
     matmul_rate = measure_matmul(setting) if {"step", "trainer"} & set(parts) else 0.0
@@ -59,7 +58,6 @@ def measure(setting: Setting, parts: list[str], lengths: list[int], against: str
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the measurements ran on."""
     return {
         "machine": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
@@ -69,7 +67,6 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The CPU's name, as far as the system tells it."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -97,7 +94,6 @@ ROWS = {
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
     against = report["setting"]["against"]
     sides = [*SIDES, *([against] if against else [])]
     titles = {"retromae": "RetroMAE", "mlm": "plain MLM", PRETENSE: "pretense"}
@@ -125,7 +121,6 @@ def table(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """What the figures hold for."""
     setting, environment = report["setting"], report["environment"]
     return (
         f"Medians of {setting['rounds']} turns on {environment['machine']} ({environment['threads']} threads, torch "

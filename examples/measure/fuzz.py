@@ -76,7 +76,6 @@ def place() -> Path:
 
 
 def some_of(names: list[str], values: Any = VALUES) -> Any:
-    """Mappings of some of the names to values."""
     return st.dictionaries(st.sampled_from(names), values, max_size=4)
 
 
@@ -121,7 +120,6 @@ MODULES = st.sampled_from(SOUND_MODULES) | st.fixed_dictionaries(
 
 @functools.cache
 def encoder() -> Path:
-    """A folder of sentence-transformers."""
     return export_encoder(*model_and_tokenizer(), place() / "encoder")
 
 
@@ -268,7 +266,6 @@ def main() -> None:
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """What was tried, in a sentence."""
     return (
         f"{result['tried']:,} inputs tried, of which {result['refused']:,} were refused with a RetroMAEError; "
         f"nothing else came of any. {result['seconds']} s."

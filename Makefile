@@ -74,10 +74,9 @@ bench-growth: setup
 support: setup
 	$(OFFLINE) $(BIN)/python examples/measure/support.py
 
-# Small runs, killed again and again, end as uncut ones do; bad and random inputs get a sentence each.
+# Small runs, killed again and again, end as uncut ones do; random inputs give nothing but results and sentences.
 soak: setup
 	$(OFFLINE) $(BIN)/python examples/measure/soak.py
-	$(OFFLINE) $(BIN)/python examples/measure/bad_inputs.py
 	$(OFFLINE) $(BIN)/python examples/measure/fuzz.py
 
 # The page in a browser, with what `make model` or `make from-scratch` made, or CHECKPOINT=..., ENCODER=... and CORPUS=...

@@ -36,7 +36,6 @@ QUESTIONS = (
 
 
 def main() -> int:
-    """Do it all and say what came of it."""
     started = time.monotonic()
     try:
         encoder = os.environ.get("DEMO_ENCODER") or str(demo_encoder())
@@ -98,7 +97,6 @@ def first_words(text: str) -> str:
 
 
 def table(results: dict) -> str:
-    """What came of it, for the guide."""
     machine = f"{results['device']}, torch {results['torch']}, {results['seconds']} s in all."
     return f"{results['verdict']}.\n\n{results['table']} {machine}"
 

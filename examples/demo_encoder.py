@@ -34,7 +34,6 @@ def demo_encoder() -> Path:
 
 
 def checked(folder: Path) -> Path:
-    """The folder, if its weights are the encoder's."""
     digest = hashlib.sha256()
     for block in blocks(folder / "model.safetensors"):
         digest.update(block)

@@ -15,7 +15,6 @@ from transformers import AutoModel
 
 
 def main(name_or_path: str, layers: str, folder: str) -> None:
-    """Write the encoder."""
     model = SentenceTransformer(name_or_path, device="cpu", model_kwargs={"use_safetensors": True})
     torch.manual_seed(0)
     encoder = model[0].auto_model

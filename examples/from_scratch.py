@@ -57,7 +57,6 @@ PROCESSES = min(torch.get_num_threads(), 8)
 
 
 def main() -> None:
-    """Do it all and say what came of it."""
     clock: dict[str, float] = {}
     with timed(clock, "total"), suited_attention(MAX_LENGTH):
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -122,13 +121,11 @@ def main() -> None:
 
 
 def say(what: str) -> None:
-    """Print a heading."""
     print(f"\n=== {what}", flush=True)
 
 
 @contextmanager
 def timed(clock: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that something takes."""
     started = time.perf_counter()
     yield
     clock[name] = time.perf_counter() - started
@@ -230,7 +227,6 @@ def finetune(encoder: str, folder: str, pairs: Dataset, steps: int, bf16: bool) 
 
 
 def environment() -> dict[str, Any]:
-    """What the figures depend on beside the settings."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

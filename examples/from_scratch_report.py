@@ -26,12 +26,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def searches(report: dict[str, Any]) -> str:
-    """The sample searches as a terminal shows them."""
     return "\n\n".join(f"$ {search['command']}\n{search['output']}" for search in report["searches"])
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """What the figures hold for, in a sentence or two."""
     task, environment, settings = report["task"], report["environment"], report["settings"]
     pretraining, finetuning = settings["pretraining"], settings["finetuning"]
     return (

@@ -24,7 +24,6 @@ MARGIN = 3.0  # of the teacher's scores: a negative that comes nearer to a posit
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prepare one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=("general", "msmarco"))
     parser.add_argument("--folder", type=Path, required=True)
@@ -46,7 +45,6 @@ def joined(sentences: Dataset) -> Dataset:
 
 
 def write_negatives(folder: Path) -> None:
-    """The files that the recipes name."""
     with ExitStack() as stack:
         published = stack.enter_context(gzip.open(folder / "msmarco-hard-negatives.jsonl.gz", "rt", encoding="utf-8"))
         files = {name: stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in FILES}

@@ -21,7 +21,6 @@ MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export, evaluate and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", help="folder that SentenceTransformer loads")
     parser.add_argument("--dataset", nargs="+", required=True, help="as retromae-hf evaluate takes it")
@@ -49,7 +48,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table."""
     lines = [
         "| | MB | task | " + " | ".join(MEASURES) + " |",
         "|---|---:|---|" + "---:|" * len(MEASURES),
@@ -62,7 +60,6 @@ def table(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """What was measured."""
     tasks = (
         f"{name}: {size['queries']:,} queries against {size['documents']:,} documents"
         for name, size in report["tasks"].items()

@@ -111,12 +111,10 @@ def clean(documents: Iterator[Any], rank: int, world_size: int, min_characters: 
 
 
 def words_of(document: Any) -> str:
-    """What copies have in common."""
     return " ".join(document.text.lower().split())
 
 
 def only_text(writer: Any, document: Any) -> dict[str, str]:
-    """The columns of a shard."""
     return {"text": document.text}
 
 

@@ -38,7 +38,6 @@ FINETUNING = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, hand over, measure."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--dataset", default=TASK, help="text that pretrain and finetune take; default: pydocs")
     parser.add_argument("--task", default=TASK, help="what evaluate takes; default: pydocs")
@@ -90,7 +89,6 @@ def hand_over(tuned: Path, small: Path) -> None:
 
 
 def table(report: dict) -> str:
-    """The report as a Markdown table."""
     kept = {"float16": report["models"]["PyTorch"], "ONNX, int8": report["models"]["ONNX, int8"]}
     lines = [onnx_cost.table(report | {"models": kept})]
     for task, measures in report["bm25"].items():
@@ -106,7 +104,6 @@ def conditions(report: dict) -> str:
 
 
 def run(command: str, **options: object) -> None:
-    """Show a command and run it."""
     argv = [command, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
     print(f"\n$ retromae-hf {' '.join(argv)}", flush=True)
     if status := retromae_hf(argv):

@@ -23,7 +23,6 @@ QUESTION = "read a file line by line"
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """A headless Chromium."""
     with sync_playwright() as playwright:
         found = next(filter(None, map(shutil.which, BROWSERS)), None)
         browser = playwright.chromium.launch(executable_path=found, args=list(OPTIONS))
@@ -46,7 +45,6 @@ def open_page(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, schem
 
 
 def main() -> None:
-    """Take the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("desktop")

@@ -6,6 +6,7 @@ machines are noisy. The plain side is `BertForMaskedLM` with `DataCollatorForLan
 
 from __future__ import annotations
 
+import argparse
 import math
 import multiprocessing
 import resource
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from retromae_hf.commands.common import command, parse, writable
 from retromae_hf.data.collator import DataCollatorForRetroMAE
+from retromae_hf.data.disk import write_json
 from retromae_hf.data.passages import tokenize_passages
 from retromae_hf.data.tokenizers import SPECIAL_TOKENS
 from retromae_hf.model.configuration_retromae import RetroMAEConfig
-from retromae_hf.model.errors import RetroMAEError, check_at_least, check_choice
 from retromae_hf.model.losses import OPERATORS
 from retromae_hf.model.modeling_retromae import RetroMAEForPreTraining
 from retromae_hf.training.callbacks import RetroMAECallback
@@ -54,14 +54,13 @@ SHAPES = {
 }
 SIDES = ("retromae", "mlm")
 PRETENSE = "pretense"
+PARTS, PROFILE = ("collator", "step", "memory", "trainer"), "profile"
 VOCAB_SIZE = 30_522
 WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: the encoder, the batch and the machine."""
-
     shape: str = "small"
     tokens_per_batch: int = 1024
     encoder_mask_ratio: float = 0.3
@@ -72,7 +71,6 @@ class Setting:
     rounds: int = 5
 
     def encoder_config(self, length: int) -> BertConfig:
-        """The encoder, with as many positions as are needed."""
         return BertConfig(
             vocab_size=VOCAB_SIZE,
             max_position_embeddings=max(512, length),
@@ -82,7 +80,6 @@ class Setting:
         )
 
     def batch_size(self, length: int) -> int:
-        """Passages of a length a batch."""
         return max(self.tokens_per_batch // length, 1)
 
 
@@ -109,7 +106,6 @@ def random_passages(length: int, count: int) -> list[dict[str, Any]]:
 def collators(
     setting: Setting, tokenizer: PreTrainedTokenizerBase, against: str | None
 ) -> dict[str, Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]]:
-    """What makes the batches of each side."""
     ours = DataCollatorForRetroMAE(tokenizer, setting.encoder_mask_ratio, seed=0, compact=True)  # as `pretrain` does
     ours.set_epoch(0)
     plain = DataCollatorForLanguageModeling(tokenizer, mlm_probability=setting.encoder_mask_ratio)
@@ -123,7 +119,6 @@ def collators(
 
 
 def new_model(setting: Setting, length: int, side: str) -> nn.Module:
-    """The model of a side."""
     config = setting.encoder_config(length)
     if side == "retromae":
         return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config))
@@ -132,11 +127,9 @@ def new_model(setting: Setting, length: int, side: str) -> nn.Module:
 
 
 def import_pretense() -> Any:
-    """The one other package with this objective on today's libraries."""
-    try:
-        import pretense
-    except ImportError as error:
-        raise RetroMAEError("--against pretense needs that package; pip install 'retromae-hf[bench]'") from error
+    """The one other package with this objective on today's libraries; of the extra `bench`."""
+    import pretense
+
     return pretense
 
 
@@ -189,7 +182,6 @@ def batches_of(
 
 
 def step_of(setting: Setting, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """A function that takes one training step and waits for it."""
     model.to(setting.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as Trainer does
     forward = torch.compile(model) if setting.compile else model
@@ -207,8 +199,6 @@ def step_of(setting: Setting, model: nn.Module, batch: dict[str, Tensor]) -> Cal
 
 
 def count_flops(step: Callable[[], None]) -> int:
-    """Floating-point operations of the matrix products of one step."""
-
     def projection_flops(features: Any, weight: Any, *others: Any, **kwargs: Any) -> int:
         wants_features, wants_weight, _ = others[-1]
         return 2 * math.prod(features) * weight[0] * (1 + wants_features + wants_weight)
@@ -257,12 +247,11 @@ def _peak_of_process(setting: Setting, length: int, side: str) -> int:
 
 def peak_rss() -> int:
     """The most memory that this process has had, in bytes."""
-    try:
-        # Not getrusage, which on Linux begins with the peak of the parent.
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
+    status = Path("/proc/self/status")
+    if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    # Not getrusage, which on Linux begins with the peak of the parent.
+    return int(status.read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _cuda_peak(setting: Setting, length: int, side: str) -> int:
@@ -280,7 +269,7 @@ def _two_steps(setting: Setting, length: int, side: str) -> None:
     step()
 
 
-class _Stopwatch(TrainerCallback):
+class Stopwatch(TrainerCallback):
     """Time and tokens of a training run from its third step on, when everything has been set up."""
 
     def __init__(self, device: str):
@@ -290,14 +279,12 @@ class _Stopwatch(TrainerCallback):
         self.seconds = 0.0
 
     def count(self, module: nn.Module, args: Any, batch: dict[str, Tensor]) -> None:
-        """A forward pre-hook."""
         self.all += batch["input_ids"].numel()
         mask = batch.get("attention_mask")
         # On a GPU the sum is still to be computed, so that nobody waits.
         self.real += batch["input_ids"].numel() if mask is None else mask.sum()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start and stop."""
         if state.global_step in (WARM_UP_STEPS, state.max_steps):
             if self.device != "cpu":
                 torch.cuda.synchronize()
@@ -330,7 +317,7 @@ def measure_trainer(
     longest = np.argsort(passages["length"][:])[-setting.batch_size(length) :]
     batch = {name: part.to(setting.device) for name, part in collator([passages[int(row)] for row in longest]).items()}
     flops = count_flops(step_of(setting, RetroMAEForPreTraining(model.config), batch)) / batch["input_ids"].numel()
-    stopwatch = _Stopwatch(setting.device)
+    stopwatch = Stopwatch(setting.device)
     model.register_forward_pre_hook(stopwatch.count, with_kwargs=True)
     steps = WARM_UP_STEPS + 4 * setting.rounds
     with tempfile.TemporaryDirectory() as folder:
@@ -373,82 +360,34 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, what: str, r
     return {name: statistics.median(seconds) for name, seconds in measured.items()}
 
 
-PARTS = ("collator", "step", "memory", "trainer")
-PROFILE = "profile"
-"""What is measured only where it is asked for."""
-
-
-@dataclass
-class BenchmarkArguments:
-    """Arguments of `retromae-hf benchmark`."""
-
-    shape: str = field(
-        default="small", metadata={"help": "Encoder: small (6 layers x 384), base (12 x 768) or tiny (2 x 32)."}
-    )
-    lengths: list[int] = field(
-        default_factory=lambda: [128, 512], metadata={"help": "Tokens a passage; several give the growth with it."}
-    )
-    tokens_per_batch: int = field(default=1024, metadata={"help": "Tokens a batch, the same at every length."})
-    encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
-    dropout: float = field(
-        default=0.1, metadata={"help": "Dropout of both; 0 lets attention run without its weights in memory."}
-    )
-    parts: list[str] = field(
-        default_factory=lambda: list(PARTS),
-        metadata={"help": f"What to measure: {', '.join(PARTS)}, or {PROFILE}: where a step's time goes on a CPU."},
-    )
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; default: cuda where there is one."})
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32 or bfloat16; default: bfloat16 on a GPU, else float32."}
-    )
-    compile: bool = field(default=False, metadata={"help": "Compile both models with torch.compile."})
-    rounds: int = field(default=5, metadata={"help": "Turns that each side takes."})
-    against: str | None = field(default=None, metadata={"help": "A third side: pretense, where it is installed."})
-    output: str = field(default="runs/benchmark.json", metadata={"help": "JSON file to write the results to."})
-
-    def __post_init__(self) -> None:
-        import torch
-
-        from retromae_hf.model.configuration_retromae import check_ratio
-
-        check_choice("shape", self.shape, SHAPES)
-        known = (*PARTS, PROFILE)
-        if unknown := set(self.parts) - set(known):
-            raise RetroMAEError(
-                f"parts has unknown entries, {', '.join(sorted(unknown))}; there are {', '.join(known)}"
-            )
-        if self.against not in (None, PRETENSE):
-            raise RetroMAEError(f"against={self.against!r} is unknown; it can be {PRETENSE}")
-        if self.against == PRETENSE:
-            import_pretense()
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
-            raise RetroMAEError(f"device={self.device!r} is not to be had here; use cpu, or cuda where there is one")
-        if PROFILE in self.parts and (self.device == "cuda" or self.compile):
-            raise RetroMAEError("the profile is of a plain step on a CPU; give --device cpu, without --compile")
-        self.dtype = self.dtype or ("bfloat16" if self.device == "cuda" else "float32")
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        check_at_least(1, rounds=self.rounds, tokens_per_batch=self.tokens_per_batch)
-        check_at_least(8, **{"the least of lengths": min(self.lengths, default=0)})
-        check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
-
-
-@command
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print a table and write the results."""
-    (args,) = parse("benchmark", "Measure RetroMAE beside plain masked language modelling.", [BenchmarkArguments], argv)
+    parser = argparse.ArgumentParser(description="Measure RetroMAE beside plain masked language modelling.")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="encoder: 6 layers x 384, 2 x 32 or 12 x 768")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], help="tokens a passage")
+    parser.add_argument("--tokens_per_batch", type=int, default=1024, help="the same at every length")
+    parser.add_argument("--encoder_mask_ratio", type=float, default=0.3, help="share of the tokens masked")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of both; 0 lets attention run without its weights")
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, PROFILE), default=PARTS, help="what to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--compile", nargs="?", const="true", default="false", help="compile both with torch.compile")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each side takes")
+    parser.add_argument("--against", choices=[PRETENSE], help="a third side, where it is installed")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark.json"), help="JSON file for the results")
+    args = parser.parse_args(argv)
+    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    args.compile = args.compile == "true"
+    if PROFILE in args.parts and (args.device == "cuda" or args.compile):
+        parser.error("the profile is of a plain step on a CPU; give --device cpu, without --compile")
     from benchmark_report import conditions, measure, table
 
-    from retromae_hf.data.disk import write_json
-
-    output = writable(args.output)
     setting = Setting(**{name: getattr(args, name) for name in Setting.__dataclass_fields__})
-    arguments = sys.argv[1:] if argv is None else argv
-    measured = measure(setting, args.parts, args.lengths, args.against)
-    report = {"command": shlex.join(["retromae-hf", "benchmark", *arguments]), **measured}
-    write_json(output, report)
-    print(f"{table(report)}\n\n{conditions(report)} The figures are in {output}.")
+    command = shlex.join(["python", "examples/measure/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    report = {"command": command, **measure(setting, args.parts, args.lengths, args.against)}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.output, report)
+    print(f"{table(report)}\n\n{conditions(report)} The figures are in {args.output}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,6 @@ TRAINER_TEXTS = 3000
 
 
 def measure(setting: Setting, parts: list[str], lengths: list[int], against: str | None) -> dict[str, Any]:
-    """All that was asked for.
-
-    Args:
-        setting: what the measurements share.
-        parts: what to measure: collator, step, memory, trainer, profile.
-        lengths: tokens a passage.
-        against: a third side, or None.
-    """
     tokenizer = new_tokenizer()
     # Steps are set against it.
     matmul_rate = measure_matmul(setting) if {"step", "trainer"} & set(parts) else 0.0
@@ -51,22 +44,20 @@ def measure(setting: Setting, parts: list[str], lengths: list[int], against: str
     if "trainer" in parts:
         texts = load_pydocs()["text"][:TRAINER_TEXTS]
         words = train_wordpiece(texts, 8192, max(lengths))
+    measures: dict[str, Callable[[int], dict[str, Any]]] = {
+        "collator": lambda length: measure_collators(setting, tokenizer, length, against),
+        "step": lambda length: measure_steps(setting, tokenizer, length, against, matmul_rate),
+        "memory": lambda length: measure_memory(setting, length),
+        "profile": lambda length: measure_profile(setting, length),
+        "trainer": lambda length: measure_trainer(setting, texts, words, length, matmul_rate),
+    }
     for length in lengths:
-        if "collator" in parts:
-            report["collator"].append(measure_collators(setting, tokenizer, length, against))
-        if "step" in parts:
-            report["step"].append(measure_steps(setting, tokenizer, length, against, matmul_rate))
-        if "memory" in parts:
-            report["memory"].append(measure_memory(setting, length))
-        if "profile" in parts:
-            report["profile"].append(measure_profile(setting, length))
-        if "trainer" in parts:
-            report["trainer"].append(measure_trainer(setting, texts, words, length, matmul_rate))
+        for part in parts:
+            report[part].append(measures[part](length))
     return report
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the measurements ran on."""
     return {
         "machine": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
@@ -76,17 +67,33 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The CPU's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), platform.processor() or "cpu")
 
 
+ROWS = {
+    "collator": {
+        "collator, passages a second": ("passages_per_second", 1, ",.0f"),
+        "bytes shipped a passage": ("bytes_per_passage", 1, ",.0f"),
+    },
+    "step": {
+        "step, seconds": ("seconds", 1, ".3f"),
+        "step, GFLOP": ("flops", 1e9, ",.1f"),
+        "step, share of the matrix product's rate": ("utilisation", 1, ".2f"),
+    },
+    "memory": {"peak memory of a step, MB": ("peak_bytes", 2**20, ",.0f")},
+    "trainer": {
+        "`Trainer`, tokens a second": ("tokens_per_second", 1, ",.0f"),
+        "`Trainer`, share of the matrix product's rate": ("utilisation", 1, ".2f"),
+        "`Trainer`, tokens lost to padding": ("padding_share", 1, ".1%"),
+    },
+}
+"""What is shown of each part: where it lies, what it is divided by, and its form."""
+
+
 def table(report: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
     against = report["setting"]["against"]
     sides = [*SIDES, *([against] if against else [])]
     titles = {"retromae": "RetroMAE", "mlm": "plain MLM", PRETENSE: "pretense"}
@@ -95,40 +102,25 @@ def table(report: dict[str, Any]) -> str:
         "|---|---:|" + "---:|" * (len(sides) + 1),
     ]
 
-    def add(what: str, row: dict[str, Any], name: str, scale: float = 1.0, digits: int = 0) -> None:
-        values = row[name]
-        cells = [f"{values[side] / scale:,.{digits}f}" if side in values else "" for side in sides]
-        lines.append(f"| {what} | {row['length']} | {' | '.join(cells)} | {values['retromae'] / values['mlm']:.2f} |")
+    def add(what: str, length: int, values: dict[str, float], form: str) -> None:
+        cells = [f"{values[side]:{form}}" if side in values else "" for side in sides]
+        ratio = f"{values['retromae'] / values['mlm']:.2f}" if {*SIDES} <= values.keys() else ""
+        lines.append(" ".join(f"| {what} | {length} | {' | '.join(cells)} | {ratio} |".split()))
 
-    for row in report.get("collator", []):
-        add("collator, passages a second", row, "passages_per_second")
-        add("bytes shipped a passage", row, "bytes_per_passage")
-    for row in report.get("step", []):
-        add("step, seconds", row, "seconds", digits=3)
-        add("step, GFLOP", row, "flops", scale=1e9, digits=1)
-        add("step, share of the matrix product's rate", row, "utilisation", digits=2)
-    for row in report.get("memory", []):
-        add("peak memory of a step, MB", row, "peak_bytes", scale=2**20)
+    for part, rows in ROWS.items():
+        for row in report.get(part, []):
+            for what, (name, scale, form) in rows.items():
+                values = row[name] if isinstance(row[name], dict) else {"retromae": row[name]}
+                add(what, row["length"], {side: value / scale for side, value in values.items()}, form)
     for row in report.get("profile", []):
-        ours, theirs = (row["seconds_by_part"][side] for side in SIDES)
-        for part in [*ours, "all"]:
-            cells = [sum(side.values()) if part == "all" else side.get(part) for side in (ours, theirs)]
-            shown = ["" if seconds is None else f"{seconds:,.3f}" for seconds in cells]
-            ratio = "" if None in cells else f"{cells[0] / cells[1]:.2f}"
-            blank = " |" * (len(sides) - 2)
-            lines.append(f"| {part}, seconds a step | {row['length']} | {' | '.join(shown)} |{blank} {ratio} |")
-    for row in report.get("trainer", []):
-        blank = " |" * (len(sides) - 1)
-        lines.append(f"| `Trainer`, tokens a second | {row['length']} | {row['tokens_per_second']:,.0f} |{blank} |")
-        lines.append(
-            f"| `Trainer`, share of the matrix product's rate | {row['length']} | {row['utilisation']:.2f} |{blank} |"
-        )
-        lines.append(f"| `Trainer`, tokens lost to padding | {row['length']} | {row['padding_share']:.1%} |{blank} |")
+        seconds = {side: parts | {"all": sum(parts.values())} for side, parts in row["seconds_by_part"].items()}
+        for part in seconds["retromae"]:
+            values = {side: parts[part] for side, parts in seconds.items() if part in parts}
+            add(f"{part}, seconds a step", row["length"], values, ",.3f")
     return "\n".join(lines)
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """What the figures hold for."""
     setting, environment = report["setting"], report["environment"]
     return (
         f"Medians of {setting['rounds']} turns on {environment['machine']} ({environment['threads']} threads, torch "

@@ -23,7 +23,6 @@ OUTPUT = Path("runs/benchmark/compiling.json")
 
 
 def main() -> None:
-    """Measure, write and show."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -63,7 +62,6 @@ def measure(setting: Setting) -> dict:
 
 
 def table(report: dict) -> str:
-    """The report as a Markdown table."""
     lines = [
         "| tokens a passage | graphs compiled | first step, seconds | later, compiled | plain | compiled / plain |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -78,7 +76,6 @@ def table(report: dict) -> str:
 
 
 def conditions(report: dict) -> str:
-    """What the figures hold for."""
     setting, environment = report["setting"], report["environment"]
     return (
         f"Batches of three lengths, one after the other, medians of {setting['rounds']} turns on "

@@ -34,7 +34,6 @@ PASSAGE_TOKENS = round(PASSAGE_WORDS * WORDPIECES_PER_WORD) + 2
 
 
 def main() -> None:
-    """Count and print."""
     report = {name: rows | {"flops_per_row": flops_of(rows)} for name, rows in stages().items()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -63,13 +62,11 @@ def stages() -> dict[str, dict[str, Any]]:
 
 
 def flops_of(row: dict[str, Any]) -> int:
-    """Operations of forward and backward for one row."""
     count = {"pretraining": pretraining_flops, "contrastive": cached_flops}.get(row["step"], encoder_flops)
     return sum(number * count(int(tokens)) for tokens, number in row["texts"].items())
 
 
 def pretraining_flops(length: int) -> int:
-    """RetroMAE on one passage."""
     setting = benchmark.Setting(shape="base", tokens_per_batch=length, dropout=0.0)
     rows = benchmark.random_passages(length, 1)
     batch = benchmark.batches_of(setting, benchmark.new_tokenizer(), rows, None)["retromae"]
@@ -94,7 +91,6 @@ def cached_flops(length: int) -> int:
 
 
 def hours(row: dict[str, Any]) -> float:
-    """GPU hours of a recipe at the assumed rate."""
     return row["rows"] * row["epochs"] * row["flops_per_row"] / (PEAK_FLOPS * SUSTAINED) / 3600
 
 
@@ -139,7 +135,6 @@ def references() -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The estimates as a Markdown table."""
     lines = [
         f"| recipe | rows an epoch | epochs | tokens in all, billions | TFLOP a row | GPU hours ({GPU}), estimate |",
         "|---|---:|---:|---:|---:|---:|",
@@ -154,7 +149,6 @@ def table(report: dict[str, Any]) -> str:
 
 
 def assumptions() -> str:
-    """What the estimate takes for granted."""
     return (
         "Estimate, not measured: matrix products of forward and backward of BERT base, counted on one real row, times "
         f"the rows, at {SUSTAINED:.0%} of an {GPU}'s {PEAK_FLOPS / 1e12:.0f} TFLOP/s in bfloat16, which is an "

@@ -42,7 +42,6 @@ MODERN_BASE = {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, write and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the script")
@@ -70,7 +69,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measured(measure: Callable[[], Any]) -> Any:
-    """What was measured, or why it could not be."""
     try:
         return measure()
     # What an implementation of attention lacks shows in many ways, and the other parts are to be measured all the same.
@@ -81,7 +79,6 @@ def measured(measure: Callable[[], Any]) -> Any:
 def measurements(
     setting: Setting, lengths: tuple[int, int], long: int, rate: float
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Everything that is measured, by name."""
     words = benchmark.new_tokenizer()
     texts = functools.cache(lambda: load_pydocs()["text"][:3000])
     tokenizer = functools.cache(lambda: train_wordpiece(texts(), 8192, max(lengths)))
@@ -153,7 +150,6 @@ def measure_modernbert(setting: Setting, length: int, implementation: str, rate:
 
 
 def timed(setting: Setting, call: Callable[[], Any], what: str) -> dict[str, Any]:
-    """Median seconds of a call, and on a GPU its peak memory."""
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = benchmark.take_turns({what: call}, setting.rounds, what)[what]
@@ -162,12 +158,10 @@ def timed(setting: Setting, call: Callable[[], Any], what: str) -> dict[str, Any
 
 
 def ours(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The loss of this package."""
     return linear_cross_entropy(features, weight, None, labels)
 
 
 def plain(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """All logits at once."""
     return cross_entropy(linear(features, weight).float(), labels)
 
 
@@ -226,7 +220,6 @@ def table(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """What the figures hold for."""
     setting, machine = report["setting"], report["environment"]
     return (
         f"RetroMAE / plain MLM; medians of {setting['rounds']} turns on {machine['machine']} (torch "

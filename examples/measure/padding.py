@@ -23,7 +23,6 @@ OUTPUT = Path("runs/benchmark/padding.json")
 
 
 def main() -> None:
-    """Measure, write and show."""
     report = measure()
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     write_json(OUTPUT, report)
@@ -54,7 +53,6 @@ def share_of_padding(lengths: list[int], order: list[int], batch: int) -> float:
 
 
 def table(report: dict) -> str:
-    """The report as a Markdown table."""
     lines = [
         "| tokens of a document | documents a batch | in random order | grouped by length |",
         "|---|---:|---:|---:|",
@@ -66,7 +64,6 @@ def table(report: dict) -> str:
 
 
 def conditions(report: dict) -> str:
-    """What the figures hold for."""
     return f"Share of padding in the batches of {report['documents']:,} documents whose lengths are log-uniform."
 
 

@@ -130,7 +130,6 @@ def kill_all(process: subprocess.Popen) -> None:
 
 
 def start(arguments: list[str], output: Path, log: Path) -> subprocess.Popen:
-    """The run as a group of processes of its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, *arguments, "--output_dir", str(output)]
     with log.open("a") as file:
@@ -138,14 +137,12 @@ def start(arguments: list[str], output: Path, log: Path) -> subprocess.Popen:
 
 
 def finish(arguments: list[str], output: Path, log: Path) -> None:
-    """Run to the end."""
     with start(arguments, output, log) as process:
         if process.wait() != 0:
             raise RuntimeError(f"the run failed: {log.read_text()[-2000:]}")
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same bits."""
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -166,7 +163,6 @@ def write_corpus(folder: Path) -> Path:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """What happened, as Markdown."""
     head = (
         "| run | cuts | by SIGTERM | half checkpoints met | left | ends as the uncut run |\n|---|---|---|---|---|---|"
     )

@@ -19,7 +19,6 @@ OPTIMIZER, REST = "optimizer", "rest"
 
 
 def measure_profile(setting: Setting, length: int) -> dict[str, Any]:
-    """Seconds a step of each part, on each side."""
     rows = random_passages(length, setting.batch_size(length))
     batches = batches_of(setting, new_tokenizer(), rows, None)
     seconds = {}
@@ -65,7 +64,6 @@ def mark(owner: nn.Module, method: str, part: str) -> None:
 
 
 def by_part(events: list[FunctionEvent], steps: int) -> dict[str, float]:
-    """Seconds a step of each part."""
     part_of = {}
     for event in events:
         if event.sequence_nr >= 0 and not event.fwd_thread and (part := _outermost(event).name) in PARTS:

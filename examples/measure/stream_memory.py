@@ -37,7 +37,6 @@ BASE = "importing and opening"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Generate, measure in processes of their own, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs=2, default=[10, 1000], help="small and large text, in MB")
     parser.add_argument("--readers", type=int, default=32, help="readers among which this one is")
@@ -92,7 +91,6 @@ def write_text(file: Path, size: int) -> Path:
 
 
 def in_a_process(file: Path, passages: int, readers: int) -> dict[str, Any]:
-    """`measure` in a fresh process."""
     command = [sys.executable, __file__, "--measure", str(file), str(passages), "--readers", str(readers)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -119,7 +117,6 @@ def measure(file: Path, passages: int, readers: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
     lines = ["| text | passages | peak memory, MB |", "|---|---:|---:|"]
     rows = [(f"none: {BASE}", report["base"])]
     rows += [(f"{report[name]['megabytes']:,} MB", report[name]) for name in ("small", "large")]
@@ -128,7 +125,6 @@ def table(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """What the figures hold for."""
     setting, environment = report["setting"], report["environment"]
     return (
         f"One reader of {setting['readers']}, which reads all of the text, one `.jsonl` file, and tokenises its share; "

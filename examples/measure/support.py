@@ -65,7 +65,6 @@ def main() -> int:
 
 
 def quiet() -> None:
-    """Leave the terminal to the table."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
@@ -106,7 +105,6 @@ def attempt(objective: str, model_type: str, tokenizer: PreTrainedTokenizerBase)
 def prepare(
     objective: str, model_type: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[RetroMAEForPreTraining, dict[str, torch.Tensor], dict[str, Any]]:
-    """A tiny model, a batch, and the options that had to differ from the recipe."""
     recipe = yaml.safe_load(RECIPES[objective].read_text(encoding="utf-8"))
     encoder_config = new_encoder_config(
         model_type,
@@ -140,7 +138,6 @@ def prepare(
 
 
 def three_steps(model: RetroMAEForPreTraining, batch: dict[str, torch.Tensor]) -> list[float]:
-    """The losses before three steps and after the last."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(3):
@@ -194,7 +191,6 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def conditions(results: list[dict[str, Any]]) -> str:
-    """What the table's figures are."""
     worst = max(max(result["checkpoint_error"], result["export_error"]) for result in results)
     return (
         f"Objectives: {', '.join(f'`{name}`' for name in dict.fromkeys(result['objective'] for result in results))}. "

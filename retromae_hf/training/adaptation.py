@@ -145,6 +145,7 @@ def _measure(args: AdaptArguments, name_or_path: str, task: RetrievalTask, when:
     runs.mkdir(parents=True, exist_ok=True)
     embedder = load_embedder(name_or_path, trust_remote_code=args.trust_remote_code)
     measured = evaluate_model(embedder, [task], bm25=True, run_dir=runs)
+    assert measured is not None  # one process
     write_json(file, measured)
     return measured
 

@@ -286,7 +286,7 @@ def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe,
         assert trials == 3 * list(speeds)
     *_, training_args = comparison.arguments("sparse", 0)
     assert training_args.max_steps == 5
-    report = report_of(recipe, dict.fromkeys(["untrained", *speeds], [[0.5] * 8]))
+    report = report_of(recipe, {name: [[0.5] * 8] for name in ("untrained", *speeds)})
     assert "| steps | seconds |" in table(report, "zoo")
     assert "the steps that take 3 seconds" in conditions(report, "zoo")
 

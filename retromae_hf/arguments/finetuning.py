@@ -1,11 +1,12 @@
-"""What fine-tuning learns from: rows of other people's files, pairs made of text, and negatives."""
+"""Arguments of fine-tuning and of `adapt`. Light to import, so that `--help` is quick."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice
+from . import argument
 
 PAIRS = ("first-sentence", "title", "crop")
 """Kinds of pairs that text without queries yields, see `text_pairs`."""
@@ -23,11 +24,6 @@ DEFAULT_FINETUNING_ARGUMENTS: dict[str, Any] = {
 OBJECTIVES = ("contrastive", "kl", "margin_mse")
 MINERS = ("bm25", "model")
 SIMILARITIES = ("cosine", "dot")
-
-
-def argument(help_text: str, default: Any = MISSING) -> Any:
-    """A field of a command's arguments, with what `--help` says of it."""
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass
@@ -48,7 +44,7 @@ class FinetuneArguments:
         "Column of the queries; default: the one whose name tells, see the guide.", None
     )
     positive_column: str | None = argument("Likewise of the passages that answer them.", None)
-    negative_columns: list[str] | None = field(default=None, metadata={"help": "Likewise of the passages that do not."})
+    negative_columns: list[str] | None = argument("Likewise of the passages that do not.", None)
     eval_dataset: str | None = argument(
         "What nDCG@10 is watched on and the best checkpoint is chosen by: a folder in BEIR's layout, rows of query "
         "and positive, or a share of the training queries to hold out, as 0.05.",
@@ -83,9 +79,8 @@ class FinetuneArguments:
     max_train_samples: int | None = argument(
         "Rows to train on, drawn by the seed, where there are more; default: all.", None
     )
-    matryoshka_dims: list[int] | None = field(
-        default=None,
-        metadata={"help": "First numbers of an embedding that serve alone too, as 384 128 64 (MatryoshkaLoss)."},
+    matryoshka_dims: list[int] | None = argument(
+        "First numbers of an embedding that serve alone too, as 384 128 64 (MatryoshkaLoss).", None
     )
     query_length: int = argument("Tokens of a query, special tokens included.", 32)
     passage_length: int = argument("Tokens of a passage, special tokens included.", 140)

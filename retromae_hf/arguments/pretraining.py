@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice
+from . import argument
 
 LINE, BLANK_LINE, FILE = SEPARATORS = ("line", "blank-line", "file")
 """What ends a document of a .txt file: the line, a line without text (of which there may be several), or the file."""
@@ -19,12 +20,8 @@ EXTENSIONS = ("tile", "interpolate")
 class CardArguments:
     """What a model card cannot know by itself."""
 
-    license: str | None = field(
-        default=None, metadata={"help": "Licence of the model for its card, as the Hub names it (mit, apache-2.0)."}
-    )
-    language: list[str] | None = field(
-        default=None, metadata={"help": "Languages of the texts for the model card, by their codes (en, de)."}
-    )
+    license: str | None = argument("Licence of the model for its card, as the Hub names it (mit, apache-2.0).", None)
+    language: list[str] | None = argument("Languages of the texts for the model card, by their codes (en, de).", None)
 
 
 LEARNING_RATE, TUNED_LEARNING_RATE = 1e-4, 2e-5
@@ -53,60 +50,42 @@ HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS = 0.1, 200
 class TextSource:
     """Which text to train on."""
 
-    dataset: list[str] = field(
-        metadata={
-            "help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file (packed too, as .jsonl.gz), a folder of them or "
-            "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus. Of a .txt file a line is "
-            "a document, of a folder of them a file is, and blank lines are none. Several are one text."
-        }
+    dataset: list[str] = argument(
+        "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file (packed too, as .jsonl.gz), a folder of them or "
+        "one of save_to_disk, or a Hub dataset; of a folder in BEIR's layout its corpus. Of a .txt file a line is "
+        "a document, of a folder of them a file is, and blank lines are none. Several are one text."
     )
-    dataset_weights: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Of several data sets each one's share of the documents, as 0.7 0.3: the one that has too few for "
-            "its share is taken whole, of the others a sample; default: all of all."
-        },
+    dataset_weights: list[float] | None = argument(
+        "Of several data sets each one's share of the documents, as 0.7 0.3: the one that has too few for "
+        "its share is taken whole, of the others a sample; default: all of all.",
+        None,
     )
-    max_documents: int | None = field(
-        default=None, metadata={"help": "Documents at most, drawn by the seed; default: all."}
+    max_documents: int | None = argument("Documents at most, drawn by the seed; default: all.", None)
+    dataset_config_name: str | None = argument(
+        "Configuration of a Hub dataset, or one that a folder's README.md names.", None
     )
-    dataset_config_name: str | None = field(
-        default=None,
-        metadata={"help": "Configuration of a Hub dataset, or one that a folder's README.md names."},
+    dataset_split: str = argument("Split of a Hub dataset or of a folder, as load_dataset finds it there.", "train")
+    text_column: str = argument("Column that holds the text.", "text")
+    title_column: str | None = argument(
+        "Column of titles to put in front of the texts; default: in BEIR's layout title.", None
     )
-    dataset_split: str = field(
-        default="train", metadata={"help": "Split of a Hub dataset or of a folder, as load_dataset finds it there."}
+    document_separator: str | None = argument(
+        "What ends a document of a .txt file: line, blank-line or file; default: line, and file for the "
+        "files of a folder.",
+        None,
     )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    title_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of titles to put in front of the texts; default: in BEIR's layout title."},
+    on_broken_line: str = argument(
+        "Lines of a JSON or .csv file that are broken: skip (count and report them) or error.", "skip"
     )
-    document_separator: str | None = field(
-        default=None,
-        metadata={
-            "help": "What ends a document of a .txt file: line, blank-line or file; default: line, and file for the "
-            "files of a folder."
-        },
+    streaming: bool = argument(
+        "Read the text while training, in memory that does not grow with it; needs max_steps.", False
     )
-    on_broken_line: str = field(
-        default="skip",
-        metadata={"help": "Lines of a JSON or .csv file that are broken: skip (count and report them) or error."},
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the text while training, in memory that does not grow with it; needs max_steps."},
-    )
-    shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Passages of a stream that each worker shuffles among themselves."}
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
-    dev_queries: int = field(
-        default=200,
-        metadata={
-            "help": "First sentences held out to watch retrieval while training, of a tenth of the documents at most; "
-            "0 for none. Of several sources, and with max_documents, they are held out of what is drawn."
-        },
+    shuffle_buffer_size: int = argument("Passages of a stream that each worker shuffles among themselves.", 10_000)
+    preprocessing_num_workers: int | None = argument("Processes to prepare data with.", None)
+    dev_queries: int = argument(
+        "First sentences held out to watch retrieval while training, of a tenth of the documents at most; "
+        "0 for none. Of several sources, and with max_documents, they are held out of what is drawn.",
+        200,
     )
 
     def __post_init__(self) -> None:
@@ -138,17 +117,12 @@ class TextSource:
 class Cutting:
     """How the text becomes passages."""
 
-    max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
-    stride: int = field(
-        default=0,
-        metadata={"help": "Tokens that a passage shares with the one before it: as many whole sentences as fit."},
+    max_length: int = argument("Tokens of a passage at most, special tokens included.", 128)
+    stride: int = argument("Tokens that a passage shares with the one before it: as many whole sentences as fit.", 0)
+    max_passages_per_document: int | None = argument(
+        "Of a longer document the first so many passages; default: all.", None
     )
-    max_passages_per_document: int | None = field(
-        default=None, metadata={"help": "Of a longer document the first so many passages; default: all."}
-    )
-    short_seq_prob: float = field(
-        default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
-    )
+    short_seq_prob: float = argument("Probability that a passage aims at a random shorter length.", 0.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.short_seq_prob <= 1:
@@ -160,25 +134,21 @@ class Cutting:
 class Masking:
     """How passages are masked."""
 
-    encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
-    decoder_label_ratio: float = field(
-        default=1.0,
-        metadata={"help": "Share of the tokens that enhanced decoding rebuilds, a fresh sample; the paper has all."},
+    encoder_mask_ratio: float = argument("Share of the tokens masked for the encoder.", 0.3)
+    decoder_label_ratio: float = argument(
+        "Share of the tokens that enhanced decoding rebuilds, a fresh sample; the paper has all.", 1.0
     )
-    mask_replace_prob: float = field(default=0.8, metadata={"help": "Share of the masked tokens that become [MASK]."})
-    random_replace_prob: float = field(
-        default=0.1, metadata={"help": "Share of the masked tokens that become a random token; the others stay."}
+    mask_replace_prob: float = argument("Share of the masked tokens that become [MASK].", 0.8)
+    random_replace_prob: float = argument(
+        "Share of the masked tokens that become a random token; the others stay.", 0.1
     )
-    static_masking: bool = field(
-        default=False, metadata={"help": "The same masks in every epoch (BERT), not new ones (RoBERTa)."}
+    static_masking: bool = argument("The same masks in every epoch (BERT), not new ones (RoBERTa).", False)
+    whole_word_mask: bool = argument("Mask words as a whole.", False)
+    segment_chinese: bool = argument(
+        "Take Chinese words, not characters, for the words of whole_word_mask (needs rjieba).", False
     )
-    whole_word_mask: bool = field(default=False, metadata={"help": "Mask words as a whole."})
-    segment_chinese: bool = field(
-        default=False,
-        metadata={"help": "Take Chinese words, not characters, for the words of whole_word_mask (needs rjieba)."},
-    )
-    pad_to_multiple_of: int | None = field(
-        default=None, metadata={"help": "Pad batches to a multiple of this; 8 suits half precision on a GPU."}
+    pad_to_multiple_of: int | None = argument(
+        "Pad batches to a multiple of this; 8 suits half precision on a GPU.", None
     )
 
     def __post_init__(self) -> None:
@@ -199,23 +169,18 @@ class Masking:
 class RunArguments:
     """How the training begins, and what stops it."""
 
-    max_skipped_batches: int = field(
-        default=0, metadata={"help": "Steps left out for a loss or gradient that is not finite, before the run stops."}
+    max_skipped_batches: int = argument(
+        "Steps left out for a loss or gradient that is not finite, before the run stops.", 0
     )
-    head_warmup_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "First steps, in which what the checkpoint does not have (decoder, MLM head) learns alone while "
-            f"the encoder stands still; default: where the MLM head is new a tenth of the steps, "
-            f"{MAX_HEAD_WARMUP_STEPS} at most, else 0."
-        },
+    head_warmup_steps: int | None = argument(
+        "First steps, in which what the checkpoint does not have (decoder, MLM head) learns alone while "
+        f"the encoder stands still; default: where the MLM head is new a tenth of the steps, "
+        f"{MAX_HEAD_WARMUP_STEPS} at most, else 0.",
+        None,
     )
-    head_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of the new parts in these steps, constant."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Start anew in a folder that holds a run; its checkpoints are deleted."},
+    head_learning_rate: float = argument("Learning rate of the new parts in these steps, constant.", 1e-3)
+    overwrite_output_dir: bool = argument(
+        "Start anew in a folder that holds a run; its checkpoints are deleted.", False
     )
 
     def __post_init__(self) -> None:
@@ -247,114 +212,84 @@ SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 class StartArguments:
     """Which model to train."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Masked-LM checkpoint or sentence-transformers model to start from, or a RetroMAE checkpoint to go "
-            "on with. The learning rate is 1e-4 by default, from a model that was tuned for retrieval 2e-5."
-        },
+    model_name_or_path: str | None = argument(
+        "Masked-LM checkpoint or sentence-transformers model to start from, or a RetroMAE checkpoint to go "
+        "on with. The learning rate is 1e-4 by default, from a model that was tuned for retrieval 2e-5.",
+        None,
     )
-    decoder_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "Safetensors file in the released RetroMAE code's layout (or its successor's), whose decoder comes "
-            "beside the encoder of model_name_or_path; default: a new decoder."
-        },
+    decoder_from: str | None = argument(
+        "Safetensors file in the released RetroMAE code's layout (or its successor's), whose decoder comes "
+        "beside the encoder of model_name_or_path; default: a new decoder.",
+        None,
     )
-    config_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "From scratch: a family (bert, roberta, xlm-roberta, albert, distilbert, electra, deberta-v2, "
-            "mpnet, modernbert, camembert, ernie, rembert, nomic_bert, gte, jina_embeddings_v3, eurobert), or a folder "
-            "or Hub name with the encoder's configuration; default: bert."
-        },
+    config_name: str | None = argument(
+        "From scratch: a family (bert, roberta, xlm-roberta, albert, distilbert, electra, deberta-v2, "
+        "mpnet, modernbert, camembert, ernie, rembert, nomic_bert, gte, jina_embeddings_v3, eurobert), or a folder "
+        "or Hub name with the encoder's configuration; default: bert.",
+        None,
     )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer; by default the model's, or from scratch a new one on the corpus."}
+    tokenizer_name: str | None = argument(
+        "Tokenizer; by default the model's, or from scratch a new one on the corpus.", None
     )
-    tokenizer_type: str = field(
-        default="wordpiece", metadata={"help": "A new tokenizer's kind: wordpiece, bpe (on bytes) or unigram."}
+    tokenizer_type: str = argument("A new tokenizer's kind: wordpiece, bpe (on bytes) or unigram.", "wordpiece")
+    lowercase: bool = argument("A new tokenizer folds case.", True)
+    vocab_size: int = argument("A new tokenizer's entries at most.", 8192)
+    hidden_size: int | None = argument(
+        f"From scratch: hidden size; default: the configuration's or {SIZES['hidden_size']}.", None
     )
-    lowercase: bool = field(default=True, metadata={"help": "A new tokenizer folds case."})
-    vocab_size: int = field(default=8192, metadata={"help": "A new tokenizer's entries at most."})
-    hidden_size: int | None = field(
-        default=None,
-        metadata={"help": f"From scratch: hidden size; default: the configuration's or {SIZES['hidden_size']}."},
+    num_hidden_layers: int | None = argument(
+        f"From scratch: layers; default: likewise or {SIZES['num_hidden_layers']}.", None
     )
-    num_hidden_layers: int | None = field(
-        default=None, metadata={"help": f"From scratch: layers; default: likewise or {SIZES['num_hidden_layers']}."}
+    num_attention_heads: int | None = argument(
+        f"From scratch: attention heads; default: likewise or {SIZES['num_attention_heads']}.", None
     )
-    num_attention_heads: int | None = field(
-        default=None,
-        metadata={"help": f"From scratch: attention heads; default: likewise or {SIZES['num_attention_heads']}."},
+    extend_positions: str | None = argument(
+        "Where max_length is over the checkpoint's positions, extend them: tile or interpolate.", None
     )
-    extend_positions: str | None = field(
-        default=None,
-        metadata={"help": "Where max_length is over the checkpoint's positions, extend them: tile or interpolate."},
+    resize_token_embeddings: bool = argument(
+        "Make room in the checkpoint for tokens that were added to the tokenizer.", False
     )
-    resize_token_embeddings: bool = field(
-        default=False, metadata={"help": "Make room in the checkpoint for tokens that were added to the tokenizer."}
+    decoding: str | None = argument(
+        "enhanced, basic, condenser or none (MLM alone); default: the checkpoint's or enhanced.", None
     )
-    decoding: str | None = field(
-        default=None,
-        metadata={"help": "enhanced, basic, condenser or none (MLM alone); default: the checkpoint's or enhanced."},
+    pooling: str | None = argument(
+        "Sentence embedding: cls (the papers) or mean; default: that of the checkpoint or of the "
+        "sentence-transformers model, or cls.",
+        None,
     )
-    pooling: str | None = field(
-        default=None,
-        metadata={
-            "help": "Sentence embedding: cls (the papers) or mean; default: that of the checkpoint or of the "
-            "sentence-transformers model, or cls."
-        },
+    num_decoder_layers: int | None = argument(
+        "Layers of the decoder; default: the checkpoint's or 1, as in the paper.", None
     )
-    num_decoder_layers: int | None = field(
-        default=None, metadata={"help": "Layers of the decoder; default: the checkpoint's or 1, as in the paper."}
+    decoder_mask_ratio: float | None = argument(
+        "Share of tokens hidden from the decoder; default: the checkpoint's or 0.5.", None
     )
-    decoder_mask_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Share of tokens hidden from the decoder; default: the checkpoint's or 0.5."},
+    bow_loss_weight: float | None = argument(
+        "Weight of the bag-of-words loss, 0.1 in DupMAE; default: the checkpoint's or 0.", None
     )
-    bow_loss_weight: float | None = field(
-        default=None,
-        metadata={"help": "Weight of the bag-of-words loss, 0.1 in DupMAE; default: the checkpoint's or 0."},
+    final_bow_loss_weight: float | None = argument(
+        "What that weight falls to along a cosine; default: the checkpoint's, or it stays.", None
     )
-    final_bow_loss_weight: float | None = field(
-        default=None,
-        metadata={"help": "What that weight falls to along a cosine; default: the checkpoint's, or it stays."},
+    bow_source: str | None = argument(
+        "What predicts the bag of words: tokens (DupMAE) or sentence, the sentence embedding alone "
+        "(BoW-DPR, with --decoding none); default: the checkpoint's or tokens.",
+        None,
     )
-    bow_source: str | None = field(
-        default=None,
-        metadata={
-            "help": "What predicts the bag of words: tokens (DupMAE) or sentence, the sentence embedding alone "
-            "(BoW-DPR, with --decoding none); default: the checkpoint's or tokens."
-        },
+    decoder_query: str | None = argument("sum (RetroMAE) or embedded (DupMAE); default: the checkpoint's or sum.", None)
+    pair_objective: str | None = argument(
+        "nsp, sop, contrast (two spans of each passage find one another in the batch) or none, beside the "
+        "other losses; default: the checkpoint's or none.",
+        None,
     )
-    decoder_query: str | None = field(
-        default=None,
-        metadata={"help": "sum (RetroMAE) or embedded (DupMAE); default: the checkpoint's or sum."},
+    contrast_loss_weight: float | None = argument("Weight of the span contrast; default: the checkpoint's or 1.", None)
+    contrast_temperature: float | None = argument(
+        "Temperature of its cosines; default: the checkpoint's or 0.05.", None
     )
-    pair_objective: str | None = field(
-        default=None,
-        metadata={
-            "help": "nsp, sop, contrast (two spans of each passage find one another in the batch) or none, beside the "
-            "other losses; default: the checkpoint's or none."
-        },
+    attn_implementation: str | None = argument(
+        "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; "
+        "default: what transformers takes, sdpa as a rule.",
+        None,
     )
-    contrast_loss_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the span contrast; default: the checkpoint's or 1."}
-    )
-    contrast_temperature: float | None = field(
-        default=None, metadata={"help": "Temperature of its cosines; default: the checkpoint's or 0.05."}
-    )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; "
-            "default: what transformers takes, sdpa as a rule."
-        },
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
-    )
+    trust_remote_code: bool = argument("Run code that comes with a tokenizer; have read it before.", False)
 
     def __post_init__(self) -> None:
         from ..model.configuration_retromae import RetroMAEConfig

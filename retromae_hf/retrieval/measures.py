@@ -27,6 +27,9 @@ MEASURE_NAMES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall
 DEFAULT_MEASURES = tuple(MEASURE_NAMES)
 RESAMPLES = 9999
 
+SIGNIFICANT = 0.05
+"""The p-value below which a difference is marked."""
+
 MAX_GRADE = 10_000
 """No collection grades higher, and trec_eval counts from 0 to the highest grade for every query."""
 
@@ -167,3 +170,24 @@ def paired_test(values: Mapping[str, float], baseline: Mapping[str, float]) -> d
             rng=np.random.default_rng(42),
         ).pvalue
     return {"difference": float(differences.mean()), "p_value": float(p_value)}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, aligned: bool = False) -> str:
+    """A Markdown table.
+
+    Args:
+        header: the titles of the columns.
+        rows: the cells of each row.
+        left: how many of the first columns are aligned to the left; the others hold figures, aligned to the right.
+        aligned: whether to pad all cells of a column to one width, for a table that is read in a terminal.
+    """
+    columns = []
+    for place, column in enumerate(zip(header, *rows, strict=True)):
+        width = max(map(len, column)) if aligned else 0
+        if place < left:
+            cells, rule = [cell.ljust(width) for cell in column], "-" * max(width + 2, 3)
+        else:
+            cells, rule = [cell.rjust(width) for cell in column], "-" * max(width + 1, 3) + ":"
+        title, *others = [f" {cell} " if cell else " " for cell in cells]
+        columns.append([title, rule, *others])
+    return "\n".join(f"|{'|'.join(line)}|" for line in zip(*columns, strict=True))

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from retromae_hf.model.configuration_retromae import DEFAULT_DECODING
 from retromae_hf.publishing.model_card import build_card
-from retromae_hf.publishing.record import assumed_power, describe_model, describe_source, new_record, thin
+from retromae_hf.publishing.record import describe_model, describe_source, new_record, thin
 from retromae_hf.studies import comparison_report
 
 COMPARED = {"compare-cpu": "retromae", "compare-cpu-more": "mlm-then-retromae"}
@@ -133,7 +133,6 @@ def _stage(
         "flops": next((entry["total_flos"] for entry in logs if entry.get("total_flos")), None),
         "seconds": seconds,
         "environment": environment,
-        "power": assumed_power(environment),
         "logs": thin(logs),
     }
 

@@ -39,20 +39,24 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
         the names.
     """
     whole, around = folder.resolve(), folder / UNFINISHED
-    shutil.rmtree(around, ignore_errors=True)
     aside = around / whole.parent.name / whole.name
+    shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         yield aside
-        for written in sorted(aside.iterdir(), key=lambda one: one.suffix == ".safetensors"):
-            written.rename(folder / written.name)
-    finally:
+    except BaseException:
         shutil.rmtree(around, ignore_errors=True)
+        raise
+    for written in sorted(aside.iterdir(), key=lambda one: one.suffix == ".safetensors"):
+        if (folder / written.name).is_dir():
+            shutil.rmtree(folder / written.name)  # of a process that was killed here
+        written.rename(folder / written.name)
+    shutil.rmtree(around)
 
 
 def vacant(folder: Path) -> bool:
     """Whether nothing is at a path but an empty folder, or what a `folder_written_aside` has left that was killed."""
-    return not folder.exists() or (folder.is_dir() and all(one.name == UNFINISHED for one in folder.iterdir()))
+    return not folder.exists() or (folder / UNFINISHED).is_dir() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""Describes a training run, and an export, by a record and a card in its folder."""
+"""Writes the record and the card of a training run, and of an export, into its folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..arguments.pretraining import CardArguments
 from ..model.errors import first_line
@@ -24,20 +24,12 @@ from .record import (
     new_record,
     read_record,
     require_record,
-    stages_before,
 )
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
-
-
-def describe_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The record's `model` of a `RetroMAEForPreTraining`."""
-    config = model.config
-    longest = max_text_length(tokenizer, config)
-    return describe_model(config.encoder_config, model.num_parameters(), longest, pooling=config.pooling)
 
 
 def describe_sentence_transformer(model: SentenceTransformer) -> dict[str, Any]:
@@ -70,13 +62,16 @@ def describing(
     args = args or CardArguments()
     folder = Path(trainer.args.output_dir)
     clock, trained_before = RunClock(), read_record(folder) if folder.is_dir() else None
-    before = stages_before(start)
+    earlier = (read_record(start) if start else None) or {}
     trainer.add_callback(clock)
     writes_own = hasattr(trainer.model, "_create_model_card")  # of sentence-transformers, whenever a model is saved
     if writes_own:
         form, model = "encoder", describe_sentence_transformer(trainer.model)
     else:
-        form, model = "checkpoint", describe_checkpoint(trainer.model, trainer.processing_class)
+        config, longest = trainer.model.config, max_text_length(trainer.processing_class, trainer.model.config)
+        parameters = trainer.model.num_parameters()
+        form = "checkpoint"
+        model = describe_model(config.encoder_config, parameters, longest, pooling=config.pooling)
 
     def write(*unused: Any, **ignored: Any) -> None:
         """In place of the cards of `Trainer` and sentence-transformers, which would go over the one that is there."""
@@ -86,8 +81,8 @@ def describing(
             steps = trained_before and trained_before["stages"][-1]["training"]["steps"]
             if clock.seconds == 0 and steps == trainer.state.global_step:
                 return  # trained to its end already, and described
-            done = stage | describe_run(trainer, stage["data"].get("tokens"))
-            record = new_record(model_name(folder), form, model, [*before, done], args.license, args.language)
+            stages = [*earlier.get("stages", []), stage | describe_run(trainer, stage["data"].get("tokens"))]
+            record = new_record(model_name(folder), form, model, stages, **vars(args))
             if trainer.args.push_to_hub:
                 record["repository"] = trainer.hub_model_id
             write_card(folder, record)
@@ -106,15 +101,9 @@ def describing(
 def write_export_card(
     folder: Path, form: str, source: str | None, encoder: PreTrainedModel, max_length: int, **use: Any
 ) -> None:
-    """Write record and card of an exported encoder.
+    """Write record and card of an exported encoder; of `source`, where it is known, its record is taken over.
 
-    Args:
-        folder: of the encoder.
-        form: "encoder" or "sparse-encoder".
-        source: the checkpoint that it comes from, whose record it takes over; None where it is not known.
-        encoder: what was exported.
-        max_length: tokens that it reads of a text.
-        **use: as for `describe_model`.
+    `form` is "encoder" or "sparse-encoder", and `use` is for `describe_model`.
     """
     with _warning_instead(folder):
         found = read_record(source) if source else None
@@ -130,8 +119,7 @@ def write_export_card(
 def name_repository(folder: Path, repo_id: str) -> None:
     """Let an exported encoder's card name the repository on the Hub that the folder is pushed to."""
     with _warning_instead(folder):
-        record = require_record(folder) | {"repository": repo_id}
-        write_card(folder, record)
+        write_card(folder, require_record(folder) | {"repository": repo_id})
 
 
 @contextmanager

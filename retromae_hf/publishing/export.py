@@ -48,7 +48,7 @@ def export_encoder(
     pooling = pooling or getattr(model.config, "pooling", "cls")
     check_choice("pooling", pooling, POOLINGS)
     folder = Path(folder)
-    settings = _settings_of(model)
+    settings = getattr(model.config, "sentence_settings", {})  # of the sentence-transformers model it came from
     pooled = {
         "word_embedding_dimension": model.config.hidden_size,
         "pooling_mode_cls_token": pooling == "cls",
@@ -95,8 +95,7 @@ def export_sparse_encoder(
     """
     model = merged(model)
     folder = Path(folder)
-    pooled = {"pooling_strategy": "max", "activation_function": "relu"}
-    parts = {"SpladePooling": pooled}
+    parts = {"SpladePooling": {"pooling_strategy": "max", "activation_function": "relu"}}
     _write_modules(folder, "sentence_transformers.sparse_encoder.models", "MLMTransformer", parts)
     use = {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
     write_json(folder / "config_sentence_transformers.json", use)
@@ -115,11 +114,6 @@ def merged(model: Any) -> PreTrainedModel:
     return model
 
 
-def _settings_of(model: PreTrainedModel) -> dict[str, Any]:
-    """What the sentence-transformers model said that the encoder came from."""
-    return getattr(model.config, "sentence_settings", {})
-
-
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> tuple[PreTrainedModel, int]:
     """Save how a text is read, up to which length above all, and the encoder as a plain masked LM; both are returned.
 
@@ -127,7 +121,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     """
     encoder = model.encoder if isinstance(model, RetroMAEPreTrainedModel) else model
     max_length = max_text_length(tokenizer, model.config)
-    lowers = _settings_of(model).get("do_lower_case", False)
+    lowers = getattr(model.config, "sentence_settings", {}).get("do_lower_case", False)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lowers})
     tokenizer.padding_side = "right"  # the embedding is read at position 0, and positions are counted from there
     tokenizer.save_pretrained(folder)
@@ -136,13 +130,9 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def _write_modules(folder: Path, package: str, transformer: str, parts: dict[str, dict[str, Any]]) -> None:
-    """Write the list of modules in the layout that every sentence-transformers with these modules reads.
+    """Write the list of modules, and the configurations of those behind the transformer, by class.
 
-    Args:
-        folder: the model's.
-        package: of the modules' classes.
-        transformer: the encoder's class.
-        parts: the configurations of what comes behind it, by class.
+    Every sentence-transformers with these modules reads this layout.
     """
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{package}.{transformer}"}]
     for number, (kind, config) in enumerate(parts.items(), start=1):

@@ -1,12 +1,11 @@
-"""Text from outside, such as names in a stranger's record, as a card may show it: it never becomes Markdown or HTML."""
+"""A model's card, made of its record and its evaluation results, and the files that go with it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..data.disk import write_json
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.embedders import model_fingerprint
 from ..retrieval.evaluation import BM25, HYBRID, SCHEMA
-from ..retrieval.measures import MEASURE_NAMES
+from ..retrieval.measures import MEASURE_NAMES, markdown_table
 from .pictures import draw_pictures, has_curve
 from .record import RECORD_FILE, public_name
 
@@ -57,11 +56,7 @@ NOTES = "nDCG@10 in percent, by retromae-hf evaluate, without instructions"
 def write_eval_results(folder: Path, results: dict[str, Any] | None) -> None:
     """Write a file for each task of MTEB among a model's results, and take away those of earlier results.
 
-    Nobody else's benchmark is on the Hub under a name that leaderboards know: pydocs and folders have no file.
-
-    Args:
-        folder: the model's.
-        results: as `evaluation` describes them; None where there are none.
+    No other benchmark is on the Hub under a name that leaderboards know: pydocs and folders get no file.
     """
     place = folder / FOLDER
     for file in place.glob("*.yaml"):
@@ -108,7 +103,8 @@ FINETUNINGS = {
 }
 STAGES = {"pretraining": ("Pretraining", "pretrained"), "finetuning": ("Fine-tuning", "fine-tuned")}
 
-_MARK = re.compile(r"\n\n<!-- made by retromae-hf: (\w{16}) -->\n\Z")
+MARK = "<!-- made by retromae-hf -->"
+"""The last line of a card, by which it is known as ours."""
 
 
 def build_card(
@@ -133,7 +129,6 @@ def build_card(
     }
     record, results = as_text(record), as_text(results)
     tasks = {} if results is None else results["tasks"]
-    measured = [measure for measure in MEASURE_NAMES if any(measure in task["measures"] for task in tasks.values())]
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -147,18 +142,22 @@ def build_card(
         pictures=pictures,
         curves=any(has_curve(stage["logs"]) for stage in record["stages"]),
         results=results,
-        measures=[MEASURE_NAMES[measure] for measure in measured],
-        rows=[row for name, task in tasks.items() for row in _rows(name, task, measured)],
+        table=_results_table(tasks),
         comparison=comparison,
-        limits=list(_limits(record, tasks)),
+        tasks=tasks,
+        longest=max((stage["data"].get("max_length", 0) for stage in record["stages"]), default=0),
+        reads_pydocs=any(one["source"] == "pydocs" for stage in record["stages"] for one in _sources(stage)),
+        only_pretrained={stage["stage"] for stage in record["stages"]} == {"pretraining"},
+        behind_bm25=[name for name, task in tasks.items() if BM25 in task and _ndcg(task) < _ndcg(task[BM25])],
+        sampled=[name for name, task in tasks.items() if task.get("max_documents") is not None],
+        prompted=[
+            name for name, task in tasks.items() if {task.get("query_prompt"), task.get("passage_prompt")} != {None}
+        ],
         count="{:,}".format,
         scientific="{:.2e}".format,
         seconds=lambda number: f"{number:,.0f} s" if number >= 10 else f"{number:.2f} s",
-        energy=lambda stage: f"{kilowatt_hours(stage):.2g}",
         title=lambda stage: f"{STAGES[stage['stage']][0]}: {stage_title(stage)}",
-        start=_start,
         data=_data,
-        training=_training,
         machine=_machine,
         settings=lambda stage: [
             (name, code(value if isinstance(value, str) else json.dumps(value)))
@@ -193,6 +192,10 @@ def card_data(record: dict[str, Any], results: dict[str, Any] | None) -> ModelCa
     )
 
 
+def _ndcg(ranking: dict[str, Any]) -> float:
+    return ranking["measures"].get("ndcg@10", 0)
+
+
 def _decodings(stages: Sequence[dict[str, Any]]) -> set[str | None]:
     return {stage["objective"].get("decoding") for stage in stages}
 
@@ -211,11 +214,6 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
         for name, task in results["tasks"].items()
         for measure, value in task["measures"].items()
     ]
-
-
-def kilowatt_hours(stage: dict[str, Any]) -> float:
-    """The energy of a stage: its time at the power that was assumed."""
-    return stage["power"]["watts"] * stage["seconds"] / 3.6e6
 
 
 def stage_title(stage: dict[str, Any]) -> str:
@@ -252,12 +250,6 @@ def _summary(record: dict[str, Any]) -> str:
     return f"{what} {told[0].upper()}{told[1:]}."
 
 
-def _start(stage: dict[str, Any]) -> str:
-    if stage["start"] is None:
-        return "random weights"
-    return f"{code(stage['start']['name'])}{' on the Hub' if stage['start']['on_hub'] else ', a local model'}"
-
-
 def _sources(stage: dict[str, Any]) -> list[dict[str, Any]]:
     return stage["data"].get("sources") or [stage["data"]]
 
@@ -282,13 +274,6 @@ def _data(stage: dict[str, Any]) -> str:
     return f"{source}; {', '.join(counts)}" if counts else source
 
 
-def _training(stage: dict[str, Any]) -> str:
-    training = stage["training"]
-    told = f"{training['steps']:,} steps of {training['batch_size']:,}"
-    epochs = training.get("epochs")
-    return told if epochs is None else f"{told}, {epochs:g} epoch{'s' * (epochs != 1)}"
-
-
 def _machine(stage: dict[str, Any]) -> str:
     environment = dict(stage["environment"])
     device, processes = environment.pop("device"), environment.pop("processes", None)
@@ -301,57 +286,17 @@ def _machine(stage: dict[str, Any]) -> str:
     return ", ".join([*parts, *(f"{package} {number}" for package, number in environment.items())])
 
 
-def _rows(name: str, task: dict[str, Any], measured: list[str]) -> Iterator[list[str]]:
-    sizes = [f"{task['num_queries']:,}", f"{task['num_documents']:,}"]
-    for who, ranking in ((name, task), (f"{name}, BM25", task.get(BM25)), (f"{name}, both joined", task.get(HYBRID))):
-        if ranking is not None:
-            measures = ranking["measures"]
-            values = [f"{measures[measure]:.3f}" if measure in measures else "-" for measure in measured]
-            yield [who, *sizes, *values]
-
-
-def _limits(record: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
-    stages, max_length = record["stages"], record["model"]["max_length"]
-    if max_length:
-        yield f"Of a text the first {max_length:,} tokens are read; what follows is not in the embedding."
-    lengths = [stage["data"]["max_length"] for stage in stages if "max_length" in stage["data"]]
-    if lengths:
-        yield f"It was trained on texts of at most {max(lengths):,} tokens; how it does on longer ones is not known."
-    if any(one["source"] == "pydocs" for stage in stages for one in _sources(stage)):
-        yield (
-            "It has read documentation of Python packages: English for the most part, with code in it. Other subjects "
-            "and other languages it has hardly seen."
-        )
-    elif not record["language"]:
-        yield "Nobody stated the language of its texts; do not expect it to understand any other."
-    if stages and all(stage["stage"] == "pretraining" for stage in stages):
-        yield (
-            "It was never shown a query and the passage that answers it. Fine-tune it before it serves: similarities "
-            "straight from pretraining are crude."
-        )
-    behind = [
-        name
-        for name, task in tasks.items()
-        if BM25 in task and task["measures"].get("ndcg@10", 0) < task[BM25]["measures"].get("ndcg@10", 0)
-    ]
-    if behind:
-        yield f"BM25, which needs no training, is ahead of it on {', '.join(behind)}."
-    if samples := [name for name, task in tasks.items() if task.get("max_documents") is not None]:
-        yield (
-            f"Of {', '.join(samples)} a sample of the documents was searched; among all of them the right ones are "
-            "harder to find."
-        )
-    prompts = ("query_prompt", "passage_prompt")
-    if prompted := [name for name, task in tasks.items() if any(task.get(one) is not None for one in prompts)]:
-        yield f"On {', '.join(prompted)} other prompts than its own stood in front of the texts (evaluation.json)."
-    if tasks:
-        yield f"It was judged on {', '.join(tasks)} alone; how it does on other collections is not known."
-    else:
-        yield "It was not judged by any retrieval task."
-    yield (
-        "Nobody has looked for prejudice, errors or personal data in its training text, or for their trace in what it "
-        "ranks first. A ranking is no statement of fact."
-    )
+def _results_table(tasks: dict[str, Any]) -> str:
+    measured = [measure for measure in MEASURE_NAMES if any(measure in task["measures"] for task in tasks.values())]
+    rows = []
+    for name, task in tasks.items():
+        sizes = [f"{task['num_queries']:,}", f"{task['num_documents']:,}"]
+        rankings = {name: task, f"{name}, BM25": task.get(BM25), f"{name}, both joined": task.get(HYBRID)}
+        for who, ranking in rankings.items():
+            if ranking is not None:
+                found = ranking["measures"]
+                rows.append([who, *sizes, *(f"{found[one]:.3f}" if one in found else "-" for one in measured)])
+    return markdown_table(["task", "queries", "documents", *(MEASURE_NAMES[one] for one in measured)], rows)
 
 
 def write_card(
@@ -361,17 +306,10 @@ def write_card(
     overwrite: bool = False,
     comparison: str = "",
 ) -> bool:
-    """Write a model's record, its results, its pictures and its card into its folder.
-
-    Args:
-        folder: the model's.
-        record: what to write as `training.json`.
-        results: what to write as `evaluation.json`; None takes an old one away, which is of other weights.
-        overwrite: whether a README.md goes that somebody else has written, or edited.
-        comparison: Markdown on how the model compares with others.
+    """Write a model's record, results, pictures and card into its folder, and take results of other weights away.
 
     Returns:
-        Whether the card was written: somebody else's stays, and a warning says so.
+        Whether the card was written: without `overwrite` a README.md of somebody else stays, and a warning says so.
     """
     folder = Path(folder)
     text = str(build_card(record, results, draw_pictures(record["stages"], folder), comparison))
@@ -381,46 +319,22 @@ def write_card(
     else:
         write_json(folder / RESULTS_FILE, results)
     write_eval_results(folder, results)
-    if not overwrite and not may_be_replaced(folder):
+    card = folder / CARD_FILE
+    if not overwrite and card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         logger.warning(
-            "%s was not written by retromae-hf, or was edited since, and stays; "
-            "retromae-hf card %s --overwrite true replaces it",
-            folder / CARD_FILE,
+            "%s was not written by retromae-hf, and stays; retromae-hf card %s --overwrite true replaces it",
+            card,
             folder,
         )
         return False
-    (folder / CARD_FILE).write_text(f"{text}\n\n<!-- made by retromae-hf: {_digest(text)} -->\n", encoding="utf-8")
+    card.write_text(f"{text}\n\n{MARK}\n", encoding="utf-8")
     return True
-
-
-def may_be_replaced(folder: Path) -> bool:
-    """Whether a folder has no card, or one that is as `write_card` has written it."""
-    try:
-        text = (folder / CARD_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return True
-    except (OSError, UnicodeDecodeError):
-        return False
-    mark = _MARK.search(text)
-    return mark is not None and mark[1] == _digest(text[: mark.start()])
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_results(folder: str | Path, files: Sequence[str]) -> dict[str, Any] | None:
     """The results that a model's folder holds, with those of files of `retromae-hf evaluate` added; None without any.
 
-    Args:
-        folder: the model's.
-        files: names of files; "none" first leaves out what the folder holds.
-
-    Returns:
-        The results, which name no path of this machine.
-
-    Raises:
-        RetroMAEError: a file cannot be read, holds something else or results of another model.
+    "none" as the first of the files leaves out what the folder holds. The results name no path of this machine.
     """
     kept = Path(folder) / RESULTS_FILE
     anew = list(files[:1]) == [NO_RESULTS]

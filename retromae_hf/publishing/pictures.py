@@ -1,4 +1,4 @@
-"""The curves of a training run as a picture for its model card."""
+"""What a model card shows of a training run: its curves, and an encoder before and after it was adapted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..retrieval.evaluation import BM25, HYBRID, SIGNIFICANT
-from ..retrieval.measures import MEASURE_NAMES
+from ..retrieval.evaluation import BM25, HYBRID
+from ..retrieval.measures import MEASURE_NAMES, SIGNIFICANT, markdown_table
 
 PANELS: dict[str, tuple[str, dict[str, str]]] = {
     "loss": (
@@ -33,11 +33,7 @@ def has_curve(logs: list[dict[str, Any]], name: str = "loss") -> bool:
 
 
 def draw_pictures(stages: Sequence[dict[str, Any]], folder: str | Path) -> list[str]:
-    """Draw the curves of every stage whose record has any; where matplotlib is missing, none.
-
-    Returns:
-        The names of the files, `training-1.png` for the first stage.
-    """
+    """Draw the curves of every stage that has any, as `training-1.png` and so on; where matplotlib is missing, none."""
     drawn = [(f"training-{number}.png", stage["logs"]) for number, stage in enumerate(stages, start=1)]
     drawn = [(name, logs) for name, logs in drawn if has_curve(logs)]
     try:
@@ -87,23 +83,22 @@ def rankings(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[st
 
 
 def before_after_table(before: dict[str, Any], after: dict[str, Any], tests: dict[str, dict[str, float]]) -> str:
-    """A Markdown table, a row a ranking.
+    """A Markdown table with a row for each ranking.
 
     Args:
         before: the task's entry in the results of the encoder as it was, with BM25.
         after: likewise, adapted.
         tests: paired tests of the adapted encoder against itself as it was, by measure.
     """
-    found = rankings(before, after)
-    lines = [f"| | {' | '.join(MEASURE_NAMES.values())} |", f"|---|{'---:|' * len(MEASURE_NAMES)}"]
+    found, rows = rankings(before, after), []
     for name, measures in found.items():
         cells = []
         for measure in MEASURE_NAMES:
             star = " *" if name == "adapted" and tests[measure]["p_value"] < SIGNIFICANT else ""
             best = measures[measure] == max(others[measure] for others in found.values())
             cells.append(f"**{measures[measure]:.3f}**{star}" if best else f"{measures[measure]:.3f}{star}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return markdown_table(["", *MEASURE_NAMES.values()], rows)
 
 
 def verdict(tests: dict[str, dict[str, float]]) -> str:

@@ -33,7 +33,6 @@ The record, schema 1:
           "flops": 1e12,                   Trainer's estimate, null where it makes none
           "seconds": 12.3,                 of training, evaluations included, over all parts of an interrupted run
           "environment": {"device": "cpu", "processes": 1, "threads": 2, "torch": "2.13.0", ...},
-          "power": {"watts": 24, "assumption": "..."},          null where nothing is known
           "logs": [{"step": 5, "loss": 9.1}, ...]
         }
       ]
@@ -44,8 +43,6 @@ A model that starts from another one that has a record goes on with the stages o
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -55,7 +52,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import cached_file
 
@@ -65,9 +62,6 @@ from ..model.errors import RetroMAEError
 
 RECORD_FILE = "training.json"
 SCHEMA = 1
-
-WATTS_PER_THREAD = 12
-"""Power of a CPU's core where nothing is known of it, as in Green Algorithms (doi 10.1002/advs.202100707)."""
 
 LOGGED = (
     "loss",
@@ -99,34 +93,23 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "retromae-hf")
 
 
 class RunClock(TrainerCallback, ExportableState):
-    """Counts the seconds that a run trains; checkpoints hold them, so that an interrupted run goes on counting.
-
-    Attributes:
-        seconds: counted so far.
-    """
+    """Counts the seconds that a run trains; checkpoints hold them, so that an interrupted run goes on counting."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._since: float | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start from what the checkpoint says; a new run takes the record of an earlier one away."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 and args.should_save:
-            Path(args.output_dir, RECORD_FILE).unlink(missing_ok=True)
+            Path(args.output_dir, RECORD_FILE).unlink(missing_ok=True)  # of an earlier run
         self.seconds, self._since = seconds_of(state), time.perf_counter()
         state.stateful_callbacks[type(self).__name__] = self.state()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop."""
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.stateful_callbacks[type(self).__name__] = self.state()
         self._since = None
 
     def state(self) -> dict[str, Any]:
-        """What `Trainer` puts into a checkpoint."""
         if self._since is not None:
             now = time.perf_counter()
             self.seconds, self._since = self.seconds + now - self._since, now
@@ -157,9 +140,6 @@ def is_tuned_retriever(name_or_path: str | Path) -> bool:
     """Whether a model was tuned to retrieve: one of sentence-transformers that its record does not tell otherwise of.
 
     `export_encoder` writes such a model of an encoder that was only pretrained, and says so in the record.
-
-    Args:
-        name_or_path: a folder or a Hub name.
     """
     folder = resolve(name_or_path, weights=False)
     if not is_modular(folder):
@@ -176,7 +156,6 @@ def new_record(
     license: str | None = None,
     language: list[str] | None = None,
 ) -> dict[str, Any]:
-    """A record as the module's docstring describes it."""
     return {
         "schema": SCHEMA,
         "name": name,
@@ -207,14 +186,7 @@ def public_name(name_or_path: str) -> str:
 def describe_model(
     config: PreTrainedConfig | None, num_parameters: int | None, max_length: int | None, **use: Any
 ) -> dict[str, Any]:
-    """A record's `model`.
-
-    Args:
-        config: the encoder's; None where there is none.
-        num_parameters: of what is in the folder; None where nobody has counted.
-        max_length: tokens that are read of a text.
-        **use: pooling, similarity and prompts.
-    """
+    """A record's `model`; `config` is the encoder's, and `use` holds its pooling, similarity and prompts."""
     names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
     return {
         **{name: getattr(config, name, None) for name in names},
@@ -225,13 +197,9 @@ def describe_model(
 
 
 def describe_source(source: str, config: str | None, split: str, **counts: int | None) -> dict[str, Any]:
-    """A stage's `data`.
+    """A stage's `data`, read from a path, of which the last part is kept, a Hub data set or "pydocs".
 
-    Args:
-        source: what was named to read: a path, of which the last part is kept, a Hub data set or "pydocs".
-        config: a Hub data set's configuration.
-        split: likewise.
-        **counts: documents, passages and the like; those that are None were not counted.
+    `counts` are documents, passages and the like; those that are None were not counted.
     """
     known = {name: count for name, count in counts.items() if count is not None}
     if source == "pydocs":
@@ -265,15 +233,10 @@ def describe_start(name_or_path: str | None) -> dict[str, Any] | None:
 def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str, Any]:
     """What a stage holds of how it was trained: settings, tokens, operations, time, machine and logs.
 
-    Args:
-        trainer: after training.
-        corpus_tokens: tokens of an epoch. Where `Trainer` was not asked to count them, those seen are the epochs times
-            these.
+    `corpus_tokens` are those of an epoch: where `Trainer` was not asked to count, so many times the epochs were seen.
     """
     args, state, settings = trainer.args, trainer.state, trainer.args.to_dict()
     tokens = state.num_input_tokens_seen or (corpus_tokens and round(corpus_tokens * (state.epoch or 0)))
-    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-    environment = describe_environment(args)
     return {
         "training": {
             "steps": state.global_step,
@@ -283,65 +246,28 @@ def describe_run(trainer: Trainer, corpus_tokens: int | None = None) -> dict[str
             **{name: settings[name] for name in SETTINGS},
             # Of pretraining alone, where new parts have learnt first.
             **({"head_warmup_steps": alone} if (alone := getattr(trainer, "head_warmup_steps", 0)) else {}),
-            "precision": precision,
+            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         },
         "tokens_seen": tokens or None,
         "tokens_counted": state.num_input_tokens_seen > 0,
         "flops": state.total_flos or None,
         "seconds": round(seconds_of(state), 3),
-        "environment": environment,
-        "power": assumed_power(environment),
+        "environment": describe_environment(args),
         "logs": thin(state.log_history),
     }
 
 
 def describe_environment(args: TrainingArguments) -> dict[str, Any]:
-    """A stage's `environment`."""
-    device = args.device
     versions = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):  # of what is not needed for pretraining
             versions[package] = version(package)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type,
         "processes": args.world_size,
         "threads": torch.get_num_threads(),
         **versions,
     }
-
-
-def assumed_power(environment: dict[str, Any]) -> dict[str, Any] | None:
-    """What the processors of an environment draw, and on what assumption; None where nothing is known.
-
-    The rest of the machine, its cooling and idle processors are left out.
-    """
-    if environment["device"] == "cpu":
-        threads = environment.get("processes", 1) * environment["threads"]
-        return {
-            "watts": WATTS_PER_THREAD * threads,
-            "assumption": f"{WATTS_PER_THREAD} W a CPU thread ({threads} in use), which is what Green Algorithms "
-            "(doi:10.1002/advs.202100707) assumes of a core that it does not know",
-        }
-    limit = _gpu_power_limit()
-    if limit is None:
-        return None
-    gpus = environment.get("processes", 1)
-    return {
-        "watts": limit * gpus,
-        "assumption": f"{gpus} GPU{'s' * (gpus > 1)} at the power limit of {limit:g} W that nvidia-smi reports",
-    }
-
-
-def _gpu_power_limit() -> float | None:
-    """Watts that the driver lets a GPU of this machine draw; None where it cannot be asked."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        return float(told.split()[0])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
 
 
 def thin(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -354,18 +280,8 @@ def thin(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(kept, key=lambda entry: entry["step"])
 
 
-def stages_before(name_or_path: str | None) -> list[dict[str, Any]]:
-    """The stages of the model that a run starts from."""
-    record = None if name_or_path is None else read_record(name_or_path)
-    return [] if record is None else record["stages"]
-
-
 def require_record(folder: str | Path) -> dict[str, Any]:
-    """The record of a folder.
-
-    Raises:
-        RetroMAEError: it has none.
-    """
+    """The record of a folder; `RetroMAEError` where it has none."""
     record = read_record(folder) if Path(folder).is_dir() else None
     if record is None:
         raise RetroMAEError(f"{folder} has no {RECORD_FILE} to make a card of; pretrain, finetune and export write one")

@@ -52,7 +52,7 @@ def card_of(names: list[str]) -> ModelCard:
         "training": {"steps": 1, "batch_size": 2, "optim": h},
         "environment": {"device": i, f"1{j}": k, "threads": 1},
         "seconds": 3.0,
-        "power": {"watts": 12, "assumption": last},
+        f"1{last}": last,
         "logs": [],
     }
     local = stage | {"data": {"source": m, "on_hub": False}, "start": {"name": n, "on_hub": False}}

@@ -41,8 +41,9 @@ from retromae_hf import (
 from retromae_hf.arguments.pretraining import DataArguments, ModelArguments
 from retromae_hf.checkpoints.loading import load_config, load_sentence_transformer
 from retromae_hf.commands.common import parse, read_recipe
+from retromae_hf.data.disk import check_file_name
 from retromae_hf.data.text import cut_long
-from retromae_hf.model.errors import check_file_name, in_one_sentence
+from retromae_hf.model.errors import in_one_sentence
 from retromae_hf.model.masking import visibility_mask
 from retromae_hf.publishing.model_card import build_card
 from retromae_hf.publishing.record import new_record

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
 from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
-from ..data.disk import write_json
-from ..model.errors import RetroMAEError, check_at_least, check_choice, check_file_name
+from ..data.disk import check_file_name, write_json
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 from .baselines import BASELINES
 
 SIMPLE = (str, int, float, bool, NoneType, Any)

@@ -21,7 +21,7 @@ from retromae_hf import (
     tokenize_passages,
 )
 from retromae_hf.data.pairs import draw_spans
-from retromae_hf.model.contrast import contrast_logits
+from retromae_hf.model.losses import contrast_logits
 
 
 def plainly(embeddings, document_id, temperature):

@@ -29,10 +29,20 @@ from retromae_hf.model.modeling_retromae import DecoderInputs
 
 
 @pytest.fixture
-def batch(tokenizer, texts):
-    collator = DataCollatorForRetroMAE(tokenizer, seed=0)
-    collator.set_epoch(0)
-    return collator(features_of(tokenizer, [texts[0], texts[1][:30], texts[2][:60], texts[3]]))
+def batch_of(tokenizer, texts):
+    """What the collator makes, for a configuration, of four passages, of which two are shorter than the others."""
+
+    def make(config, max_length=32, **options):
+        collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0, **options)
+        collator.set_epoch(0)
+        return collator(features_of(tokenizer, [texts[0], texts[1][:30], texts[2][:60], texts[3]], max_length))
+
+    return make
+
+
+@pytest.fixture
+def batch(model, batch_of):
+    return batch_of(model.config)
 
 
 def decode_row_by_row(model, h, batch, visible):
@@ -73,8 +83,7 @@ def test_the_losses_are_the_papers(model, batch):
     assert torch.equal(output.sentence_embedding, h)
     ours = torch.autograd.grad(output.loss, list(model.parameters()))
     theirs = torch.autograd.grad(plain.loss + expected, list(model.parameters()))
-    for gradient, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_basic_decoding_by_hand():
@@ -107,13 +116,11 @@ def test_basic_decoding_by_hand():
     )  # a norm divides by the root of 1 + 1e-12
 
 
-def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_config, tokenizer, texts):
+def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_config, batch_of):
     """Condenser (section 3.2), with transformers' own BERT layer and logits."""
     config = RetroMAEConfig(encoder_config=encoder_config, decoding="condenser", num_decoder_layers=2)
     model = RetroMAEForPreTraining(config).double().eval()
-    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
-    collator.set_epoch(0)
-    batch = collator(features_of(tokenizer, [*texts[:4], "The fox slept."]))
+    batch = batch_of(config)
     assert set(batch) == {"input_ids", "attention_mask", "labels", "label_slots", "passage_id"}
     output = model(**batch)
 
@@ -142,24 +149,18 @@ def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_con
 
 @pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_padding_changes_nothing(encoder_config, tokenizer, texts, decoding, layers):
+def test_padding_changes_nothing(encoder_config, batch_of, decoding, layers):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=layers)
     model = RetroMAEForPreTraining(config).double().eval()
-    losses = []
-    for multiple in (1, 16):
-        collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0, pad_to_multiple_of=multiple)
-        collator.set_epoch(0)
-        losses.append(model(**collator(features_of(tokenizer, texts[:5], 24))).loss)
+    losses = [model(**batch_of(config, 24, pad_to_multiple_of=multiple)).loss for multiple in (1, 16)]
     assert torch.allclose(*losses, rtol=0, atol=1e-12)
 
 
-def test_basic_decoding_reads_the_passage_through_the_embedding_only(encoder_config, tokenizer, texts):
+def test_basic_decoding_reads_the_passage_through_the_embedding_only(encoder_config, batch_of):
     """Position 0 of the decoder's input is the sentence embedding: the token there does not matter."""
     config = RetroMAEConfig(encoder_config=encoder_config, decoding="basic")
     model = RetroMAEForPreTraining(config).eval()
-    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
-    collator.set_epoch(0)
-    batch = collator(features_of(tokenizer, texts[:3]))
+    batch = batch_of(config)
     before = model(**batch).decoder_loss
     batch["decoder_input_ids"][:, 0] = 17
     assert torch.equal(before, model(**batch).decoder_loss)
@@ -178,8 +179,7 @@ def test_attention_by_blocks_is_attention(objective, monkeypatch):
     plain = loss_and_gradients(model, batch)
     monkeypatch.setattr("retromae_hf.model.modeling_retromae.LONG_PASSAGE", 1)
     monkeypatch.setattr("retromae_hf.model.decoder.BLOCK_ROWS", 7)
-    for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
-        assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=1e-12)
 
 
 def test_attention_by_blocks_keeps_no_mask_of_all_rows(monkeypatch):
@@ -201,8 +201,7 @@ def test_a_block_computed_once_more_drops_out_the_same(monkeypatch):
     monkeypatch.setattr("retromae_hf.model.decoder.BLOCK_ROWS", 7)
     twice = loss_and_gradients(model, batch)
     monkeypatch.setattr("retromae_hf.model.decoder.checkpoint", lambda attend, *args, use_reentrant: attend(*args))
-    for tensor, expected in zip(twice, loss_and_gradients(model, batch), strict=True):
-        assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(twice, loss_and_gradients(model, batch), rtol=0, atol=1e-12)
 
 
 def test_a_row_does_not_depend_on_its_own_token_nor_on_hidden_ones(model, batch):
@@ -274,12 +273,10 @@ def test_the_sentence_embedding_may_be_the_mean_of_the_real_tokens(encoder_confi
 
 
 @pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser", "none"])
-def test_a_checkpoint_restores_identical_losses(encoder_config, tokenizer, texts, tmp_path, decoding):
+def test_a_checkpoint_restores_identical_losses(encoder_config, batch_of, tmp_path, decoding):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=2)
     model = RetroMAEForPreTraining(config).eval()
-    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
-    collator.set_epoch(0)
-    batch = collator(features_of(tokenizer, texts[:4]))
+    batch = batch_of(config)
     model.save_pretrained(tmp_path)
     assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     for auto_class in (RetroMAEForPreTraining, AutoModelForPreTraining):
@@ -346,8 +343,7 @@ def test_slots_that_are_left_over_change_nothing(objective, monkeypatch):
         for name in ("label_slots", "decoder_label_slots"):
             if name in batch:
                 batch[name] = torch.empty(len(batch["labels"]), batch[name].shape[1] + left_over, 0)
-        for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
-            assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("objective", ["retromae", "basic", "nsp", "bowdpr", "retromae-contrast"])

@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.text import without_surrogates
+from .data.tokenizers import max_text_length
 from .model.configuration_retromae import is_number
 from .model.errors import RetroMAEError
-from .model.families import max_text_length
 from .model.losses import chunk_rows
 from .model.masking import IGNORE_INDEX, visibility_mask
 from .model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining

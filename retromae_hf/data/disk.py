@@ -12,6 +12,8 @@ from typing import Any
 
 import xxhash
 
+from ..model.errors import RetroMAEError
+
 BYTES_AT_ONCE = 1 << 24
 
 UNFINISHED = ".unfinished"
@@ -87,3 +89,17 @@ def blocks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as content:
         while block := content.read(BYTES_AT_ONCE):
             yield block
+
+
+LONGEST_NAME = 200
+"""Bytes of a name that becomes part of a file's; file systems take 255 in all."""
+
+
+def check_file_name(what: str, name: object) -> None:
+    """Raise `RetroMAEError` for a name that cannot be part of a file's, or would lead out of its folder."""
+    if not isinstance(name, str) or not name.strip() or name in (".", "..") or not name.isprintable():
+        raise RetroMAEError(f"{what} {name!r} becomes part of a file name; give one of letters and digits")
+    if {"/", "\\"} & set(name) or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+        raise RetroMAEError(
+            f"{what} {name!r} becomes part of a file name; give {LONGEST_NAME} bytes at most, without slashes"
+        )

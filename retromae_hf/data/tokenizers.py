@@ -19,9 +19,10 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice, import_extra
+from ..model.families import backbone_for
 from .text import cut_long, in_groups, without_surrogates
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -177,3 +178,10 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], li
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
     """The texts with long ones cut: a trainer takes fifty times a text's size in memory."""
     return (piece for text in texts for piece in cut_long(without_surrogates(text)))
+
+
+def max_text_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """The most tokens of a text that a tokenizer, or what a `RetroMAEConfig` says instead, and the positions allow."""
+    encoder, settings = getattr(config, "encoder_config", config), getattr(config, "sentence_settings", {})
+    longest = settings.get("max_seq_length", tokenizer.model_max_length)
+    return min(longest, backbone_for(encoder).max_positions(encoder))

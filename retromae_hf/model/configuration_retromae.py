@@ -199,12 +199,10 @@ class RetroMAEConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Size of the sentence embedding."""
         return self.encoder_config.hidden_size
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the encoder's vocabulary."""
         return self.encoder_config.vocab_size
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .configuration_retromae import SEGMENT_OBJECTIVES, RetroMAEConfig
-from .losses import OPERATORS, count_labels
 from .masking import IGNORE_INDEX
+
+OPERATORS = re.sub(r"\W", "_", __package__)
+"""The namespace of the operators of this copy of the code, in the package "retromae_hf".
+
+Copies of this file that come with checkpoints, of this or another revision, may live in one process. torch lets the
+last operator of a name replace all the others, so each copy needs names of its own.
+"""
 
 
 def count_processes() -> int:
@@ -81,7 +88,6 @@ gather_rows.register_autograd(_gradients_of_own_rows)
 
 COUNTED = ("mlm_loss", "decoder_loss", "passages")
 """What is counted of each batch of a step that accumulates gradients: the labels of two losses, and the passages."""
-
 
 BOOKKEEPING = ("label_slots", "decoder_label_slots", "step_counts", "passage_id", "length")
 """What `RetroMAEForPreTraining.forward` takes beside the method's own inputs; the collator and the trainer give it.
@@ -163,6 +169,11 @@ def labels_in_slots(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return positions, labels.index_select(0, positions).masked_fill(~filled, IGNORE_INDEX)
 
 
+def count_labels(groups: Sequence[Tensor]) -> Tensor:
+    """How many labels each tensor of labels holds, int64 `[groups]`."""
+    return torch.stack([(labels != IGNORE_INDEX).sum() for labels in groups])
+
+
 def counts_of(batch: Mapping[str, Tensor]) -> Tensor:
     """`COUNTED` of a batch of the collator, int64 `[3]`."""
     labels = batch["labels"]
@@ -180,15 +191,8 @@ def divisors(
 
     In training these are averages over the processes and over the batches of a step, which then equals that of one
     process on one batch of them all; a mean of means would count a label of a short batch for more than others.
-
-    Args:
-        predicted: states and labels of each loss over tokens, as `labelled_rows` gives them.
-        embeddings: `[B, H]`.
-        step_counts: see `BOOKKEEPING`.
-        training: whether the model trains.
-
-    Returns:
-        Scalars: under each loss's name its labels, and under "passages" those.
+    `predicted` are the states and labels of each loss over tokens, `embeddings` `[B, H]`; of `step_counts` see
+    `BOOKKEEPING`. Scalars come back: under each loss's name its labels, and under "passages" those.
     """
     names = (*predicted, "passages")
     if step_counts is None:

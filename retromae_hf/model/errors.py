@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-LONGEST_NAME = 200
-"""Bytes of a name that becomes part of a file's; file systems take 255 in all."""
-
 LONGEST_SENTENCE = 1000
 """Characters of an error's message."""
 
@@ -51,16 +48,6 @@ def in_one_sentence(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RetroMAEError(f"{what}: {first_line(error)}") from error
-
-
-def check_file_name(what: str, name: object) -> None:
-    """Raise `RetroMAEError` for a name that cannot be part of a file's, or would lead out of its folder."""
-    if not isinstance(name, str) or not name.strip() or name in (".", "..") or not name.isprintable():
-        raise RetroMAEError(f"{what} {name!r} becomes part of a file name; give one of letters and digits")
-    if {"/", "\\"} & set(name) or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
-        raise RetroMAEError(
-            f"{what} {name!r} becomes part of a file name; give {LONGEST_NAME} bytes at most, without slashes"
-        )
 
 
 def import_extra(module: str, what: str, extra: str) -> Any:

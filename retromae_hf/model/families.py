@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from .errors import RetroMAEError
@@ -390,10 +390,3 @@ def backbone_for(config: PreTrainedConfig) -> Backbone:
             "another one can be added with register_backbone"
         )
     return BACKBONES[config.model_type]
-
-
-def max_text_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The most tokens of a text that a tokenizer, or what a `RetroMAEConfig` says instead, and the positions allow."""
-    encoder, settings = getattr(config, "encoder_config", config), getattr(config, "sentence_settings", {})
-    longest = settings.get("max_seq_length", tokenizer.model_max_length)
-    return min(longest, backbone_for(encoder).max_positions(encoder))

@@ -1,27 +1,21 @@
-"""Losses over a vocabulary, of the labelled positions alone, without ever holding `[tokens, vocabulary]`."""
+"""Losses over a vocabulary that never hold `[tokens, vocabulary]`, and the contrast of spans."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, normalize
 
+from .counting import OPERATORS, count_labels, count_processes, gather_rows
+from .errors import RetroMAEError
 from .masking import IGNORE_INDEX
 
 CHUNK_ROWS = 256
 """Rows of logits alive at once: few enough that they stay in a CPU's cache, many enough for full matrix products."""
-
-OPERATORS = re.sub(r"\W", "_", __package__)
-"""The namespace of the operators of this copy of the code, in the package "retromae_hf".
-
-Copies of this file that come with checkpoints, of this or another revision, may live in one process. torch lets the
-last operator of a name replace all the others, so each copy needs names of its own.
-"""
 
 
 def chunk_rows(features: Tensor) -> int:
@@ -224,11 +218,6 @@ def grouped_cross_entropy(
     return total, [(share * part).sum() for share, part in zip(shares, parts, strict=True)]
 
 
-def count_labels(groups: Sequence[Tensor]) -> Tensor:
-    """How many labels each tensor of labels holds, int64 `[groups]`."""
-    return torch.stack([(labels != IGNORE_INDEX).sum() for labels in groups])
-
-
 def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Mean cross-entropy of `features @ weight.T + bias` against `labels`, those of `grouped_cross_entropy`."""
     total, _ = grouped_cross_entropy(features, weight, bias, [labels], [1.0])
@@ -340,3 +329,43 @@ def _pooled_cross_entropy_of_nothing(features: Tensor, weight: Tensor, *others: 
     *_, compute_dtype, wanted = others
     loss = features.new_empty((), dtype=torch.promote_types(compute_dtype, torch.float32))
     return loss, *zero_gradients(features, weight, wanted, weight.dtype)
+
+
+def contrast_logits(
+    embeddings: Tensor, document_id: Tensor, temperature: float, gathered: bool = False
+) -> tuple[Tensor, Tensor]:
+    """How much every span is like every other one, and which of them is its partner.
+
+    Span contrast is coCondenser's (arXiv 2108.05540, section 3.2) and Contriever's (arXiv 2112.09118, section 3.1).
+    Spans of one document say nothing against each other: those that are no partners count neither way.
+
+    Args:
+        embeddings: `[2B, H]`, those of passage i in the rows i and B + i.
+        document_id: int64 `[B]`, each passage's document.
+        temperature: what the cosines are divided by.
+        gathered: let the spans of all processes that train together be candidates; each of them has to call it.
+
+    Returns:
+        Logits `[2B, N]` in float32 or wider over the N candidates, -inf where a candidate does not count; and the
+        partners' columns, int64 `[2B]`.
+
+    Raises:
+        RetroMAEError: there are not two embeddings a document.
+    """
+    if len(embeddings) != 2 * len(document_id):
+        raise RetroMAEError(
+            f"{len(embeddings)} rows are not the two spans of {len(document_id)} passages each; let a batch reach the "
+            "model as DataCollatorForRetroMAE makes it, uncut"
+        )
+    spans = normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
+    documents = document_id.repeat(2)
+    partners = torch.arange(len(spans), device=spans.device).roll(-len(document_id))
+    candidates, of_candidates = spans, documents
+    if gathered and count_processes() > 1:
+        candidates, of_candidates = gather_rows(spans), gather_rows(documents)
+        partners = partners + torch.distributed.get_rank() * len(spans)
+    of_one_document = documents[:, None] == of_candidates
+    hidden = of_one_document.scatter(1, partners[:, None], False)
+    with without_autocast(spans):
+        logits = spans @ candidates.T / temperature
+    return logits.masked_fill(hidden, float("-inf")), partners

@@ -23,12 +23,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_retromae import SEGMENT_OBJECTIVES, RetroMAEConfig
-from .contrast import contrast_logits
 from .counting import divisors, labelled_rows, signature_for_trainer, warn_of_missing_labels
 from .decoder import Decoder, PairHead, VisibleRows
 from .encoders import RetroMAEPreTrainedModel, load_encoder, use_attention
 from .errors import RetroMAEError
-from .losses import bag_of_words_loss, grouped_cross_entropy
+from .losses import bag_of_words_loss, contrast_logits, grouped_cross_entropy
 from .masking import LONG_PASSAGE, visibility_mask
 
 

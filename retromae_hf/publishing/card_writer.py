@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, Trainer
 
 from ..arguments.pretraining import CardArguments
+from ..data.tokenizers import max_text_length
 from ..model.errors import first_line
-from ..model.families import max_text_length
 from .model_card import write_card
 from .record import (
     RunClock,

@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.disk import write_json
+from ..data.tokenizers import max_text_length
 from ..model.configuration_retromae import POOLINGS
 from ..model.encoders import RetroMAEPreTrainedModel
 from ..model.errors import check_choice
-from ..model.families import max_text_length
 from .card_writer import write_export_card
 
 

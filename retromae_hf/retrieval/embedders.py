@@ -26,9 +26,9 @@ from ..checkpoints.loading import is_checkpoint, load_checkpoint, load_sentence_
 from ..checkpoints.onnx import compute_with_onnx, encoder_folder
 from ..data.disk import blocks, written_aside
 from ..data.text import head_of
+from ..data.tokenizers import max_text_length
 from ..model.encoders import RetroMAEPreTrainedModel, resolve, use_attention
 from ..model.errors import RetroMAEError, check_at_least, check_choice, in_one_sentence
-from ..model.families import max_text_length
 from ..model.modeling_retromae import RetroMAEModel
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from typing import Any
 
 from datasets.config import HF_CACHE_HOME
 
+from ..data.disk import check_file_name
 from ..data.files import Broken, read_rows
 from ..data.held_out import TEST_QUERIES, HeldOut, in_random_order, load_held_out_pydocs
 from ..data.text import titled, without_surrogates
-from ..model.errors import RetroMAEError, check_at_least, check_file_name, import_extra, in_one_sentence
+from ..model.errors import RetroMAEError, check_at_least, import_extra, in_one_sentence
 from .measures import MAX_GRADE, check_ids, whole_grade
 
 logger = logging.getLogger(__name__)

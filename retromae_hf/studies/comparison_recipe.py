@@ -20,8 +20,8 @@ from ..arguments.pretraining import (
     StartArguments,
     TextSource,
 )
-from ..data.disk import write_json
-from ..model.errors import RetroMAEError, check_at_least, check_choice, check_file_name
+from ..data.disk import check_file_name, write_json
+from ..model.errors import RetroMAEError, check_at_least, check_choice
 from .baselines import BASELINES
 
 

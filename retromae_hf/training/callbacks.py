@@ -22,9 +22,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
 from ..data.draws import passage_seeds
-from ..model.contrast import contrast_logits
 from ..model.counting import average_over_processes, count_processes, labelled_rows
 from ..model.errors import RetroMAEError
+from ..model.losses import contrast_logits
 from ..model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder

@@ -12,9 +12,9 @@ from datasets import Dataset
 import retromae_hf.data.passages
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
 from retromae_hf.arguments.filling import fill
+from retromae_hf.data.disk import LONGEST_NAME, check_file_name
 from retromae_hf.data.text import LONGEST_READ, cut_long
 from retromae_hf.data.tokenizers import train_tokenizer
-from retromae_hf.model.errors import LONGEST_NAME, check_file_name
 from retromae_hf.retrieval.embedders import embed
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.studies.comparison_recipe import Comparison

@@ -25,6 +25,7 @@ from retromae_hf import (
     RetroMAEConfig,
     RetroMAEError,
     RetroMAEForPreTraining,
+    RetroMAEModel,
     export_encoder,
     export_sparse_encoder,
     extend_positions,
@@ -131,10 +132,11 @@ def test_a_checkpoint_stays_tied_and_opens_as_an_encoder(encoder_config, batch, 
     again = RetroMAEForPreTraining.from_pretrained(tmp_path).eval()
     assert torch.equal(again(**inputs).loss, model(**inputs).loss)
     assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == is_tied(encoder_config)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), RetroMAEConfig)
     plain = AutoModel.from_pretrained(tmp_path).eval()
-    assert torch.equal(
-        plain(inputs["input_ids"], inputs["attention_mask"]).pooler_output, model(**inputs).sentence_embedding
-    )
+    assert isinstance(plain, RetroMAEModel)
+    embedded = plain(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+    assert torch.equal(embedded, model(**inputs).sentence_embedding)
 
 
 @pytest.mark.parametrize("method", ["tile", "interpolate"])
@@ -172,55 +174,43 @@ def test_more_positions(encoder_config, batch, tmp_path, method):
         extend_positions(model, 9 * before, "stretch")
 
 
-def test_extended_positions_are_exported(encoder_config, family_tokenizer, texts, tmp_path):
+def test_export_loads_everywhere(encoder_config, family_tokenizer, texts, tmp_path):
     model = model_of(encoder_config).eval()
     extend_positions(model, 96)
     family_tokenizer.model_max_length = 96
+    texts = [*texts[:3], " ".join(texts)]
     try:
         export_encoder(model, family_tokenizer, tmp_path)
+        sparse = SparseEncoder(str(export_sparse_encoder(model, family_tokenizer, tmp_path / "sparse")), device="cpu")
     finally:
         family_tokenizer.model_max_length = 32
-    encoder = SentenceTransformer(str(tmp_path), device="cpu")
-    assert encoder.max_seq_length == 96
-    inputs = family_tokenizer(" ".join(texts), truncation=True, max_length=96, return_tensors="pt")
-    ours = model.encode(inputs["input_ids"])[:, 0]
-    assert torch.allclose(encoder.encode([" ".join(texts)], convert_to_tensor=True), ours, atol=1e-6)
     assert AutoConfig.from_pretrained(tmp_path).position_extension["to"] == 96
-
-
-def test_export_loads_everywhere(encoder_config, family_tokenizer, texts, tmp_path):
-    model = model_of(encoder_config).eval()
-    export_encoder(model, family_tokenizer, tmp_path)
-    inputs = family_tokenizer(texts[:4], padding=True, truncation=True, max_length=32, return_tensors="pt")
-    ours = model.encode(inputs["input_ids"], inputs["attention_mask"])[:, 0]
+    inputs = family_tokenizer(texts, padding=True, truncation=True, max_length=96, return_tensors="pt")
     kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    ours = model.encode(**kept)[:, 0]
     theirs = AutoModel.from_pretrained(tmp_path).eval()(**kept).last_hidden_state[:, 0]
     assert torch.allclose(theirs, ours, atol=1e-6)
-    sentences = SentenceTransformer(str(tmp_path), device="cpu").encode(texts[:4], convert_to_tensor=True)
-    assert torch.allclose(sentences, ours, atol=1e-6)
+    encoder = SentenceTransformer(str(tmp_path), device="cpu")
+    assert encoder.max_seq_length == 96
+    assert torch.allclose(encoder.encode(texts, convert_to_tensor=True), ours, atol=1e-6)
     masked = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-    assert torch.allclose(masked(**kept).logits, model.encoder(**kept).logits, atol=1e-6)
-    sparse = SparseEncoder(str(export_sparse_encoder(model, family_tokenizer, tmp_path / "sparse")), device="cpu")
-    logits = model.encoder(**kept).logits * kept["attention_mask"][..., None]
-    weights = sparse.encode(texts[:4], convert_to_tensor=True).to_dense()
+    logits = model.encoder(**kept).logits
+    assert torch.allclose(masked(**kept).logits, logits, atol=1e-6)
+    weights = sparse.encode(texts, convert_to_tensor=True).to_dense()
+    logits = logits * kept["attention_mask"][..., None]
     assert torch.allclose(weights, logits.clamp(min=0).amax(1).log1p(), atol=1e-6)
 
 
-def test_starting_from_a_checkpoint_keeps_its_weights(encoder_config, family_tokenizer, batch, tmp_path):
-    encoder = AutoModelForMaskedLM.from_config(encoder_config).eval()
-    encoder.save_pretrained(tmp_path)
-    model = RetroMAEForPreTraining.from_encoder(str(tmp_path)).eval()
-    inputs = batch(model.config)
-    kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    assert torch.equal(model.encoder(**kept).logits, encoder(**kept).logits)
-
-
-def test_an_encoder_without_a_head_gets_a_new_one(encoder_config, batch, tmp_path, caplog):
-    """One sentence says so; a part of the encoder or of its head that is missing is an error."""
+def test_starting_from_a_checkpoint_keeps_its_weights(encoder_config, batch, tmp_path, caplog):
+    """Without a head it gets a new one, of which one sentence tells; that another part is missing is an error."""
     plain = AutoModelForMaskedLM.from_config(encoder_config).eval()
+    plain.save_pretrained(tmp_path / "whole")
+    model = RetroMAEForPreTraining.from_encoder(str(tmp_path / "whole"), decoder_mask_ratio=0.7).eval()
+    assert model.config.decoder_mask_ratio == 0.7
+    inputs = {name: tensor for name, tensor in batch(model.config).items() if name in ("input_ids", "attention_mask")}
+    assert torch.equal(model.encoder(**inputs).logits, plain(**inputs).logits)
     plain.base_model.save_pretrained(tmp_path / "bare")
     model = RetroMAEForPreTraining.from_encoder(str(tmp_path / "bare")).eval()
-    inputs = {name: tensor for name, tensor in batch(model.config).items() if name in ("input_ids", "attention_mask")}
     assert torch.equal(model.encode(**inputs), plain.base_model(**inputs).last_hidden_state)
     assert [record.message for record in caplog.records] == ["the encoder has no MLM head; a new one is trained"]
     trained = set(model.encoder.base_model.parameters())
@@ -260,18 +250,16 @@ def test_tokens_that_were_added_go_the_whole_way(encoder_config, batch, family_t
     assert torch.equal(exported(**kept).logits, model.encoder(**kept).logits)
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_resizing_the_vocabulary_keeps_it_tied(encoder_config, legacy, batch):
-    if not legacy and encoder_config.model_type != "deberta-v2":
-        pytest.skip("DeBERTa alone has two heads")
-    encoder_config.legacy = legacy
-    model = model_of(encoder_config)
-    model.resize_token_embeddings(encoder_config.vocab_size + 8)
-    weight, bias = model.backbone.output_projection(model.encoder)
-    assert (weight is model.get_input_embeddings().weight) == is_tied(encoder_config)
-    assert len(weight) == model.config.vocab_size
-    assert bias is None or len(bias) == model.config.vocab_size
-    assert model(**batch(model.config)).loss.isfinite()
+def test_resizing_the_vocabulary_keeps_it_tied(encoder_config, batch):
+    for legacy in (True, False) if encoder_config.model_type == "deberta-v2" else (True,):  # it alone has two heads
+        encoder_config.legacy = legacy
+        model = model_of(encoder_config)
+        model.resize_token_embeddings(encoder_config.vocab_size + 8)
+        weight, bias = model.backbone.output_projection(model.encoder)
+        assert (weight is model.get_input_embeddings().weight) == is_tied(encoder_config)
+        assert len(weight) == model.config.vocab_size
+        assert bias is None or len(bias) == model.config.vocab_size
+        assert model(**batch(model.config)).loss.isfinite()
 
 
 def test_dupmae_where_the_embedding_has_the_hidden_size(encoder_config, batch):

@@ -17,7 +17,7 @@ RATIOS = st.floats(0.05, 0.95)
 MASK, FIRST_ORDINARY, VOCABULARY = 4, 5, 100
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=SEEDS, length=st.integers(2, 80), padding=st.integers(0, 20), ratio=RATIOS)
 def test_a_row_sees_column_0_and_never_itself_nor_padding(seed, length, padding, ratio):
     visible = visibility_mask(seed, length, ratio, length + padding)
@@ -27,7 +27,7 @@ def test_a_row_sees_column_0_and_never_itself_nor_padding(seed, length, padding,
     assert not visible[:, length:].any()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(SEEDS, st.integers(2, 40)), min_size=1, max_size=6), ratio=RATIOS)
 def test_a_batch_gives_the_same_bits_as_its_passages_one_by_one(rows, ratio):
     seeds, lengths = (torch.tensor(column) for column in zip(*rows, strict=True))
@@ -38,7 +38,7 @@ def test_a_batch_gives_the_same_bits_as_its_passages_one_by_one(rows, ratio):
         assert torch.equal(passage[:length, :length], visibility_mask(seed, length, ratio))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(seed=SEEDS, row=st.integers(0, 63), column=st.integers(0, 63), ratio=RATIOS)
 def test_a_bit_alone_is_the_bit_of_the_mask(seed, row, column, ratio):
     """What a compiled attention kernel asks for, one element at a time."""
@@ -75,7 +75,7 @@ def lowbias32(x: int) -> int:
     return x ^ (x >> 16)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=SEEDS, row=st.integers(-6, 8191), column=st.integers(0, 8191))
 def test_the_bits_are_those_of_the_hash_in_plain_integers(seed, row, column):
     """Written once more without tensors: a change of the hash would change every resumed run."""
@@ -97,7 +97,7 @@ def test_seeds_differ_by_run_epoch_and_passage():
     assert seeds.unique().numel() == 9000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, length=st.integers(1, 60), ratio=RATIOS)
 def test_corruption_touches_chosen_ordinary_tokens_only(seed, length, ratio):
     ids = torch.randint(0, VOCABULARY, (2, length))

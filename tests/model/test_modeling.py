@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, gelu
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForPreTraining,
     BertConfig,
-    BertForMaskedLM,
     DataCollatorForLanguageModeling,
 )
 from transformers.models.bert.modeling_bert import BertLayer
@@ -32,10 +29,20 @@ from retromae_hf.model.modeling_retromae import DecoderInputs
 
 
 @pytest.fixture
-def batch(tokenizer, texts):
-    collator = DataCollatorForRetroMAE(tokenizer, seed=0)
-    collator.set_epoch(0)
-    return collator(features_of(tokenizer, [texts[0], texts[1][:30], texts[2][:60], texts[3]]))
+def batch_of(tokenizer, texts):
+    """What the collator makes, for a configuration, of four passages, of which two are shorter than the others."""
+
+    def make(config, max_length=32, **options):
+        collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0, **options)
+        collator.set_epoch(0)
+        return collator(features_of(tokenizer, [texts[0], texts[1][:30], texts[2][:60], texts[3]], max_length))
+
+    return make
+
+
+@pytest.fixture
+def batch(model, batch_of):
+    return batch_of(model.config)
 
 
 def decode_row_by_row(model, h, batch, visible):
@@ -71,11 +78,12 @@ def test_the_losses_are_the_papers(model, batch):
     assert torch.allclose(output.mlm_loss, plain.loss, rtol=0, atol=1e-12)
     assert torch.allclose(output.decoder_loss, expected, rtol=0, atol=1e-12)
     assert torch.allclose(output.loss, plain.loss + expected, rtol=0, atol=1e-12)
+    model.config.mlm_loss_weight = 0.25
+    assert torch.allclose(model(**batch).loss, 0.25 * plain.loss + expected, rtol=0, atol=1e-12)
     assert torch.equal(output.sentence_embedding, h)
     ours = torch.autograd.grad(output.loss, list(model.parameters()))
     theirs = torch.autograd.grad(plain.loss + expected, list(model.parameters()))
-    for gradient, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_basic_decoding_by_hand():
@@ -108,13 +116,11 @@ def test_basic_decoding_by_hand():
     )  # a norm divides by the root of 1 + 1e-12
 
 
-def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_config, tokenizer, texts):
+def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_config, batch_of):
     """Condenser (section 3.2), with transformers' own BERT layer and logits."""
     config = RetroMAEConfig(encoder_config=encoder_config, decoding="condenser", num_decoder_layers=2)
     model = RetroMAEForPreTraining(config).double().eval()
-    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
-    collator.set_epoch(0)
-    batch = collator(features_of(tokenizer, [*texts[:4], "The fox slept."]))
+    batch = batch_of(config)
     assert set(batch) == {"input_ids", "attention_mask", "labels", "label_slots", "passage_id"}
     output = model(**batch)
 
@@ -143,24 +149,18 @@ def test_a_condenser_reads_the_late_cls_and_the_middle_layers_tokens(encoder_con
 
 @pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_padding_changes_nothing(encoder_config, tokenizer, texts, decoding, layers):
+def test_padding_changes_nothing(encoder_config, batch_of, decoding, layers):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=layers)
     model = RetroMAEForPreTraining(config).double().eval()
-    losses = []
-    for multiple in (1, 16):
-        collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0, pad_to_multiple_of=multiple)
-        collator.set_epoch(0)
-        losses.append(model(**collator(features_of(tokenizer, texts[:5], 24))).loss)
+    losses = [model(**batch_of(config, 24, pad_to_multiple_of=multiple)).loss for multiple in (1, 16)]
     assert torch.allclose(*losses, rtol=0, atol=1e-12)
 
 
-def test_basic_decoding_reads_the_passage_through_the_embedding_only(encoder_config, tokenizer, texts):
+def test_basic_decoding_reads_the_passage_through_the_embedding_only(encoder_config, batch_of):
     """Position 0 of the decoder's input is the sentence embedding: the token there does not matter."""
     config = RetroMAEConfig(encoder_config=encoder_config, decoding="basic")
     model = RetroMAEForPreTraining(config).eval()
-    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
-    collator.set_epoch(0)
-    batch = collator(features_of(tokenizer, texts[:3]))
+    batch = batch_of(config)
     before = model(**batch).decoder_loss
     batch["decoder_input_ids"][:, 0] = 17
     assert torch.equal(before, model(**batch).decoder_loss)
@@ -172,16 +172,14 @@ def loss_and_gradients(model, batch):
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
-@pytest.mark.parametrize("block", [7, 64])
 @pytest.mark.parametrize("objective", ["retromae", "whole-word", "dupmae"])
-def test_attention_by_blocks_is_attention(objective, block, monkeypatch):
+def test_attention_by_blocks_is_attention(objective, monkeypatch):
     model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
     model = model.double()
     plain = loss_and_gradients(model, batch)
     monkeypatch.setattr("retromae_hf.model.modeling_retromae.LONG_PASSAGE", 1)
-    monkeypatch.setattr("retromae_hf.model.decoder.BLOCK_ROWS", block)
-    for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
-        assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+    monkeypatch.setattr("retromae_hf.model.decoder.BLOCK_ROWS", 7)
+    torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=1e-12)
 
 
 def test_attention_by_blocks_keeps_no_mask_of_all_rows(monkeypatch):
@@ -203,8 +201,7 @@ def test_a_block_computed_once_more_drops_out_the_same(monkeypatch):
     monkeypatch.setattr("retromae_hf.model.decoder.BLOCK_ROWS", 7)
     twice = loss_and_gradients(model, batch)
     monkeypatch.setattr("retromae_hf.model.decoder.checkpoint", lambda attend, *args, use_reentrant: attend(*args))
-    for tensor, expected in zip(twice, loss_and_gradients(model, batch), strict=True):
-        assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(twice, loss_and_gradients(model, batch), rtol=0, atol=1e-12)
 
 
 def test_a_row_does_not_depend_on_its_own_token_nor_on_hidden_ones(model, batch):
@@ -275,19 +272,11 @@ def test_the_sentence_embedding_may_be_the_mean_of_the_real_tokens(encoder_confi
     assert torch.allclose(again(batch["input_ids"], batch["attention_mask"]).pooler_output, expected, atol=1e-6)
 
 
-def test_weights_of_the_losses(encoder_config, batch):
-    model = RetroMAEForPreTraining(RetroMAEConfig(encoder_config=encoder_config, mlm_loss_weight=0.25)).eval()
-    output = model(**batch)
-    assert torch.allclose(output.loss, 0.25 * output.mlm_loss + output.decoder_loss)
-
-
 @pytest.mark.parametrize("decoding", ["enhanced", "basic", "condenser", "none"])
-def test_a_checkpoint_restores_identical_losses(encoder_config, tokenizer, texts, tmp_path, decoding):
+def test_a_checkpoint_restores_identical_losses(encoder_config, batch_of, tmp_path, decoding):
     config = RetroMAEConfig(encoder_config=encoder_config, decoding=decoding, num_decoder_layers=2)
     model = RetroMAEForPreTraining(config).eval()
-    collator = DataCollatorForRetroMAE.from_config(tokenizer, config, seed=0)
-    collator.set_epoch(0)
-    batch = collator(features_of(tokenizer, texts[:4]))
+    batch = batch_of(config)
     model.save_pretrained(tmp_path)
     assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     for auto_class in (RetroMAEForPreTraining, AutoModelForPreTraining):
@@ -295,44 +284,6 @@ def test_a_checkpoint_restores_identical_losses(encoder_config, tokenizer, texts
         assert isinstance(again, RetroMAEForPreTraining)
         assert again(**batch).loss == model(**batch).loss
         assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
-
-
-def test_auto_classes_find_the_encoder_alone(model, batch, tmp_path):
-    model.save_pretrained(tmp_path)
-    encoder = AutoModel.from_pretrained(tmp_path).eval()
-    assert isinstance(encoder, RetroMAEModel)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), RetroMAEConfig)
-    output = encoder(batch["input_ids"], batch["attention_mask"])
-    assert torch.equal(output.pooler_output, model(batch["input_ids"], batch["attention_mask"]).sentence_embedding)
-
-
-def test_from_encoder_keeps_the_encoder(encoder_folder, batch):
-    model = RetroMAEForPreTraining.from_encoder(encoder_folder, decoder_mask_ratio=0.7).eval()
-    plain = BertForMaskedLM.from_pretrained(encoder_folder).eval()
-    assert model.config.decoder_mask_ratio == 0.7
-    expected = plain(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
-    assert torch.allclose(model(**batch).mlm_loss, expected, atol=1e-6)
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def test_a_resized_vocabulary_is_kept(model, batch, tmp_path):
-    model.resize_token_embeddings(256)
-    assert model.config.vocab_size == 256
-    model.save_pretrained(tmp_path)
-    again = RetroMAEForPreTraining.from_pretrained(tmp_path).eval()
-    assert again.get_output_embeddings().weight.shape == (256, 32)
-    assert again(**batch).loss == model.eval()(**batch).loss
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
-    model.train()
-    gradients = []
-    for enabled in (False, True):
-        if enabled:
-            model.gradient_checkpointing_enable()  # the name that both supported ends of transformers know
-        gradients.append(torch.autograd.grad(model(**batch).loss, list(model.parameters())))
-    for one, other in zip(*gradients, strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
@@ -357,29 +308,7 @@ def test_bad_input_is_one_sentence(model, batch, encoder_config, tmp_path):
         RetroMAEForPreTraining(RetroMAEConfig(encoder_config={"model_type": "gpt2"}))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"decoding": "fancy"},
-        {"decoder_mask_ratio": 1.0},
-        {"decoder_mask_ratio": 0},
-        {"num_decoder_layers": 0},
-        {"mlm_loss_weight": -1.0},
-        {"decoder_query": "other"},
-        {"bow_loss_weight": -0.1},
-        {"bow_loss_weight": 0.1, "decoding": "basic"},
-        {"pair_objective": "next"},
-        {"contrast_loss_weight": -1},
-        {"contrast_temperature": 0},
-        {"encoder_config": {"hidden_size": 32}},
-    ],
-)
-def test_a_bad_configuration_names_its_field(wrong):
-    with pytest.raises(RetroMAEError, match=next(iter(wrong))):
-        RetroMAEConfig(**wrong)
-
-
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     chosen=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4),
     left_over=st.integers(0, 5),
@@ -414,11 +343,10 @@ def test_slots_that_are_left_over_change_nothing(objective, monkeypatch):
         for name in ("label_slots", "decoder_label_slots"):
             if name in batch:
                 batch[name] = torch.empty(len(batch["labels"]), batch[name].shape[1] + left_over, 0)
-        for tensor, expected in zip(loss_and_gradients(model, batch), plain, strict=True):
-            assert torch.allclose(tensor, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["retromae", "basic", "dupmae", "mlm", "nsp", "bowdpr", "retromae-contrast"])
+@pytest.mark.parametrize("objective", ["retromae", "basic", "nsp", "bowdpr", "retromae-contrast"])
 def test_a_compiled_step_is_one_graph(objective):
     model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
     explained = torch._dynamo.explain(model.train())(**batch)
@@ -426,12 +354,11 @@ def test_a_compiled_step_is_one_graph(objective):
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
-@pytest.mark.parametrize("objective", ["retromae", "dupmae"])
-def test_a_compiled_step_is_the_plain_one_and_compiles_twice_at_most(objective):
+def test_a_compiled_step_is_the_plain_one_in_one_graph_and_compiles_twice_at_most():
     """Once for the first shapes and once for all others, whatever the lengths and the number of labels."""
-    model, batch, _ = support.prepare(objective, "bert", support.new_tokenizer())
+    model, batch, _ = support.prepare("dupmae", "bert", support.new_tokenizer())
     model = model.double()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
@@ -482,6 +409,10 @@ def test_a_gpu_gives_the_same_losses(model, batch):
         ({"decoding": "enhanced"}, "decoding='enhanced' and its batches no decoder_labels"),
         ({"decoding": "basic"}, "decoding='basic' and its batches no decoder_labels"),
         ({"decoding": "none", "pair_objective": "sop"}, "pair_objective='sop' and its batches no pair_labels"),
+        (
+            {"decoding": "none", "bow_source": "sentence", "bow_loss_weight": 1},
+            "bow_source='sentence' and its batches no bow_labels",
+        ),
         ({"decoding": "none"}, ""),
         ({"decoding": "condenser"}, ""),
     ],

@@ -12,8 +12,9 @@ from retromae_hf.model.families import BACKBONES
 
 FAMILIES = [family for family in BACKBONES if family in CONFIG_MAPPING]
 CASES = [
-    *((objective, "bert") for objective in support.RECIPES),
-    *(("retromae", family) for family in FAMILIES),
+    *((objective, "bert", 64) for objective in support.RECIPES),
+    *(("retromae", family, 64) for family in FAMILIES),
+    *((objective, "bert", 1500) for objective in ("retromae", "whole-word", "dupmae")),  # attention by blocks
 ]
 
 
@@ -22,8 +23,7 @@ def support_tokenizer():
     return support.new_tokenizer()
 
 
-@pytest.mark.parametrize("length", [64, 1500])
-@pytest.mark.parametrize(("objective", "family"), dict.fromkeys(CASES))
+@pytest.mark.parametrize(("objective", "family", "length"), dict.fromkeys(CASES))
 def test_no_step_waits(objective, family, length, support_tokenizer, monkeypatch):
     monkeypatch.setattr(support, "MAX_LENGTH", length)
     monkeypatch.setattr(support, "SENTENCES", [" ".join(support.SENTENCES * (1 + length // 100)), *support.SENTENCES])

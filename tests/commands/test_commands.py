@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from retromae_hf import RetroMAEError, load_documents, tokenize_passages
 from retromae_hf.arguments.finetuning import FinetuneArguments
-from retromae_hf.arguments.pretraining import MODEL_OPTIONS, TextArguments
+from retromae_hf.arguments.pretraining import MODEL_OPTIONS, TextSource
 from retromae_hf.commands.common import command, parse, read_recipe
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.retrieval.evaluation import format_table
@@ -413,7 +413,7 @@ def test_lists_of_numbers_in_a_recipe_are_numbers(tmp_path):
     """They arrived as text, which is not comparable with a number."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("dataset: [a, b]\ndataset_weights: [0.7, 0.3]\n")
-    (arguments,) = parse("pretrain", "", [TextArguments], [str(recipe)])
+    (arguments,) = parse("pretrain", "", [TextSource], [str(recipe)])
     assert arguments.dataset_weights == [0.7, 0.3]
     recipe.write_text("matryoshka_dims: [64, 32]\nmodel_name_or_path: x\ndataset: y\n")
     (arguments,) = parse("finetune", "", [FinetuneArguments], [str(recipe), "--matryoshka-dims", "16"])

@@ -88,11 +88,6 @@ def check_quantization(quantize: str | None) -> None:
         check_choice("quantize", quantize, ("int8",))
 
 
-def onnx_states(file: str | Path, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The token states float32 `[B, L, H]` of int64 `[B, L]`, by onnxruntime on the CPU."""
-    return _run(_session(file), input_ids, attention_mask)
-
-
 def compute_with_onnx(model: PreTrainedModel, file: str | Path) -> None:
     """Let an encoder, in place, compute its states by onnxruntime on the CPU, from an ONNX file of its own weights.
 
@@ -124,6 +119,7 @@ def _session(file: str | Path) -> Any:
 
 
 def _run(session: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The token states float32 `[B, L, H]` of int64 `[B, L]`."""
     arrays = (tensor.numpy().astype(np.int64) for tensor in (input_ids, attention_mask))
     (states,) = session.run([OUTPUT], dict(zip(INPUTS, arrays, strict=True)))
     return torch.from_numpy(states)
@@ -142,10 +138,11 @@ def _batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def _check(model: PreTrainedModel, file: Path) -> None:
     """Compare what an ONNX file computes with the model, on other shapes too."""
+    session = _session(file)
     for size, length in ((2, 8), (3, 17)):
         batch = _batch(model, size, length)
         real = batch["attention_mask"].bool()
-        difference = (onnx_states(file, **batch) - model(**batch).last_hidden_state)[real].abs().max().item()
+        difference = (_run(session, **batch) - model(**batch).last_hidden_state)[real].abs().max().item()
         if not difference <= TOLERANCE:
             raise RetroMAEError(
                 f"{file} computes states {difference:.1g} away from PyTorch's, over {TOLERANCE:g}; do not use it"

@@ -12,17 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors, get_cached_repo_tree, snapshot_download
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -39,10 +29,6 @@ logger = logging.getLogger(__name__)
 
 MODULES = "modules.json"
 """What a model of sentence-transformers has in its folder: the list of its modules, and in which folders they lie."""
-USE = "config_sentence_transformers.json"
-"""How such a model prompts and compares texts."""
-READING = "sentence_bert_config.json"
-"""How its encoder reads them; this lies beside the encoder."""
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout", "Router", "Asym")
 """The modules of which nothing is lost when the encoder is taken alone, with what `_sentence_settings` reads."""
 
@@ -65,7 +51,7 @@ def resolve(name_or_path: str | Path, trust_remote_code: bool = False, weights: 
         folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(NOT_FETCHED)))
         if not is_modular(folder):
             get_cached_repo_tree(name)  # from which `snapshot_download` knows that nothing is missing
-    except CachedRepoTreeNotFoundError as error:
+    except errors.CachedRepoTreeNotFoundError as error:
         # Other programs fetch file by file, and of a sentence-transformers model perhaps the encoder alone.
         raise RetroMAEError(
             f"{name} holds no model that can be loaded: the Hub cannot be reached, and what the cache has of it may be "
@@ -88,21 +74,20 @@ def is_cached(folder: Path) -> bool:
 
 def hub_reason(error: BaseException | None) -> str | None:
     """What an error says that comes from the Hub, or that was made of one that does; None for others."""
-    while error is not None and not isinstance(
-        error, HTTPError | HFValidationError | LocalTokenNotFoundError | OfflineModeIsEnabled
-    ):
+    kinds = (errors.HTTPError, errors.HFValidationError, errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled)
+    while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return "there is no such folder, and on the Hub a name is USER/NAME"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision; name one of its branches or tags"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return (
             "there is no such repository on the Hub, or no access to it; check the name, and log in with hf auth "
             "login or set HF_TOKEN to a token that has access"
         )
-    if isinstance(error, HTTPError) and (status is None or status >= 500):
+    if isinstance(error, errors.HTTPError) and (status is None or status >= 500):
         return f"the connection to {constants.ENDPOINT} failed ({first_line(error)})"
     return None if error is None else first_line(error)
 
@@ -162,8 +147,8 @@ def _sentence_settings(folder: Path) -> dict[str, Any]:
     if others := [kind for kind in kinds if kind not in KNOWN_MODULES]:
         logger.warning("%s: the encoder is taken without the modules behind it: %s", named(folder), ", ".join(others))
     found = {
-        **(_read(folder / encoder_place(folder) / READING) or {}),
-        **(_read(folder / USE) or {}),
+        **(_read(folder / encoder_place(folder) / "sentence_bert_config.json") or {}),
+        **(_read(folder / "config_sentence_transformers.json") or {}),
         "normalize": True if "Normalize" in kinds else None,
     }
     return {"pooling": pooling} | {name: found[name] for name in SETTINGS if found.get(name) is not None}
@@ -271,9 +256,8 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
 
     def post_init(self) -> None:
-        """As in `transformers`; and FSDP's units, beside the root's, are the layers."""
         super().post_init()
-        # Some families name their embeddings too, whose weights the head shares.
+        # FSDP's units, beside the root's: some families name their embeddings too, whose weights the head shares.
         layers = {type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)}
         self._no_split_modules = layers
 
@@ -282,9 +266,6 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
         """As in `transformers`, from safetensors alone, and in float32 unless another `dtype` is asked for.
 
         A pickle can run code when it is read, and half precision loses an optimizer's small steps.
-
-        Raises:
-            RetroMAEError: the weights are pickled.
         """
         kwargs["use_safetensors"] = True
         if "torch_dtype" not in kwargs:  # the older name
@@ -303,10 +284,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
     ) -> Tensor:
         """The encoder's last hidden states `[B, L, H]`, of which `pool` makes the sentence embedding.
 
-        `input_ids` may be word embeddings `[B, L, E]` as well.
-
-        Raises:
-            RetroMAEError: the batch is longer than the encoder's positions.
+        `input_ids` may be word embeddings `[B, L, E]` as well; they must not be longer than the encoder's positions.
         """
         self._check_length(input_ids)
         return self.backbone.token_states(self.masked_lm, input_ids, attention_mask, token_type_ids)
@@ -347,26 +325,23 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
             )
 
     def get_input_embeddings(self) -> nn.Module | None:
-        """The encoder's word embeddings; None where accelerate shards the model, see `get_output_embeddings`."""
         return None if sharded_by_accelerate() else self.masked_lm.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.masked_lm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The encoder's output projection; None where accelerate shards the model.
-
-        It asks for both to give them units of their own, whose weights are whole only while the modules are called.
-        The losses read weight and bias without calling, and masked-LM heads share them with other modules, so they
-        have to stay in the root's unit, which is whole from the forward pass to the end of the backward pass.
-        """
+        # Where accelerate shards the model it asks for both embeddings to give them units of their own, whose weights
+        # are whole only while the modules are called. The losses read weight and bias without calling, and masked-LM
+        # heads share them with other modules, so they have to stay in the root's unit, which is whole from the forward
+        # pass to the end of the backward pass.
         return None if sharded_by_accelerate() else self.masked_lm.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.masked_lm.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resize the encoder's vocabulary; its configuration, which is part of this one, follows."""
+        """As in `transformers`; the encoder's configuration, which is part of this one, follows."""
         return self.backbone.resize_vocabulary(self.masked_lm, *args, **kwargs)
 
 

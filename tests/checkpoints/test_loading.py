@@ -239,12 +239,6 @@ def test_sizes_that_would_take_all_memory_are_an_error(fields, message, plain, n
             load_tokenizer(str(plain))
 
 
-def test_a_model_is_told_from_the_next_by_weights_in_folders_too(nested):
-    before = model_identity(str(nested))
-    rewrite(nested / "0_Transformer" / "model.safetensors", lambda old: {name: -one for name, one in old.items()})
-    assert model_identity(str(nested)) != before
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Puts a folder into the cache of a machine without a network, as someone/model."""
@@ -305,8 +299,10 @@ def test_a_pickle_of_the_hub_is_refused_by_its_name(plain, cache):
             load("someone/model")
 
 
-def test_two_routers_differ_by_the_weights_of_their_routes(router):
-    before = model_fingerprint(str(router))
-    file = next(router.glob("query_0_*")) / "model.safetensors"
-    rewrite(file, lambda old: {name: -one for name, one in old.items()})
-    assert model_fingerprint(str(router)) != before
+@pytest.mark.parametrize(("kind", "place"), [("nested", "0_Transformer"), ("router", "query_0_StaticEmbedding")])
+@pytest.mark.parametrize("told_by", [model_identity, model_fingerprint])
+def test_a_model_differs_by_weights_in_its_folders_too(kind, place, told_by, request):
+    folder = request.getfixturevalue(kind)
+    before = told_by(str(folder))
+    rewrite(folder / place / "model.safetensors", lambda old: {name: -one for name, one in old.items()})
+    assert told_by(str(folder)) != before

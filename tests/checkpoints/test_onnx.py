@@ -24,7 +24,6 @@ for package in ("onnx", "onnxruntime", "onnxscript"):
 FAMILIES = {
     "bert": {},
     "roberta": {"type_vocab_size": 1},
-    "albert": {"embedding_size": 16},
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
 }
 
@@ -112,7 +111,8 @@ def test_the_example_reports_what_it_costs(export, tmp_path, monkeypatch, capsys
 def test_an_export_that_computes_something_else_is_refused(model, tokenizer, tmp_path, monkeypatch):
     export_encoder(model, tokenizer, tmp_path)
     monkeypatch.setattr(torch.onnx, "export", lambda *unused, **options: None)
-    monkeypatch.setattr(onnx_export, "onnx_states", lambda *unused, **batch: torch.zeros(*batch["input_ids"].shape, 32))
+    monkeypatch.setattr(onnx_export, "_session", lambda file: None)
+    monkeypatch.setattr(onnx_export, "_run", lambda session, **batch: torch.zeros(*batch["input_ids"].shape, 32))
     with pytest.raises(RetroMAEError, match=r"computes states .* away from PyTorch's, over 0.0001; do not use it"):
         export_onnx(tmp_path)
 
@@ -120,7 +120,7 @@ def test_an_export_that_computes_something_else_is_refused(model, tokenizer, tmp
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--onnx true --quantize int4", "quantize='int4' is unknown; choose int8"),
+        ("--onnx true --quantize int4", "quantize='int4' is unknown; choose one of int8"),
         ("--quantize int8", "quantize is about the ONNX file; give --onnx true too, or leave it out"),
         ("--onnx true --sparse true", "only the dense encoder is exported to ONNX; leave out onnx or sparse"),
     ],

@@ -98,7 +98,7 @@ def first_words(text: str) -> str:
 
 def table(results: dict) -> str:
     machine = f"{results['device']}, torch {results['torch']}, {results['seconds']} s in all."
-    return f"{results['verdict']}.\n\n{results['table']}\n\n{machine}"
+    return f"{results['verdict']}.\n\n{results['table']} {machine}"
 
 
 def answers(results: dict) -> str:

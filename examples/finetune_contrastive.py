@@ -10,7 +10,7 @@ import argparse
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-from retromae_hf.data.pydocs import load_held_out_pydocs
+from retromae_hf.data.held_out import load_held_out_pydocs
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from sentence_transformers.util import mine_hard_negatives, pairwise_cos_sim
 from torch import Tensor, nn
 
-from retromae_hf.data.pydocs import load_held_out_pydocs
+from retromae_hf.data.held_out import load_held_out_pydocs
 
 BATCH_SIZE, NEGATIVES = 32, 4
 

@@ -27,9 +27,9 @@ from small_model import run
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEForPreTraining, export_encoder
-from retromae_hf.arguments.pretraining import ModelArguments
+from retromae_hf.arguments.pretraining import StartArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.data.pydocs import HeldOut, load_held_out_pydocs
+from retromae_hf.data.held_out import HeldOut, load_held_out_pydocs
 from retromae_hf.data.tokenizers import train_wordpiece
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder
@@ -139,7 +139,7 @@ def new_folder(name: str) -> Path:
 
 def new_model(held_out: HeldOut, decoding: str) -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase]:
     """The model that `retromae-hf pretrain` starts with."""
-    args = ModelArguments(decoding=decoding, **ENCODER)
+    args = StartArguments(decoding=decoding, **ENCODER)
     return load_model_and_tokenizer(args, held_out.pretraining["text"], MAX_LENGTH)
 
 

@@ -1,4 +1,4 @@
-"""The words that a sentence embedding predicts, where it was pretrained to name its passage's (BoW-DPR)."""
+"""What a sentence embedding remembers of its passage: the tokens that can be rebuilt from it, the words it predicts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import getdoc
 from operator import attrgetter
@@ -23,7 +24,7 @@ from .model.errors import RetroMAEError
 from .model.families import max_text_length
 from .model.losses import chunk_rows
 from .model.masking import IGNORE_INDEX, visibility_mask
-from .model.modeling_retromae import RetroMAEForPreTraining
+from .model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,8 @@ def predict_words(
         )
     max_length = max_text_length(tokenizer, model.config)
     tokens = tokenizer(without_surrogates(text), truncation=True, max_length=max_length)["input_ids"]
-    was_training = model.training
-    model.eval()
-    features, weight, bias = model.head(model.pool(model.encode(torch.as_tensor(tokens, device=model.device)[None])))
-    model.train(was_training)
+    with _evaluating(model):
+        features, weight, bias = model.head(_embed(model, tokens))
     probabilities = linear(features[0], weight, bias).float().softmax(dim=0)
     best = probabilities.topk(min(count, len(probabilities)))
     return [
@@ -87,6 +86,21 @@ def words_as_table(words: Sequence[PredictedWord]) -> str:
     return "\n".join([*lines, f"Of the {len(words)} likeliest words {present} are in the passage."])
 
 
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout inside; afterwards the model trains on if it did before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _embed(model: PreTrainedModel, tokens: Sequence[int] | Tensor) -> Tensor:
+    return model.pool(model.encode(torch.as_tensor(tokens, device=model.device)[None]))
+
+
 VISIBILITY_SEED = 0
 """The one seed of the visible tokens: what a row sees at a small share it sees at every larger one."""
 
@@ -102,8 +116,6 @@ SHADES = (0.001, 0.01, 0.1, 0.5)
 """Probabilities at which one colour ends and the next begins, about a power of ten each: words are rare, so that a
 hundredth is much already."""
 SHADE_NAMES = ("under 0.1%", "0.1 to 1%", "1 to 10%", "10 to 50%", "over 50%")
-
-
 # Backgrounds of a terminal's 256 colours, faint to full, each with the foreground that can be read on it.
 COLOURS = ((255, 16), (195, 16), (117, 16), (32, 231), (18, 231))
 SIDES = {"rebuilt": "from the embedding", "exchanged": "from other passages' embeddings"}
@@ -215,27 +227,23 @@ def explain_embedding(
     true = labels[labels != IGNORE_INDEX]
     if len(true) == 0:
         raise RetroMAEError("the text has no token to rebuild; give a text with words that the vocabulary knows")
-    was_training = model.training
-    model.eval()
-    own, *exchanged = (
-        model.pool(model.encode(torch.as_tensor(row, device=model.device)[None])) for row in (tokens, *other_tokens)
-    )
     seen = visibility_mask(VISIBILITY_SEED, len(tokens), 1.0 - visible).to(model.device)
-    rebuild = _rebuild_enhanced if decoding == "enhanced" else _rebuild_basic
-    log_probabilities, guesses = zip(
-        *(
-            _predict(model, torch.stack([rebuild(model, tokenizer, h, tokens, labels, seen) for h in side]), true)
-            for side in ([own], exchanged)
-        ),
-        strict=True,
-    )
-    model.train(was_training)
+    mask = None if decoding == "enhanced" else tokenizer.mask_token_id
+    with _evaluating(model):
+        own, *exchanged = (_embed(model, row) for row in (tokens, *other_tokens))
+        chances, guesses = zip(
+            *(
+                _predict(model, torch.stack([_rebuild(model, h, tokens, labels, seen, mask) for h in side]), true)
+                for side in ([own], exchanged)
+            ),
+            strict=True,
+        )
     sides = (
         [
             Rebuilding(probability, written(tokenizer, guess), guess == token)
-            for probability, guess, token in zip(chances.exp().tolist(), best.tolist(), true.tolist(), strict=True)
+            for probability, guess, token in zip(log.exp().tolist(), best.tolist(), true.tolist(), strict=True)
         ]
-        for chances, best in zip(log_probabilities, guesses, strict=True)
+        for log, best in zip(chances, guesses, strict=True)
     )
     spans = [span for span, label in zip(encoded["offset_mapping"][0], labels.tolist(), strict=True) if label >= 0]
     return EmbeddingExplanation(
@@ -245,7 +253,7 @@ def explain_embedding(
             for (start, piece), *pair in zip(_pieces(text, spans), *sides, strict=True)
         ],
         visible=visible,
-        gain=(log_probabilities[0] - log_probabilities[1]).mean().item(),
+        gain=(chances[0] - chances[1]).mean().item(),
         truncated=len(encoded["input_ids"]) > 1,
     )
 
@@ -296,43 +304,23 @@ def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, visible: 
     return decoding
 
 
-def _rebuild_enhanced(
-    model: RetroMAEForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    embedding: Tensor,
-    tokens: Tensor,
-    labels: Tensor,
-    seen: Tensor,
+def _rebuild(
+    model: RetroMAEForPreTraining, embedding: Tensor, tokens: Tensor, labels: Tensor, seen: Tensor, mask: int | None
 ) -> Tensor:
-    """The decoder's states `[T, H]` at the T labelled tokens.
+    """The decoder's states `[T, H]` at the T labelled tokens of a passage, from an embedding `[1, H]`.
 
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        embedding: `[1, H]`.
-        tokens: int64 `[L]`, the passage.
-        labels: int64 `[L]`, -100 at what is not rebuilt.
-        seen: bool `[L, L]`, True where a row sees a column.
+    `seen[i, j]` is True where row i sees column j. In basic decoding, which has a `mask` token, rows see all that is
+    not masked, themselves too, so that the passage is masked anew for every row.
     """
-    states, _ = model.decode(embedding, tokens[None], labels[None], decoder_visibility=seen[None])
-    return states
-
-
-def _rebuild_basic(
-    model: RetroMAEForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    embedding: Tensor,
-    tokens: Tensor,
-    labels: Tensor,
-    seen: Tensor,
-) -> Tensor:
-    """Likewise with basic decoding, whose rows see all that is not masked, themselves too: a passage for every row."""
+    if mask is None:
+        inputs = DecoderInputs(tokens[None], labels[None], decoder_visibility=seen[None])
+        return model.decode(embedding, inputs)[0]
     states = []
     for rows in (labels != IGNORE_INDEX).nonzero().squeeze(1).split(BASIC_PASSES):
         # Special tokens are never masked in training.
-        masked = torch.where(seen[rows] | (labels == IGNORE_INDEX), tokens, tokenizer.mask_token_id)
+        masked = torch.where(seen[rows] | (labels == IGNORE_INDEX), tokens, mask)
         own = torch.full_like(masked, IGNORE_INDEX).scatter(1, rows[:, None], tokens[rows, None])
-        states.append(model.decode(embedding.expand(len(rows), -1), masked, own)[0])
+        states.append(model.decode(embedding.expand(len(rows), -1), DecoderInputs(masked, own))[0])
     return torch.cat(states)
 
 

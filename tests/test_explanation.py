@@ -24,6 +24,7 @@ from retromae_hf.commands.main import main
 from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.explanation import SHADE_NAMES, SHADES, segments, shade
 from retromae_hf.model.masking import visibility_mask
+from retromae_hf.model.modeling_retromae import DecoderInputs
 
 TEXT = "The quick fox jumps over the river number 7."
 DECODINGS = pytest.mark.parametrize("decoding", ["enhanced", "basic"])
@@ -41,9 +42,9 @@ def watch(model, monkeypatch) -> list[dict]:
     """What the decoder is asked from now on, and the states that it answers with."""
     calls, decode = [], model.decode
 
-    def watched(embedding, tokens, labels, **options):
-        states, found = decode(embedding, tokens, labels, **options)
-        calls.append({"embedding": embedding, "tokens": tokens, "states": states, **options})
+    def watched(embedding, inputs):
+        states, found = decode(embedding, inputs)
+        calls.append({"embedding": embedding, "states": states, **inputs._asdict()})
         return states, found
 
     monkeypatch.setattr(model, "decode", watched)
@@ -96,7 +97,7 @@ def test_basic_decoding_masks_more_of_the_passage_the_less_is_visible(build, tok
     calls = watch(model, monkeypatch)
     for share in (0.8, 0.4):
         explain_embedding(model, tokenizer, TEXT, share, others=["a wolf slept"])
-    less_hidden, more_hidden = (call["tokens"] == tokenizer.mask_token_id for call in calls[::2])
+    less_hidden, more_hidden = (call["decoder_input_ids"] == tokenizer.mask_token_id for call in calls[::2])
     assert (less_hidden <= more_hidden).all()
     assert less_hidden.sum() < more_hidden.sum()
 
@@ -118,8 +119,9 @@ def test_the_probabilities_are_those_of_the_training_loss(build, tokenizer, conf
         for side in ("rebuilt", "exchanged")
     )
     torch.testing.assert_close(surprise, loss)
+    inputs = DecoderInputs(tokens, labels, decoder_visibility=seen)
     of_others = [
-        model.token_loss(*model.decode(model.pool(model.encode(row[None])), tokens, labels, decoder_visibility=seen))
+        model.token_loss(*model.decode(model.pool(model.encode(row[None])), inputs))
         for row in (tokenizer(other, return_tensors="pt")["input_ids"][0] for other in others)
     ]
     torch.testing.assert_close(exchanged, torch.stack(of_others).mean())

@@ -11,7 +11,7 @@ from conftest import ROOT
 from transformers import TrainingArguments
 
 from retromae_hf import RetroMAEConfig, RetroMAEPreTrainingOutput
-from retromae_hf.arguments.pretraining import MODEL_OPTIONS, DataArguments, ModelArguments
+from retromae_hf.arguments.pretraining import MODEL_OPTIONS, StartArguments, TextSource
 from retromae_hf.commands.common import EXAMPLES, RUN
 from retromae_hf.commands.main import COMMANDS, main
 from retromae_hf.data.files import FILE_KINDS
@@ -32,14 +32,14 @@ def help_of(arguments: type, name: str) -> str:
 def test_a_decoding_mode_has_a_recipe_a_name_in_the_card_and_its_help(decoding):
     assert decoding in {recipe.get("decoding", DEFAULT_DECODING) for recipe in RECIPES}
     assert decoding in model_card.DECODINGS
-    assert decoding in help_of(ModelArguments, "decoding")
+    assert decoding in help_of(StartArguments, "decoding")
 
 
 @pytest.mark.parametrize("objective", PAIR_OBJECTIVES)
 def test_a_pair_objective_has_a_recipe_a_name_in_the_card_and_its_help(objective):
     assert objective in {recipe.get("pair_objective") for recipe in RECIPES}
     assert objective in model_card.PAIRS
-    assert objective in help_of(ModelArguments, "pair_objective")
+    assert objective in help_of(StartArguments, "pair_objective")
 
 
 def test_a_part_of_the_loss_is_logged_and_kept_in_the_record():
@@ -48,12 +48,12 @@ def test_a_part_of_the_loss_is_logged_and_kept_in_the_record():
 
 
 def test_an_option_of_the_model_is_a_flag_and_a_field():
-    assert set(MODEL_OPTIONS) <= {one.name for one in fields(ModelArguments)} & RetroMAEConfig().to_dict().keys()
+    assert set(MODEL_OPTIONS) <= {one.name for one in fields(StartArguments)} & RetroMAEConfig().to_dict().keys()
 
 
 @pytest.mark.parametrize("family", BACKBONES)
 def test_a_family_is_named_in_the_help(family):
-    assert f"{family}," in help_of(ModelArguments, "config_name").replace(")", ",")
+    assert f"{family}," in help_of(StartArguments, "config_name").replace(")", ",")
 
 
 def test_a_command_is_a_file_and_a_line_in_the_list():
@@ -82,7 +82,7 @@ def test_the_help_of_a_run_tells_the_defaults():
 
 @pytest.mark.parametrize("ending", FILE_KINDS)
 def test_a_kind_of_corpus_is_named_in_the_help(ending):
-    assert ending in help_of(DataArguments, "dataset")
+    assert ending in help_of(TextSource, "dataset")
 
 
 def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed():

@@ -1,4 +1,4 @@
-"""What the published measurements say to one who has to choose: two tables for the guide guides/choosing.md."""
+"""What the published measurements say to a user who has to choose: two tables for the guide guides/choosing.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import first_result
 
 
 def choices(tuned: dict[str, Any], scratch: dict[str, Any], crops: dict[str, Any]) -> str:
-    """What to do with what one has, and what was seen of it.
+    """What to do with which encoder and text, and what was measured.
 
     Args:
         tuned: the results of a comparison that starts from an encoder that was tuned for retrieval.
@@ -24,31 +24,31 @@ def choices(tuned: dict[str, Any], scratch: dict[str, Any], crops: dict[str, Any
     fell, was = (row["finetuned"][task]["mrr@10"]["mean"] for row in (longer, once))
     rows = [
         (
-            "a retriever that people use (all-MiniLM, bge, e5 ...) and text of yours",
-            "`adapt`, or `finetune` where you have queries; do not pretrain it",
+            "an encoder that is tuned for retrieval (all-MiniLM, bge, e5 ...) and text of your own",
+            "`adapt`, or `finetune` if you have queries; do not pretrain it",
             f"{start}: MRR@10 {_mean(tuned, 'untrained', 'zero_shot'):.3f} as it is, {alone:.3f} fine-tuned, "
             f"{before:.3f} with RetroMAE before that",
         ),
         (
-            "a masked LM that nobody tuned (BERT, ModernBERT, one of your field or language), much text and a GPU",
+            "a masked LM (BERT, ModernBERT, one of your field or language), much text and a GPU",
             "`pretrain` with RetroMAE, then `finetune`",
-            "this is the paper's case; it was not measured here, for want of such a model without a network",
+            "the paper's case; not measured here, where no such model could be downloaded",
         ),
         (
             "no encoder that fits: another language, a tiny one, a vocabulary of its own",
             "`pretrain` from scratch, then `finetune`",
             f"MRR@10 after fine-tuning: {ours:.3f} with RetroMAE, {mlm:.3f} with MLM, {none:.3f} without either; "
-            f"BM25 has {bm25:.3f}, so let it vote too",
+            f"BM25 has {bm25:.3f}, so join both rankings",
         ),
         (
-            "an hour to spend on a tuned retriever, and no queries of people",
+            "an hour for an encoder that is tuned for retrieval, and no real queries",
             "a few minutes of fine-tuning on pairs of the text, and no more",
             f"on crops of {task}'s abstracts MRR@10 fell from {was:.3f} to {fell:.3f} in "
             f"{longer['finetuning_seconds'] / once['finetuning_seconds']:.0f} times the seconds",
         ),
     ]
     lines = [f"| {have} | {do} | {seen} |" for have, do, seen in rows]
-    return "\n".join(["| you have | do this | what we have seen |", "|---|---|---|", *lines])
+    return "\n".join(["| you have | do this | what was measured |", "|---|---|---|", *lines])
 
 
 def normal(scratch: dict[str, Any]) -> str:
@@ -62,9 +62,9 @@ def normal(scratch: dict[str, Any]) -> str:
     (gap,) = (entry["eval_embedding_gap"] for entry in logs if "eval_embedding_gap" in entry)
     model, settings = scratch["recipe"]["model"], scratch["recipe"]["pretraining"]
     told = (
-        f"{model['num_hidden_layers']} layers x {model['hidden_size']} from scratch, {model['vocab_size']:,} entries, "
-        f"passages of at most {settings['max_length']} tokens. In the end `eval_embedding_gap` was {gap:.2f} nats a "
-        "token."
+        f"{model['num_hidden_layers']} layers x {model['hidden_size']} from scratch, vocabulary "
+        f"{model['vocab_size']:,}, passages of at most {settings['max_length']} tokens. At the end "
+        f"`eval_embedding_gap` was {gap:.2f} nats a token."
     )
     return "\n".join([*lines, "", told])
 

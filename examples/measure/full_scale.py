@@ -104,15 +104,14 @@ def page(report: dict[str, Any], utilisation: float) -> str:
     return f"""<!-- written by examples/measure/publish.py -->
 # Full-scale recipes: not yet trained
 
-The papers' runs, ready to launch on 8 GPUs: each recipe opens with the lines that prepare its data and launch it, and a
-test holds its arguments to the commands. **None was run here**: the figures in the last column are the authors', not
-ours.
+The papers' runs, ready to launch on 8 GPUs: each recipe begins with the commands that prepare its data and launch it.
+**None was run here**: the figures in the last column are the authors', not ours.
 
 {references()}
 
 Known differences from the authors' runs: the passages of MS MARCO have no titles; the first round's negatives and the
-teacher's scores are those that sentence-transformers publishes; hard negatives are drawn once, not anew in every epoch;
-the second round goes on from the first, and the distillation from the second with its settings.
+teacher's scores are those that sentence-transformers publishes; hard negatives are drawn once, not in every epoch;
+the second round continues from the first, and the distillation from the second with its settings.
 
 ## What they would cost
 

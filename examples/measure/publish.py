@@ -18,19 +18,16 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # the examples whose results are published
 
-import benchmark_report as benchmark
+import benchmark_tables
 import choosing
-import compiling
 import demo
 import first_result
-import from_scratch_report
 import full_scale
 import fuzz
 import onnx_cost
 import padding
 import published_cards
 import small_model
-import soak
 import stream_memory
 import support
 
@@ -46,6 +43,7 @@ PROFILES = ("profile", "profile-base")
 COMPARISONS = ("compare-cpu", "compare-cpu-more", "compare-objectives")
 AT_EQUAL_SECONDS = ("compare-rows",)
 TUNED = ("compare-minilm", "compare-minilm-shift")
+MEASURE = "mrr@10"
 PUBLISHED = {
     ROOT / "runs/demo/results.json": ROOT / "model_cards/demo/results.json",
     **{
@@ -110,44 +108,41 @@ def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
 
 def blocks() -> dict[str, str]:
     """What is written between the markers, by their names."""
-    adapted, scratch, small = (
+    adapted, small = (
         json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8"))
-        for name in ("demo", "from-scratch", "small-model")
+        for name in ("demo", "small-model")
     )
     supported = json.loads((ROOT / "model_cards/support.json").read_text(encoding="utf-8"))
     soaked = json.loads((ROOT / "model_cards/soak.json").read_text(encoding="utf-8"))
     onnx = json.loads((ROOT / "model_cards/onnx.json").read_text(encoding="utf-8"))
-    benchmarks, profiles, (padded, compiled, streamed) = (
+    benchmarks, (padded, streamed) = (
         [json.loads((ROOT / f"model_cards/benchmark/{name}.json").read_text(encoding="utf-8")) for name in names]
-        for names in (BENCHMARKS, PROFILES, ("padding", "compiling", "stream-memory"))
+        for names in (BENCHMARKS, ("padding", "stream-memory"))
     )
-    comparisons, tuned, at_equal_seconds = (
+    (scratch, *_), tuned, at_equal_seconds = (
         [json.loads((ROOT / f"model_cards/{name}/results.json").read_text(encoding="utf-8")) for name in names]
         for names in (COMPARISONS, TUNED, AT_EQUAL_SECONDS)
     )
     fuzzed = json.loads((ROOT / "model_cards/fuzz.json").read_text(encoding="utf-8"))
     return {
-        "result": first_result.block(tuned[0], comparisons[0]),
-        "choices": choosing.choices(tuned[0], comparisons[0], tuned[1]),
-        "normal": choosing.normal(comparisons[0]),
+        "result": first_result.block(tuned[0], scratch),
+        "choices": choosing.choices(tuned[0], scratch, tuned[1]),
+        "normal": choosing.normal(scratch),
         "tuned": "\n\n".join(comparison(one) for one in tuned),
         "demo": demo.table(adapted),
-        "answers": f"```console\n{demo.answers(adapted)}\n```",
-        "scratch": f"{from_scratch_report.table(scratch)}\n\n{from_scratch_report.conditions(scratch)}",
+        "answers": f"```console\n{demo.answers(adapted | {'searches': adapted['searches'][:1]})}\n```",
         "small": f"{small_model.table(small)}\n\n{small_model.conditions(small)}",
         "objectives": objectives(),
-        "families": families(),
-        "support": f"{support.table(supported)}\n\n{support.conditions(supported)}",
-        "soak": soak.table(soaked),
+        "families": families(supported),
+        "soak": soaking(soaked),
         "hostile": fuzz.conditions(fuzzed),
-        "compare": "\n\n".join(comparison(one) for one in comparisons),
-        "costs": costs(benchmarks),
-        "streams": f"{stream_memory.table(streamed)}\n\n{stream_memory.conditions(streamed)}",
+        "compare": comparison(scratch),
+        "costs": benchmark_tables.summary(benchmarks),
+        "streams": stream_memory.table(streamed),
         "onnx": f"{onnx_cost.table(onnx)}\n\n{onnx_cost.conditions(onnx)}",
-        "benchmark": measured(benchmarks),
-        "profile": measured(profiles),
+        "steps": benchmark_tables.steps(benchmarks),
+        "collators": benchmark_tables.collators(benchmarks[0]),
         "rows": "\n\n".join(comparison(one) for one in at_equal_seconds),
-        "compiling": f"{compiling.table(compiled)}\n\n{compiling.conditions(compiled)}",
         "padding": f"{padding.table(padded)}\n\n{padding.conditions(padded)}",
     }
 
@@ -165,31 +160,51 @@ def cards() -> dict[Path, str]:
 
 
 def comparison(report: dict) -> str:
-    """The tables of a comparison, one for each task."""
-    return "\n\n".join(
-        f"{comparison_report.table(report, task)}\n\n{comparison_report.conditions(report, task)}"
-        for task in report["tasks"]
+    """A comparison in one table, a row an objective and two columns a task, and what its figures hold for."""
+    recipe, tasks = report["recipe"], report["tasks"]
+    planned = recipe.get("max_seconds") is not None
+    measured = [(task, stage) for task in tasks for stage in comparison_report.STAGES]
+    columns = [f"{task}, {comparison_report.TITLES[stage]}" for task, stage in measured]
+    columns = ["objective", *columns, *(["steps"] if planned else []), "seconds", "million tokens"]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for objective, row in report["objectives"].items():
+        cells = [comparison_report.cell(row[stage][task][MEASURE]) for task, stage in measured]
+        cells += [f"{row['steps']:,.0f}"] if planned else []
+        # The seconds of fine-tuning were not always measured.
+        seconds = " + ".join(f"{row[name]:,.0f}" for name in ("seconds", "finetuning_seconds") if name in row)
+        title = comparison_report.title_of(objective, recipe)
+        lines.append(f"| {title} | {' | '.join(cells)} | {seconds} | {row['tokens'] / 1e6:.1f} |")
+    bm25 = " | | ".join(f"{task['bm25'][MEASURE]:.3f}" for task in tasks.values())
+    lines.append(f"| BM25 | {bm25} |{' |' * (len(columns) - 2 * len(tasks))}")
+    return "\n".join([*lines, "", comparison_conditions(report)])
+
+
+def comparison_conditions(report: dict) -> str:
+    """What the figures of a comparison hold for; the recipe says the rest."""
+    recipe, device = report["recipe"], report["environment"]["device"]
+    sizes = "; ".join(
+        f"{task}: {one['num_queries']:,} queries, {one['num_documents']:,} documents"
+        for task, one in report["tasks"].items()
     )
-
-
-def measured(reports: list[dict]) -> str:
-    """The tables of benchmarks, one behind the other."""
-    return "\n\n".join(f"{benchmark.table(one)}\n\n{benchmark.conditions(one)}" for one in reports)
-
-
-def costs(benchmarks: list[dict]) -> str:
-    """How long a step takes beside plain masked language modelling, one sentence."""
-    steps = [
-        f"{step['seconds']['retromae'] / step['seconds']['mlm']:.2f} times as long at "
-        f"{one['setting']['num_hidden_layers']} layers x {one['setting']['hidden_size']} and {step['length']} tokens"
-        for one in benchmarks[:2]
-        for step in one["step"][:1]
-    ]
+    before, after = recipe["pretraining"], recipe["finetuning"]
+    seconds = recipe.get("max_seconds")
+    steps = f"{before['max_steps']:,} steps" if seconds is None else f"As many steps as take {seconds:g} seconds,"
     return (
-        f"On a CPU a training step of RetroMAE takes {' and '.join(steps)} as one of masked language modelling. "
-        "The authors of BoW-DPR (arXiv 2401.11248) found 1.68 times with the released code, whose loader makes the "
-        "masks in Python."
+        f"MRR@10, mean ± standard deviation over {len(recipe['seeds'])} seeds; * differs from "
+        f"{comparison_report.title_of(recipe['reference'], recipe)} with p < {comparison_report.SIGNIFICANT} (paired "
+        f"test). {sizes}. {steps} of {before['per_device_train_batch_size']} passages of {before['max_length']} "
+        f"tokens, then {after['max_steps']:,} of fine-tuning with {after['per_device_train_batch_size']} pairs, on "
+        f"{'a CPU' if device == 'cpu' else device}."
     )
+
+
+def soaking(results: list[dict]) -> str:
+    """How runs that were cut again and again have ended."""
+    runs = "; ".join(
+        f"{one['scenario']}, cut {one['cuts']} times: {'bit for bit' if one['as_uncut'] else 'NOT'} as without cuts"
+        for one in results
+    )
+    return f"{runs[0].upper()}{runs[1:]}."
 
 
 def recipes_page() -> str:
@@ -212,11 +227,20 @@ def objectives() -> str:
     )
 
 
-def families() -> str:
-    """The encoders that are known, from their registry."""
+def families(supported: list[dict]) -> str:
+    """The encoders that are known, from their registry, and what `make support` found."""
     lines = ["| family | `model_type` | positions |", "|---|---|---|"]
     lines += [f"| {known.title} | `{model_type}` | {known.positions} |" for model_type, known in BACKBONES.items()]
-    return "\n".join(lines)
+    failed = [f"`{one['objective']}` with `{one['model_type']}`" for one in supported if not one["works"]]
+    small = dict.fromkeys(f"`{one['model_type']}`" for one in supported if one["options"])
+    told = (
+        "`make support` tries every recipe above with every family on tiny models: "
+        f"{len(supported) - len(failed)} of {len(supported)} pairs work"
+        f"{', not ' if failed else ''}{', '.join(failed)}. "
+        f"The embeddings of {', '.join(small)} are smaller than their states, so that `dupmae` takes "
+        "`decoder_query: sum` there."
+    )
+    return "\n".join([*lines, "", told])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ import transformers
 from benchmark import peak_rss
 
 from retromae_hf import DataCollatorForRetroMAE
+from retromae_hf.arguments.pretraining import Cutting, TextSource
 from retromae_hf.checkpoints.loading import load_tokenizer
-from retromae_hf.data.passages import cut_passages, cutting_options
+from retromae_hf.data.passages import PassageCutter
 from retromae_hf.data.streams import Bookmarks, DocumentStream, PassageStream
 from retromae_hf.data.tokenizers import train_wordpiece
 
@@ -99,9 +99,9 @@ def measure(file: Path, passages: int, readers: int) -> dict[str, Any]:
     """Peak memory of this process after so many passages of a reader; -1 stands for one pass over the text."""
     start = time.perf_counter()
     tokenizer = load_tokenizer(str(file.parent))
-    documents = DocumentStream.open(str(file), None, "train", "text", seed=0)
+    documents = DocumentStream(TextSource([str(file)]), seed=0)
     documents.hold_out_head()
-    cut = partial(cut_passages, **cutting_options(tokenizer, MAX_LENGTH, 0.0, 0, False, None))
+    cut = PassageCutter(Cutting(MAX_LENGTH), tokenizer)
     length = 10**9 if passages == -1 else passages
     stream = PassageStream(documents, cut, length, BATCH_SIZE, readers, BUFFER_SIZE, Bookmarks(file.parent))
     # Every `readers`-th batch is of this reader.

@@ -31,7 +31,7 @@ from retromae_hf import (
     export_encoder,
     tokenize_passages,
 )
-from retromae_hf.arguments.pretraining import DataArguments, ModelArguments
+from retromae_hf.arguments.pretraining import Masking, StartArguments
 from retromae_hf.checkpoints.starting_model import new_encoder_config
 from retromae_hf.data.tokenizers import train_byte_level_bpe
 from retromae_hf.model.configuration_retromae import SEGMENT_OBJECTIVES
@@ -120,9 +120,9 @@ def prepare(
         if recipe.get("decoder_query") == "embedded":  # h does not fit through an embedding module that is smaller
             options["decoder_query"] = "sum"
     recipe |= options
-    known = {name: recipe[name] for name in ModelArguments.__dataclass_fields__ if name in recipe}
-    config = RetroMAEConfig(encoder_config=encoder_config, **ModelArguments(**known).model_options())
-    known = {name: recipe[name] for name in DataArguments.__dataclass_fields__ if name in recipe}
+    known = {name: recipe[name] for name in StartArguments.__dataclass_fields__ if name in recipe}
+    config = RetroMAEConfig(encoder_config=encoder_config, **StartArguments(**known).model_options())
+    known = {name: recipe[name] for name in Masking.__dataclass_fields__ if name in recipe}
     pairs = config.pair_objective in SEGMENT_OBJECTIVES
     passages = tokenize_passages(Dataset.from_dict({"text": SENTENCES}), tokenizer, MAX_LENGTH, pairs=pairs)
     collator = DataCollatorForRetroMAE.from_config(
@@ -131,7 +131,7 @@ def prepare(
         seed=0,
         compact=True,
         pair_partners=passages,
-        **DataArguments(dataset=[], **known).collator_options(),
+        **Masking(**known).collator_options(),
     )
     collator.set_epoch(0)
     return RetroMAEForPreTraining(config), collator(list(passages)), options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice
@@ -25,100 +25,82 @@ MINERS = ("bm25", "model")
 SIMILARITIES = ("cosine", "dot")
 
 
+def argument(help_text: str, default: Any = MISSING) -> Any:
+    """A field of a command's arguments, with what `--help` says of it."""
+    return field(default=default, metadata={"help": help_text})
+
+
 @dataclass
 class FinetuneArguments:
     """What to fine-tune, on what, and how."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "Exported encoder, or any encoder or sentence-transformers model."}
+    model_name_or_path: str = argument("Exported encoder, or any encoder or sentence-transformers model.")
+    dataset: str = argument(
+        "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, or another file, a folder "
+        "or a Hub dataset with columns named query, positive and negative, or as FlagEmbedding or Tevatron name "
+        "them; with pairs any text that pretrain takes."
     )
-    dataset: str = field(
-        metadata={
-            "help": "'pydocs', a folder in BEIR's layout with qrels/train.tsv, a .tsv file of triples, or another "
-            "file, a folder or a Hub dataset with columns named query, positive and negative, or as FlagEmbedding or "
-            "Tevatron name them; with pairs any text that pretrain takes."
-        }
+    dataset_config_name: str | None = argument(
+        "Configuration of a Hub dataset, or one that a folder's README.md names.", None
     )
-    dataset_config_name: str | None = field(
-        default=None,
-        metadata={"help": "Configuration of a Hub dataset, or one that a folder's README.md names."},
+    dataset_split: str = argument("Split of a Hub dataset or of a folder; in BEIR's layout qrels/SPLIT.tsv.", "train")
+    query_column: str | None = argument(
+        "Column of the queries; default: the one whose name tells, see the guide.", None
     )
-    dataset_split: str = field(
-        default="train", metadata={"help": "Split of a Hub dataset or of a folder; in BEIR's layout qrels/SPLIT.tsv."}
-    )
-    query_column: str | None = field(
-        default=None, metadata={"help": "Column of the queries; default: the one whose name tells, see the guide."}
-    )
-    positive_column: str | None = field(default=None, metadata={"help": "Likewise of the passages that answer them."})
+    positive_column: str | None = argument("Likewise of the passages that answer them.", None)
     negative_columns: list[str] | None = field(default=None, metadata={"help": "Likewise of the passages that do not."})
-    eval_dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "What nDCG@10 is watched on and the best checkpoint is chosen by: a folder in BEIR's layout, rows "
-            "of query and positive, or a share of the training queries to hold out, as 0.05."
-        },
+    eval_dataset: str | None = argument(
+        "What nDCG@10 is watched on and the best checkpoint is chosen by: a folder in BEIR's layout, rows of query "
+        "and positive, or a share of the training queries to hold out, as 0.05.",
+        None,
     )
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Its split; default: in BEIR's layout dev, else dataset_split."}
+    eval_split: str | None = argument("Its split; default: in BEIR's layout dev, else dataset_split.", None)
+    early_stopping_patience: int | None = argument(
+        "Evaluations without a better one after which the training stops.", None
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a better one after which the training stops."}
+    pairs: str | None = argument(
+        "What to make of text without queries: first-sentence (-> the rest), title (-> text) or crop (-> another "
+        "random crop of the document).",
+        None,
     )
-    pairs: str | None = field(
-        default=None,
-        metadata={
-            "help": "What to make of text without queries: first-sentence (-> the rest), title (-> text) or crop (-> "
-            "another random crop of the document)."
-        },
+    text_column: str = argument("Column that holds the text that pairs are made of.", "text")
+    dev_queries: int = argument(
+        "First sentences held out of such text; 0 for none. They are those that pretrain holds out of the same text by "
+        "itself, without other data sets, max_documents and title_column.",
+        200,
     )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text that pairs are made of."})
-    dev_queries: int = field(
-        default=200,
-        metadata={"help": "First sentences held out of such text, those that pretrain holds out; 0 for none."},
+    hard_negatives: str | None = argument(
+        "'bm25' or 'model' to mine them so, or a file of JSON lines with query_id and negative_ids.", None
     )
-    hard_negatives: str | None = field(
-        default=None,
-        metadata={"help": "'bm25' or 'model' to mine them so, or a file of JSON lines with query_id and negative_ids."},
+    num_negatives: int = argument("Hard negatives a row at most; where a row has more, so many are drawn.", 4)
+    negative_depth: int = argument("Mined negatives are drawn from that many documents.", 100)
+    objective: str = argument("contrastive, or with a teacher's scores: kl (over lists) or margin_mse.", "contrastive")
+    teacher_scores: str | None = argument(
+        "JSON lines of a cross-encoder's scores, one list for each line of negatives.", None
     )
-    num_negatives: int = field(
-        default=4, metadata={"help": "Hard negatives a row at most; where a row has more, so many are drawn."}
-    )
-    negative_depth: int = field(default=100, metadata={"help": "Mined negatives are drawn from that many documents."})
-    objective: str = field(
-        default="contrastive",
-        metadata={"help": "contrastive, or with a teacher's scores: kl (over lists) or margin_mse."},
-    )
-    teacher_scores: str | None = field(
-        default=None, metadata={"help": "JSON lines of a cross-encoder's scores, one list for each line of negatives."}
-    )
-    similarity: str = field(default="cosine", metadata={"help": "cosine or dot."})
-    temperature: float = field(default=0.05, metadata={"help": "What similarities are divided by; 1 goes with dot."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Rows to train on, drawn by the seed, where there are more; default: all."}
+    similarity: str = argument("cosine or dot.", "cosine")
+    temperature: float = argument("What similarities are divided by; 1 goes with dot.", 0.05)
+    max_train_samples: int | None = argument(
+        "Rows to train on, drawn by the seed, where there are more; default: all.", None
     )
     matryoshka_dims: list[int] | None = field(
         default=None,
         metadata={"help": "First numbers of an embedding that serve alone too, as 384 128 64 (MatryoshkaLoss)."},
     )
-    query_length: int = field(default=32, metadata={"help": "Tokens of a query, special tokens included."})
-    passage_length: int = field(default=140, metadata={"help": "Tokens of a passage, special tokens included."})
-    query_prompt: str | None = field(default=None, metadata={"help": "Text in front of every query."})
-    passage_prompt: str | None = field(default=None, metadata={"help": "Text in front of every passage."})
-    mini_batch_size: int = field(
-        default=32,
-        metadata={"help": "Texts encoded at a time; the batch may be far larger than the memory (GradCache)."},
+    query_length: int = argument("Tokens of a query, special tokens included.", 32)
+    passage_length: int = argument("Tokens of a passage, special tokens included.", 140)
+    query_prompt: str | None = argument("Text in front of every query.", None)
+    passage_prompt: str | None = argument("Text in front of every passage.", None)
+    mini_batch_size: int = argument(
+        "Texts encoded at a time; the batch may be far larger than the memory (GradCache).", 32
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew where a run is already."})
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; "
-            "default: what transformers takes, sdpa as a rule."
-        },
+    overwrite_output_dir: bool = argument("Start anew where a run is already.", False)
+    attn_implementation: str | None = argument(
+        "sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel's name on the Hub; default: "
+        "what transformers takes, sdpa as a rule.",
+        None,
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
-    )
+    trust_remote_code: bool = argument("Run code that comes with the model; have read it before.", False)
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, OBJECTIVES)
@@ -186,46 +168,34 @@ class FinetuneArguments:
 class AdaptArguments:
     """Which encoder to adapt to which text, and for how long."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "Masked-LM checkpoint, which is pretrained first, or any sentence-transformers model."}
+    model_name_or_path: str = argument(
+        "Masked-LM checkpoint, which is pretrained first, or any sentence-transformers model."
     )
-    dataset: str = field(
-        metadata={
-            "help": "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset; of a folder "
-            "in BEIR's layout its corpus."
-        }
+    dataset: str = argument(
+        "'pydocs', a .txt/.jsonl/.json/.csv/.parquet file, a folder of them, or a Hub dataset; of a folder in BEIR's "
+        "layout its corpus."
     )
-    output_dir: str = field(metadata={"help": "Folder of all results; what was cut off there goes on."})
-    minutes: float = field(
-        default=30.0,
-        metadata={"help": "Time for all of it but reading the text: measuring twice, training, and the search index."},
+    output_dir: str = argument("Folder of all results; what was cut off there goes on.")
+    minutes: float = argument(
+        "Time for all of it but reading the text: measuring twice, training, and the search index.", 30.0
     )
-    pretrain: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to pretrain with RetroMAE before fine-tuning; default: where the encoder was not tuned "
-            "for retrieval."
-        },
+    pretrain: bool | None = argument(
+        "Whether to pretrain with RetroMAE before fine-tuning; default: where the encoder was not tuned for retrieval.",
+        None,
     )
-    pairs: str | None = field(
-        default=None,
-        metadata={
-            "help": "What to make of the text to train and to measure on: first-sentence, title or crop, see finetune; "
-            "default: the first one that half of the documents yield."
-        },
+    pairs: str | None = argument(
+        "What to make of the text to train and to measure on: first-sentence, title or crop, see finetune; default: "
+        "the first one that half of the documents yield.",
+        None,
     )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset, or one that a folder's README.md names."}
+    dataset_config_name: str | None = argument(
+        "Configuration of a Hub dataset, or one that a folder's README.md names.", None
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset or of a folder."})
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    seed: int = field(default=42, metadata={"help": "Of crops, order, masks and new weights."})
-    report_to: str = field(
-        default="none", metadata={"help": "tensorboard, wandb or another reporter that is installed."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with the model; have read it before."}
-    )
+    dataset_split: str = argument("Split of a Hub dataset or of a folder.", "train")
+    text_column: str = argument("Column that holds the text.", "text")
+    seed: int = argument("Of crops, order, masks and new weights.", 42)
+    report_to: str = argument("tensorboard, wandb or another reporter that is installed.", "none")
+    trust_remote_code: bool = argument("Run code that comes with the model; have read it before.", False)
 
     def __post_init__(self) -> None:
         check_at_least(0, seed=self.seed)

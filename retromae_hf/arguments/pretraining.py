@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..model.errors import RetroMAEError, check_at_least, check_choice
@@ -27,13 +27,11 @@ class CardArguments:
     )
 
 
-LEARNING_RATE = 1e-4
-"""The default of `retromae-hf pretrain`: where its arguments hold this very object, no flag and no recipe gave one."""
-TUNED_LEARNING_RATE = 2e-5
-"""The default for an encoder that was tuned for retrieval, of which a higher one undoes more than it adds."""
+LEARNING_RATE, TUNED_LEARNING_RATE = 1e-4, 2e-5
+"""Where none was given: in general, and for an encoder that was tuned for retrieval, of which more undoes too much."""
 
 DEFAULT_TRAINING_ARGUMENTS: dict[str, Any] = {
-    "learning_rate": LEARNING_RATE,
+    "learning_rate": None,  # by what the run starts from, see `LEARNING_RATE`
     "warmup_steps": 0.1,  # below 1 it is a share of the steps
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 32,
@@ -52,8 +50,8 @@ HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS = 0.1, 200
 
 
 @dataclass
-class TextArguments:
-    """Which text to train on, and how it becomes passages."""
+class TextSource:
+    """Which text to train on."""
 
     dataset: list[str] = field(
         metadata={
@@ -102,6 +100,44 @@ class TextArguments:
     shuffle_buffer_size: int = field(
         default=10_000, metadata={"help": "Passages of a stream that each worker shuffles among themselves."}
     )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
+    dev_queries: int = field(
+        default=200,
+        metadata={
+            "help": "First sentences held out to watch retrieval while training, of a tenth of the documents at most; "
+            "0 for none. Of several sources, and with max_documents, they are held out of what is drawn."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset, str):  # as a recipe of `compare` and a caller from Python have it
+            self.dataset = [self.dataset]
+        check_at_least(
+            1,
+            max_documents=self.max_documents,
+            shuffle_buffer_size=self.shuffle_buffer_size,
+            preprocessing_num_workers=self.preprocessing_num_workers,
+        )
+        check_at_least(0, dev_queries=self.dev_queries)
+        check_choice("on_broken_line", self.on_broken_line, ON_BROKEN_LINE)
+        if self.document_separator is not None:
+            check_choice("document_separator", self.document_separator, SEPARATORS)
+        weights = self.dataset_weights
+        if weights is not None and len(weights) != len(self.dataset):
+            raise RetroMAEError(f"{len(weights)} dataset_weights for {len(self.dataset)} data sets; give one for each")
+        if weights is not None and not all(0 < weight < float("inf") for weight in weights):
+            raise RetroMAEError(f"dataset_weights={weights} must all be finite numbers above 0")
+        if self.streaming and (weights is not None or self.max_documents is not None):
+            raise RetroMAEError(
+                "dataset_weights and max_documents draw from the whole text, which is not at hand in a stream; leave "
+                "streaming out, or end the stream by max_steps"
+            )
+
+
+@dataclass
+class Cutting:
+    """How the text becomes passages."""
+
     max_length: int = field(default=128, metadata={"help": "Tokens of a passage at most, special tokens included."})
     stride: int = field(
         default=0,
@@ -113,11 +149,15 @@ class TextArguments:
     short_seq_prob: float = field(
         default=0.0, metadata={"help": "Probability that a passage aims at a random shorter length."}
     )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes to prepare data with."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.short_seq_prob <= 1:
+            raise RetroMAEError(f"short_seq_prob={self.short_seq_prob} must lie between 0 and 1")
+        check_at_least(1, max_passages_per_document=self.max_passages_per_document)
 
 
 @dataclass
-class MaskingArguments:
+class Masking:
     """How passages are masked."""
 
     encoder_mask_ratio: float = field(default=0.3, metadata={"help": "Share of the tokens masked for the encoder."})
@@ -137,19 +177,28 @@ class MaskingArguments:
         default=False,
         metadata={"help": "Take Chinese words, not characters, for the words of whole_word_mask (needs rjieba)."},
     )
-
-
-@dataclass
-class WatchArguments:
-    """How the training begins, and what is watched."""
-
     pad_to_multiple_of: int | None = field(
         default=None, metadata={"help": "Pad batches to a multiple of this; 8 suits half precision on a GPU."}
     )
-    dev_queries: int = field(
-        default=200,
-        metadata={"help": "First sentences held out to watch retrieval while training; 0 for none."},
-    )
+
+    def __post_init__(self) -> None:
+        from ..model.configuration_retromae import check_ratio, check_replacement
+
+        check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
+        check_replacement(self.mask_replace_prob, self.random_replace_prob)
+        check_at_least(1, pad_to_multiple_of=self.pad_to_multiple_of)
+        if self.segment_chinese and not self.whole_word_mask:
+            raise RetroMAEError("segment_chinese is about whole words; give --whole_word_mask too, or leave it out")
+
+    def collator_options(self) -> dict[str, Any]:
+        """These as `DataCollatorForRetroMAE` takes them. Chinese words are found when passages are cut."""
+        return {name: value for name, value in asdict(self).items() if name != "segment_chinese"}
+
+
+@dataclass
+class RunArguments:
+    """How the training begins, and what stops it."""
+
     max_skipped_batches: int = field(
         default=0, metadata={"help": "Steps left out for a loss or gradient that is not finite, before the run stops."}
     )
@@ -169,61 +218,10 @@ class WatchArguments:
         metadata={"help": "Start anew in a folder that holds a run; its checkpoints are deleted."},
     )
 
-
-@dataclass
-class DataArguments(WatchArguments, MaskingArguments, TextArguments):
-    """What `retromae-hf pretrain` makes of a text; of its bases the last one's fields come first."""
-
     def __post_init__(self) -> None:
-        from ..model.configuration_retromae import check_ratio, check_replacement
-
-        if isinstance(self.dataset, str):  # as a recipe of `compare` and a caller from Python have it
-            self.dataset = [self.dataset]
-        check_at_least(
-            1,
-            max_documents=self.max_documents,
-            preprocessing_num_workers=self.preprocessing_num_workers,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            shuffle_buffer_size=self.shuffle_buffer_size,
-        )
-        check_at_least(
-            0,
-            dev_queries=self.dev_queries,
-            max_skipped_batches=self.max_skipped_batches,
-            head_warmup_steps=self.head_warmup_steps,
-        )
+        check_at_least(0, max_skipped_batches=self.max_skipped_batches, head_warmup_steps=self.head_warmup_steps)
         if not self.head_learning_rate > 0:
             raise RetroMAEError(f"head_learning_rate={self.head_learning_rate} must be above 0")
-        check_choice("on_broken_line", self.on_broken_line, ON_BROKEN_LINE)
-        if self.document_separator is not None:
-            check_choice("document_separator", self.document_separator, SEPARATORS)
-        weights = self.dataset_weights
-        if weights is not None and len(weights) != len(self.dataset):
-            raise RetroMAEError(f"{len(weights)} dataset_weights for {len(self.dataset)} data sets; give one for each")
-        if weights is not None and not all(0 < weight < float("inf") for weight in weights):
-            raise RetroMAEError(f"dataset_weights={weights} must all be finite numbers above 0")
-        if self.streaming and (weights is not None or self.max_documents is not None):
-            raise RetroMAEError(
-                "dataset_weights and max_documents draw from the whole text, which is not at hand in a stream; leave "
-                "streaming out, or end the stream by max_steps"
-            )
-        check_ratio("encoder_mask_ratio", self.encoder_mask_ratio)
-        check_replacement(self.mask_replace_prob, self.random_replace_prob)
-        if self.segment_chinese and not self.whole_word_mask:
-            raise RetroMAEError("segment_chinese is about whole words; give --whole_word_mask too, or leave it out")
-
-    def collator_options(self) -> dict[str, Any]:
-        """The arguments of `DataCollatorForRetroMAE` among these."""
-        names = (
-            "encoder_mask_ratio",
-            "decoder_label_ratio",
-            "mask_replace_prob",
-            "random_replace_prob",
-            "static_masking",
-            "whole_word_mask",
-            "pad_to_multiple_of",
-        )
-        return {name: getattr(self, name) for name in names}
 
 
 MODEL_OPTIONS = (
@@ -246,7 +244,7 @@ SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
 @dataclass
-class ModelArguments:
+class StartArguments:
     """Which model to train."""
 
     model_name_or_path: str | None = field(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..arguments.pretraining import EXTENSIONS, SIZES, ModelArguments
+from ..arguments.pretraining import EXTENSIONS, SIZES, StartArguments
 from ..data.tokenizers import train_tokenizer
 from ..model.configuration_retromae import RetroMAEConfig
 from ..model.encoders import RetroMAEPreTrainedModel, use_attention
@@ -130,7 +130,7 @@ MODULES = ("decoding", "num_decoder_layers", "pair_objective")
 
 
 def load_model_and_tokenizer(
-    args: ModelArguments, texts: Sequence[str], max_length: int, checkpoint: str | None = None
+    args: StartArguments, texts: Sequence[str], max_length: int, checkpoint: str | None = None
 ) -> tuple[RetroMAEForPreTraining, PreTrainedTokenizerBase]:
     """The model to train: from the checkpoint to resume, from a given one, or from scratch.
 
@@ -173,7 +173,7 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def _read_encoder_config(args: ModelArguments) -> PreTrainedConfig | None:
+def _read_encoder_config(args: StartArguments) -> PreTrainedConfig | None:
     """The configuration that `config_name` points to; None where it names a family or nothing."""
     if args.config_name is None or args.config_name in BACKBONES:
         return None
@@ -185,7 +185,7 @@ def _read_encoder_config(args: ModelArguments) -> PreTrainedConfig | None:
 
 
 def _new_model(
-    args: ModelArguments, config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase, max_length: int
+    args: StartArguments, config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> RetroMAEForPreTraining:
     given = {name: size for name in SIZES if (size := getattr(args, name)) is not None}
     if config is None:
@@ -207,7 +207,7 @@ def _new_model(
         return RetroMAEForPreTraining(RetroMAEConfig(encoder_config=config, **args.model_options()))
 
 
-def _load_model(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
+def _load_model(args: StartArguments, source: str) -> RetroMAEForPreTraining:
     config = load_config(source)
     if not isinstance(config, RetroMAEConfig):
         backbone_for(config)
@@ -226,7 +226,7 @@ def _load_model(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
     return model
 
 
-def _from_encoder(args: ModelArguments, source: str) -> RetroMAEForPreTraining:
+def _from_encoder(args: StartArguments, source: str) -> RetroMAEForPreTraining:
     options = args.model_options()
     if args.decoder_from is not None and load_config(source).model_type == "xlm-roberta":
         options.setdefault("decoder_query", "embedded")  # as the successor's decoder takes its queries

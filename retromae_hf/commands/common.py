@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import signal
@@ -84,7 +85,7 @@ def show_help(
         if isinstance(cls, str) and not everything:
             group = parser.add_argument_group(f"The run; the other arguments of {cls} are taken too, see --help-all")
             for name, told in RUN.items():
-                default = f" (default: {defaults[name]})" if name in defaults else ""
+                default = f" (default: {defaults[name]})" if defaults.get(name) is not None else ""
                 group.add_argument(f"--{name}", metavar=name.upper(), help=told + default)
             continue
         for title, members in _groups(load_class(cls)):
@@ -357,12 +358,21 @@ def command(function: Callable[..., None]) -> Callable[..., int]:
 
             get_error_handler().record_exception(error)  # writes where a launcher has said, and else nowhere
             raise
-        from ..model.counting import end_process_group
-
         end_process_group()
         return status
 
     return main
+
+
+def end_process_group() -> None:
+    """Leave the process group, where there is one: left open, it may abort a process that ends in good order."""
+    import torch.distributed as dist
+
+    # So may native threads (gloo's, Arrow's) that ask for Python while it shuts down. What they belong to is held by
+    # `Trainer`'s circles of references until somebody collects them.
+    gc.collect()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
 
 
 def writable(file: str) -> Path:

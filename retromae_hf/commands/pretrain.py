@@ -7,10 +7,12 @@ import sys
 
 from ..arguments.pretraining import (
     DEFAULT_TRAINING_ARGUMENTS,
-    LEARNING_RATE,
     CardArguments,
-    DataArguments,
-    ModelArguments,
+    Cutting,
+    Masking,
+    RunArguments,
+    StartArguments,
+    TextSource,
 )
 from .common import command, parse
 
@@ -18,19 +20,18 @@ from .common import command, parse
 @command
 def main(argv: list[str] | None = None) -> None:
     """Pretrain and save."""
-    args, model_args, training_args, card_args = parse(
+    arguments = parse(
         "pretrain",
         "Pretrain an encoder on a corpus.",
-        [DataArguments, ModelArguments, "transformers.TrainingArguments", CardArguments],
+        [TextSource, Cutting, Masking, StartArguments, "transformers.TrainingArguments", RunArguments, CardArguments],
         argv,
         DEFAULT_TRAINING_ARGUMENTS,
     )
     from ..training.pretraining import pretrain
 
-    default_rate = training_args.learning_rate is LEARNING_RATE
-    trainer = pretrain(args, model_args, training_args, card_args, default_rate)
+    trainer = pretrain(*arguments)
     if trainer.is_world_process_zero():
-        folder = training_args.output_dir
+        folder = trainer.args.output_dir
         checkpoint = "checkpoint" if trainer.model.config.decoding == "none" else "checkpoint, decoder included,"
         print(f"Trained {trainer.state.global_step} steps; the {checkpoint} is in {folder}.")
         told, encoder = shlex.quote(folder), shlex.quote(f"{folder}/encoder")

@@ -27,15 +27,8 @@ from ..model.configuration_retromae import (
 )
 from ..model.counting import counts_of
 from ..model.errors import RetroMAEError, check_at_least
-from ..model.masking import (
-    DECODER_ACTION,
-    DECODER_CHOOSE,
-    DECODER_REPLACEMENT,
-    IGNORE_INDEX,
-    corrupt_tokens,
-    draw_rows,
-    passage_seeds,
-)
+from ..model.masking import IGNORE_INDEX
+from .draws import DECODER_ACTION, DECODER_CHOOSE, DECODER_REPLACEMENT, corrupt_tokens, draw_rows, passage_seeds
 from .pairs import SEGMENT_COLUMNS, PairMaker, Row, draw_spans
 from .words import number_words, word_starts, word_table
 
@@ -46,7 +39,6 @@ _EPOCH_NOT_TOLD = -1
 
 
 def check_label_ratio(ratio: float, decoding: str) -> None:
-    """Raise `RetroMAEError` where the share of the decoder's tokens that are rebuilt is none, or all have to be."""
     if ratio == 1:
         return
     check_ratio("decoder_label_ratio", ratio)

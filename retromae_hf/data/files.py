@@ -22,22 +22,22 @@ from typing import Any, TextIO, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ArrowBasedBuilder, BuilderConfig, Dataset, DatasetInfo, Features, SplitGenerator, Value
 from datasets.data_files import ALL_DEFAULT_PATTERNS, FILES_TO_IGNORE, SPLIT_PATTERN_SHARDED, sanitize_patterns
 from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate
 from huggingface_hub import DatasetCardData, metadata_load
 
-from ..arguments.pretraining import ERROR, FILE, LINE, ON_BROKEN_LINE
+from ..arguments.pretraining import ERROR, FILE, LINE
 from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from .text import titled, without_surrogates
 
 logger = logging.getLogger(__name__)
 
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-"""Kinds of files by their ending; all but .parquet, which is packed already, may have one of `_CODECS` behind it."""
+"""Kinds of files by their ending; all but .parquet, which is packed already, may have one of `CODECS` behind it."""
 
-_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": None}
+# fsspec knows no .zst and .lz4 without more packages, and takes "::" in a name for an address; pyarrow knows no .xz.
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz"}
 
 NAME_COLUMNS = ("name", "title", "_id", "docid", "id")
 """A document is called what the first of these says that its row has."""
@@ -62,21 +62,11 @@ class Broken(str):
 def kind_of(name: str) -> str | None:
     """The kind of a file by its name; None where it is no kind of text."""
     stem, ending = splitext(name.lower())
-    return FILE_KINDS.get(splitext(stem)[1] if ending in _CODECS else ending)
-
-
-def check_on_broken_line(value: str) -> None:
-    """Raise `RetroMAEError` unless `value` says what to do about broken lines."""
-    check_choice("on_broken_line", value, ON_BROKEN_LINE)
+    return FILE_KINDS.get(splitext(stem)[1] if ending in CODECS else ending)
 
 
 def read_rows(file: str | Path, columns: Collection[str] | None = None, separator: str = LINE) -> Iterator[Row]:
-    """The rows of a file.
-
-    Args:
-        file: of one of the `FILE_KINDS`.
-        columns: those that are wanted; of a .parquet file no other is read. None for all.
-        separator: one of `SEPARATORS`, what ends a row of a .txt file.
+    """The rows of a file. Of a .parquet file only `columns` are read; `separator` is what ends a row of a .txt file.
 
     Raises:
         RetroMAEError: the file cannot be read, or its text is not UTF-8.
@@ -101,6 +91,12 @@ def read_rows(file: str | Path, columns: Collection[str] | None = None, separato
         raise
 
 
+def _open(file: Path, newline: str | None) -> TextIO:
+    codec = CODECS.get(file.suffix.lower())
+    content = lzma.open(file) if codec == "xz" else pa.input_stream(str(file), compression=codec)  # noqa: SIM115
+    return io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline)
+
+
 def _texts(lines: Iterable[str], separator: str) -> Iterator[str]:
     """The documents of a .txt file."""
     if separator == LINE:
@@ -109,99 +105,6 @@ def _texts(lines: Iterable[str], separator: str) -> Iterator[str]:
         return filter(None, ["".join(lines)])
     paragraphs = groupby(lines, key=lambda line: bool(line.strip()))
     return ("".join(group).removesuffix("\n") for has_text, group in paragraphs if has_text)
-
-
-def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines of a file that are not blank."""
-    with _open(file, newline="\n") as lines:
-        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-
-
-def column_names(files: Iterable[Path]) -> list[str]:
-    """The columns of the first sound rows of some files; none where all rows are broken."""
-    parquet = next((file for file in files if kind_of(file.name) == "parquet"), None)
-    if parquet:
-        with in_one_sentence(f"{parquet} cannot be read"):
-            return pq.read_schema(parquet).names
-    rows = (row for file in files for _, row in read_rows(file) if not isinstance(row, Broken))
-    return list(dict.fromkeys(name for row in islice(rows, LOOKED_AT) for name in row))
-
-
-def document_of(row: Mapping[str, Any], text_column: str, title_column: str | None = None) -> Document:
-    """`text`, `title` and `name` of the document in a row, None where it has none, and what is `broken` about the row.
-
-    The title stands in front of the text where its column was named, and in BEIR's and Tevatron's corpora.
-    """
-    text, title = row.get(text_column), row.get(title_column or "title")
-    title = title if isinstance(title, str) else None
-    if not isinstance(text, str | None):
-        return _broken(f"holds no text in {text_column!r}")
-    if text is not None and is_titled(row, text_column, title_column):
-        text = titled(title or "", text)
-    names = (row.get(column) for column in NAME_COLUMNS)
-    name = next((str(name) for name in names if isinstance(name, str | int) and name != ""), None)
-    known = {"text": text, "title": title or None, "name": name}
-    return {what: found and without_surrogates(found) for what, found in known.items()} | {"broken": None}
-
-
-def _broken(wrong: str) -> Document:
-    return {"text": None, "title": None, "name": None, "broken": wrong}
-
-
-def is_titled(columns: Container[str], text_column: str, title_column: str | None) -> bool:
-    """Whether titles belong to the texts: somebody says so, or a corpus is BEIR's (`_id`) or Tevatron's (`docid`)."""
-    return title_column is not None or (text_column == "text" and ("_id" in columns or "docid" in columns))
-
-
-def read_documents(
-    file: str | Path, text_column: str, title_column: str | None = None, separator: str = LINE
-) -> Iterator[Document]:
-    """The document in each row of a file, see `document_of`, with the row's place where it is broken.
-
-    Raises:
-        RetroMAEError: as `read_rows`.
-    """
-    columns = {text_column, *NAME_COLUMNS, *([title_column] if title_column else [])}
-    for number, row in read_rows(file, columns, separator):
-        document = _broken(row) if isinstance(row, Broken) else document_of(row, text_column, title_column)
-        yield _broken(f"{file} line {number} {document['broken']}") if document["broken"] else document
-
-
-def in_batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
-    """So many rows at a time."""
-    rows = iter(rows)
-    while batch := list(islice(rows, size)):
-        yield batch
-
-
-def report_broken(first: str | None, broken: int, total: int, on_broken_line: str) -> None:
-    """Say how many rows of how many are broken, and what is wrong with the first of them.
-
-    Raises:
-        RetroMAEError: a row is broken and that is an error, or half of the rows are.
-    """
-    if broken and on_broken_line == ERROR:
-        raise RetroMAEError(f"{first}; mend the file, or leave broken lines out with --on_broken_line skip")
-    if broken > MAX_BROKEN_SHARE * total:
-        raise RetroMAEError(f"{first}, and so {broken} of {total} lines are broken; give lines with text")
-    if broken:
-        logger.warning("%d of %d lines are broken and were left out; the first: %s", broken, total, first)
-
-
-def report_null(count: int, source: str) -> None:
-    """Say how many documents have no text."""
-    if count:
-        logger.warning("%d documents of %s hold null instead of text and were dropped", count, source)
-
-
-def _open(file: Path, newline: str | None) -> TextIO:
-    ending = file.suffix.lower()
-    content = pa.OSFile(str(file))
-    if ending == ".xz":  # which pyarrow does not know; Python 3.10 knows less
-        content = lzma.LZMAFile(content)  # noqa: SIM115
-    elif ending in _CODECS:
-        content = pa.CompressedInputStream(content, _CODECS[ending])
-    return io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline)
 
 
 def _parquet_rows(file: Path, columns: Collection[str] | None) -> Iterator[Row]:
@@ -244,6 +147,12 @@ def _json_rows(file: Path) -> Iterator[Row]:
     yield from ((number, _checked(_parsed(line))) for number, line in numbered_lines(file))
 
 
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines of a file that are not blank."""
+    with _open(file, newline="\n") as lines:
+        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
 def _checked(row: Any) -> dict[str, Any] | Broken:
     return row if isinstance(row, dict | Broken) else Broken("is not a JSON object")
 
@@ -253,6 +162,79 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return Broken("is not JSON")
+
+
+def column_names(files: Iterable[Path]) -> list[str]:
+    """The columns of the first sound rows of some files; none where all rows are broken."""
+    parquet = next((file for file in files if kind_of(file.name) == "parquet"), None)
+    if parquet:
+        with in_one_sentence(f"{parquet} cannot be read"):
+            return pq.read_schema(parquet).names
+    rows = (row for file in files for _, row in read_rows(file) if not isinstance(row, Broken))
+    return list(dict.fromkeys(name for row in islice(rows, LOOKED_AT) for name in row))
+
+
+def read_documents(
+    file: str | Path, text_column: str, title_column: str | None = None, separator: str = LINE
+) -> Iterator[Document]:
+    """The document in each row of a file, see `document_of`, with the row's place where it is broken."""
+    columns = {text_column, *NAME_COLUMNS, *([title_column] if title_column else [])}
+    for number, row in read_rows(file, columns, separator):
+        document = _broken(row) if isinstance(row, Broken) else document_of(row, text_column, title_column)
+        yield _broken(f"{file} line {number} {document['broken']}") if document["broken"] else document
+
+
+def document_of(row: Mapping[str, Any], text_column: str, title_column: str | None = None) -> Document:
+    """`text`, `title` and `name` of the document in a row, None where it has none, and what is `broken` about the row.
+
+    The title stands in front of the text where its column was named, and in BEIR's and Tevatron's corpora.
+    """
+    text, title = row.get(text_column), row.get(title_column or "title")
+    title = title if isinstance(title, str) else None
+    if not isinstance(text, str | None):
+        return _broken(f"holds no text in {text_column!r}")
+    if text is not None and is_titled(row, text_column, title_column):
+        text = titled(title or "", text)
+    names = (row.get(column) for column in NAME_COLUMNS)
+    name = next((str(name) for name in names if isinstance(name, str | int) and name != ""), None)
+    known = {"text": text, "title": title or None, "name": name}
+    return {what: found and without_surrogates(found) for what, found in known.items()} | {"broken": None}
+
+
+def _broken(wrong: str) -> Document:
+    return {"text": None, "title": None, "name": None, "broken": wrong}
+
+
+def is_titled(columns: Container[str], text_column: str, title_column: str | None) -> bool:
+    """Whether titles belong to the texts: somebody says so, or a corpus is BEIR's (`_id`) or Tevatron's (`docid`)."""
+    return title_column is not None or (text_column == "text" and ("_id" in columns or "docid" in columns))
+
+
+def in_batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many rows at a time."""
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def report_broken(first: str | None, broken: int, total: int, on_broken_line: str) -> None:
+    """Say how many rows of how many are broken, and what is wrong with the first of them.
+
+    Raises:
+        RetroMAEError: a row is broken and that is an error, or half of the rows are.
+    """
+    if broken and on_broken_line == ERROR:
+        raise RetroMAEError(f"{first}; mend the file, or leave broken lines out with --on_broken_line skip")
+    if broken > MAX_BROKEN_SHARE * total:
+        raise RetroMAEError(f"{first}, and so {broken} of {total} lines are broken; give lines with text")
+    if broken:
+        logger.warning("%d of %d lines are broken and were left out; the first: %s", broken, total, first)
+
+
+def report_null(count: int, source: str) -> None:
+    """Say how many documents have no text."""
+    if count:
+        logger.warning("%d documents of %s hold null instead of text and were dropped", count, source)
 
 
 DEFAULT, WHOLE = "default", "train"
@@ -266,7 +248,7 @@ class SourceFiles:
     Attributes:
         source: what to call it in messages.
         files: absolute paths, sorted by name; none is empty.
-        separator: what ends a document of a .txt file, see `rows.SEPARATORS`.
+        separator: what ends a document of a .txt file, one of `SEPARATORS`.
     """
 
     source: str
@@ -275,11 +257,7 @@ class SourceFiles:
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder that is called so; None for a name on the Hub.
-
-    Raises:
-        RetroMAEError: there is no such file, and the name is none of the Hub's.
-    """
+    """The file or folder that is called so; None for a name on the Hub. A path that leads nowhere is an error."""
     with in_one_sentence("the source of the text is no path"):
         path = Path(source)
         if source.startswith("~") and not path.exists():
@@ -292,7 +270,7 @@ def local_path(source: str) -> Path | None:
 
 
 def check_whole(source: str, config_name: str | None, split: str) -> None:
-    """Raise `RetroMAEError` where a configuration or a split is asked of a source that has none."""
+    """Refuse a configuration or a split of a source that has none."""
     check_choice(f"{source}: dataset_config_name", config_name or DEFAULT, [DEFAULT])
     check_choice(f"{source}: dataset_split", split, [WHOLE])
 
@@ -302,14 +280,8 @@ def find_files(
 ) -> SourceFiles:
     """The files of a file, or of a split of a folder, as `load_dataset(folder, config_name, split=split)` finds them.
 
-    Names that begin with "." or "__" are no data. A folder in BEIR's layout is its corpus.
-
-    Args:
-        source: what to call it in messages.
-        path: the file or folder.
-        config_name: a configuration of the folder's README.md.
-        split: what has no splits is all "train".
-        separator: what ends a document of a .txt file; by default the line, and in a folder the file.
+    Names that begin with "." or "__" are no data. A folder in BEIR's layout is its corpus. What ends a document of a
+    .txt file is by default the line, and in a folder the file.
 
     Raises:
         RetroMAEError: there are none, or several kinds, or no such configuration or split, or a separator is named that
@@ -352,7 +324,10 @@ def _splits(source: str, folder: Path, names: list[str], config_name: str | None
     beside = any(name.startswith("queries.jsonl") for name in names) or (folder / "qrels").is_dir()
     if corpora and beside and config_name is None:
         return {WHOLE: corpora[:1]}
-    configs = _configurations(folder)
+    card = folder / "README.md"
+    with in_one_sentence(f"{card} cannot be read"):
+        data = DatasetCardData(**((card.is_file() and metadata_load(card)) or {}))
+        configs = MetadataConfigs.from_dataset_card_data(data) or MetadataConfigs({DEFAULT: {}})
     chosen = config_name or configs.get_default_config_name()
     check_choice(f"{source}: dataset_config_name", chosen, configs)
     config = configs[str(chosen)]
@@ -379,118 +354,3 @@ def _sharded(names: list[str]) -> dict[str, list[str]]:
 def _matching(names: list[str], within: str, patterns: list[str]) -> list[str]:
     paths = [posixpath.normpath(posixpath.join(within, pattern)) for pattern in patterns]
     return [name for name in names if any(re.match(glob_translate(path), name) for path in paths)]
-
-
-def _configurations(folder: Path) -> MetadataConfigs:
-    card = folder / "README.md"
-    with in_one_sentence(f"{card} cannot be read"):
-        data = DatasetCardData(**((card.is_file() and metadata_load(card)) or {}))
-        return MetadataConfigs.from_dataset_card_data(data) or MetadataConfigs({DEFAULT: {}})
-
-
-DOCUMENT = Features(dict.fromkeys(("text", "title", "name", "broken"), Value("large_string")))
-"""A document as `document_of` has it."""
-
-TEACHERS = ("label", "score", "scores")
-"""Columns of a .csv file that hold numbers, where they do; all others are text."""
-
-
-def read_cached(
-    files: SourceFiles, text_column: str | None, num_proc: int | None, title_column: str | None = None
-) -> Dataset:
-    """The documents of some files, or where no column is named all columns, each of the type that fits its values.
-
-    Raises:
-        RetroMAEError: a file cannot be read, or a row is broken that is wanted as it is.
-    """
-    # With what tells one state of a file from the next, for the cache goes by these arguments.
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files.files]
-    builder = _CachedRows(states=states, text_column=text_column, title_column=title_column, separator=files.separator)
-    try:
-        with in_one_sentence(f"{files.source} cannot be read"):
-            builder.download_and_prepare(num_proc=num_proc)
-            return builder.as_dataset(split="train")
-    except RetroMAEError as error:
-        cause = error.__cause__
-        while cause is not None and not isinstance(cause, RetroMAEError):
-            cause = cause.__cause__
-        raise cause or error from error
-
-
-@dataclass
-class _CachedRowsConfig(BuilderConfig):
-    states: list[tuple[str, int, int]] | None = None
-    text_column: str | None = None
-    title_column: str | None = None
-    separator: str = LINE
-
-
-class _CachedRows(ArrowBasedBuilder):
-    # In a builder's module `datasets` has its own `Path` and `open`, which take names with "::" apart; so it has none.
-    BUILDER_CONFIG_CLASS = _CachedRowsConfig
-
-    def _info(self) -> DatasetInfo:
-        return DatasetInfo(features=self.config.text_column and DOCUMENT)
-
-    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
-        rows = (row for file, *_ in self.config.states for row in read_rows(file, separator=self.config.separator))
-        if next(rows, None) is None:
-            raise RetroMAEError(f"{self.config.states[0][0]} holds no documents; give a source with text")
-        if self.config.text_column is None:
-            self.info.features = Features.from_arrow_schema(self._schema())
-        return [SplitGenerator("train", {"states": self.config.states})]
-
-    def _generate_tables(self, states: list[tuple[str, int, int]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-        schema = self.info.features.arrow_schema
-        for shard, (file, *_) in enumerate(states):
-            for number, rows in enumerate(in_batches(self._rows(file), ROWS_A_BATCH)):
-                yield (shard, number), pa.Table.from_arrays([_column(rows, field) for field in schema], schema=schema)
-
-    def _rows(self, file: str) -> Iterator[dict[str, Any]]:
-        if self.config.text_column is not None:
-            yield from read_documents(file, self.config.text_column, self.config.title_column, self.config.separator)
-            return
-        for number, row in read_rows(file, separator=self.config.separator):
-            if isinstance(row, Broken):
-                raise RetroMAEError(f"{file} line {number} {row}; mend the file")
-            yield row
-
-    def _schema(self) -> pa.Schema:
-        """The columns of all rows, each of the type that fits all of its values or, where none does, text."""
-        types: dict[str, pa.DataType] = {}
-        for file, *_ in self.config.states:
-            for rows in in_batches(self._rows(file), ROWS_A_BATCH):
-                for name in dict.fromkeys(name for row in rows for name in row):
-                    values = [row.get(name) for row in rows]
-                    if kind_of(file) == "csv" and name in TEACHERS:
-                        values = list(map(_number, values))
-                    types[name] = _common_type(types.get(name, pa.null()), values)
-        return pa.schema(types)
-
-
-def _common_type(known: pa.DataType, values: list[Any]) -> pa.DataType:
-    try:
-        schemas = [pa.schema({"": type}) for type in (known, pa.array(values).type)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except (pa.ArrowException, ValueError, OverflowError):  # values of different kinds, or none that Arrow knows
-        return pa.string()
-
-
-def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
-    values = [row.get(field.name) for row in rows]
-    if pa.types.is_string(field.type):
-        values = [value if value is None else _as_text(value) for value in values]
-    elif pa.types.is_floating(field.type):
-        values = list(map(_number, values))
-    return pa.array(values, field.type)
-
-
-def _as_text(value: Any) -> str:
-    return without_surrogates(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value

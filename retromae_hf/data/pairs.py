@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..model.errors import RetroMAEError
-from ..model.masking import SPANS, draw_coins, draw_indices, passage_seeds
+from .draws import SPANS, draw_coins, draw_indices, passage_seeds
 from .passages import Frame
 
 Row = dict[str, Any]
 SEGMENT_COLUMNS = ("input_ids", "token_type_ids", "word_ids")
+REMEDY = "make them with tokenize_passages(..., pairs=True)"
 
 
 class PairMaker:
@@ -43,10 +44,7 @@ class PairMaker:
         if partners is None:
             raise RetroMAEError("pair_objective='nsp' needs pair_partners, the passages to draw false successors from")
         if missing := {"input_ids", "token_type_ids", "document_id"} - set(partners.column_names):
-            raise RetroMAEError(
-                f"pair_partners lack the columns {', '.join(sorted(missing))}; "
-                "make them with tokenize_passages(..., pairs=True)"
-            )
+            raise RetroMAEError(f"pair_partners lack the columns {', '.join(sorted(missing))}; {REMEDY}")
         self._partners = partners.select_columns([name for name in SEGMENT_COLUMNS if name in partners.column_names])
         documents = np.asarray(partners.with_format("numpy")["document_id"][:])
         # By document, so that those of one document are one stretch, which a draw can leap over.
@@ -85,10 +83,7 @@ class PairMaker:
         if len(places) == 0:
             return {}
         if "document_id" not in features[0]:
-            raise RetroMAEError(
-                "pair_objective='nsp' needs the column document_id; make the passages with "
-                "tokenize_passages(..., pairs=True)"
-            )
+            raise RetroMAEError(f"pair_objective='nsp' needs the column document_id; {REMEDY}")
         documents = np.array([int(features[place]["document_id"]) for place in places.tolist()])
         start, stop = (np.searchsorted(self._documents, documents, side) for side in ("left", "right"))
         own = stop - start
@@ -103,10 +98,7 @@ class PairMaker:
         types = row.get("token_type_ids")
         first_length = 0 if types is None else len(types) - int(np.sum(types))
         if types is None or first_length == len(types):
-            raise RetroMAEError(
-                f"pair_objective={self.objective!r} needs passages of two segments; "
-                "make them with tokenize_passages(..., pairs=True)"
-            )
+            raise RetroMAEError(f"pair_objective={self.objective!r} needs passages of two segments; {REMEDY}")
         parts = [self.frame.segments(np.asarray(row["input_ids"]).tolist(), first_length)]
         names = ["input_ids"]
         if "word_ids" in row:
@@ -121,8 +113,6 @@ class PairMaker:
             "input_ids": self.frame.tokens(first["input_ids"], second["input_ids"]),
             "token_type_ids": self.frame.token_types(first["input_ids"], second["input_ids"]),
         }
-        if ("word_starts" in first) != ("word_starts" in second):
-            raise RetroMAEError("the passages have word_ids and pair_partners not, or the reverse; make both alike")
         if "word_starts" in first:
             joined["word_starts"] = self.frame.word_starts(first["word_starts"], second["word_starts"])
         return joined

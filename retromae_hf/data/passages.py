@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate, chain, pairwise, repeat
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, Sequence, Value
+from datasets.fingerprint import Hasher
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from ..model.errors import RetroMAEError, check_at_least
-from .documents import fingerprint_of_mapped
+from ..arguments.pretraining import Cutting
+from ..model.errors import RetroMAEError
+from .documents import fingerprint_of_tokenizer
 from .text import LONGEST_PIECE, cut_long, cut_sentences, in_groups
 from .words import WordSegmenter, is_han, number_words, word_starts, word_table
 
@@ -32,13 +34,12 @@ def tokenize_passages(
     documents: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    short_seq_prob: float = 0.0,
+    *,
     seed: int = 0,
     num_proc: int | None = None,
     pairs: bool = False,
     word_segmenter: WordSegmenter | None = None,
-    stride: int = 0,
-    max_passages_per_document: int | None = None,
+    **cutting: Any,
 ) -> Dataset:
     """Cut documents into tokenised passages at sentence ends.
 
@@ -54,14 +55,14 @@ def tokenize_passages(
         documents: must have the column `text`.
         tokenizer: must put one special token at each end of a passage.
         max_length: tokens of a passage at most, special tokens included.
-        short_seq_prob: probability of a short target, in [0, 1].
         seed: seed of the short targets; they depend on it and on the document alone.
         num_proc: processes to tokenise with.
         pairs: make pairs of segments.
         word_segmenter: takes a text apart into words, for whole-word masks of Chinese (`chinese_segmenter`); of other
             scripts the collator finds the words by itself.
-        stride: tokens that a passage shares at most with the one before it; as many whole sentences as fit.
-        max_passages_per_document: of a longer document the first ones; None takes all.
+        **cutting: `short_seq_prob`, the probability of a short target, in [0, 1]; `stride`, tokens that a passage
+            shares at most with the one before it, as many whole sentences as fit; `max_passages_per_document`, of a
+            longer document the first ones, by default all.
 
     Returns:
         A dataset with the columns `input_ids` (int32, special tokens included), `length` (tokens of it), `passage_id`
@@ -71,35 +72,30 @@ def tokenize_passages(
     Raises:
         RetroMAEError: no document holds a token, or an argument is out of range.
     """
-    options = cutting_options(
-        tokenizer, max_length, short_seq_prob, seed, pairs, word_segmenter, stride, max_passages_per_document
-    )
-    features = {"input_ids": Sequence(Value("int32")), "length": Value("int32")}
-    features |= {"passage_id": Value("int64"), "document_id": Value("int64")}
-    if pairs:
-        features |= {"token_type_ids": Sequence(Value("int8"))}
-    if word_segmenter is not None:
-        features |= {"word_ids": Sequence(Value("int32"))}
+    cutter = PassageCutter(Cutting(max_length, **cutting), tokenizer, seed, pairs, word_segmenter)
+    return cut_documents(documents, cutter, num_proc)
+
+
+def cut_documents(documents: Dataset, cutter: PassageCutter, num_proc: int | None = None) -> Dataset:
+    """What `tokenize_passages` does, by a cutter that is there."""
     passages = documents.map(
-        cut_passages,
+        cutter,
         batched=True,
         with_indices=True,
         input_columns="text",
         remove_columns=documents.column_names,
-        features=Features(features),
-        fn_kwargs=options,
+        features=cutter.features,
         num_proc=num_proc,
-        new_fingerprint=fingerprint_of_mapped(documents, cut_passages, **options),
+        new_fingerprint=Hasher.hash([documents._fingerprint, cutter.identity, cutter.pairs, cutter.word_segmenter]),
         desc="Tokenizing passages",
     )
     if len(passages) == 0:
-        what = "document with two tokens to make a pair of" if pairs else "passage with a token in it"
+        what = "document with two tokens to make a pair of" if cutter.pairs else "passage with a token in it"
         raise RetroMAEError(f"the corpus holds no {what}; give a source with text")
     with_passages = len(np.unique(passages.with_format("numpy")["passage_id"][:] // _MAX_PASSAGES))
     if dropped := len(documents) - with_passages:
-        logger.warning(
-            "%d of %d documents hold no %s and were dropped", dropped, len(documents), "pair" if pairs else "token"
-        )
+        what = "pair" if cutter.pairs else "token"
+        logger.warning("%d of %d documents hold no %s and were dropped", dropped, len(documents), what)
     return passages
 
 
@@ -155,91 +151,80 @@ class Frame:
         return first, tokens[first_length : len(tokens) - len(self.suffix)]
 
 
-def cutting_options(
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    short_seq_prob: float,
-    seed: int,
-    pairs: bool,
-    word_segmenter: WordSegmenter | None,
-    stride: int = 0,
-    max_passages_per_document: int | None = None,
-) -> dict[str, Any]:
-    """What `cut_passages` is told beside the documents, from the arguments of `tokenize_passages`.
+@dataclass
+class PassageCutter:
+    """Makes passages of documents: the function that is mapped over them, at once or as they stream by.
 
-    Raises:
-        RetroMAEError: an argument is out of range, or the tokenizer does not fit.
+    Attributes:
+        cutting: how.
+        tokenizer: with what.
+        seed: of the short targets.
+        pairs: whether to make pairs of segments.
+        word_segmenter: see `tokenize_passages`.
     """
-    frame = Frame.of(tokenizer, pairs)
-    room = (max_length - len(frame.tokens([], []))) // (2 if pairs else 1)
-    if room < 1 + pairs:
-        least = "two segments of two tokens" if pairs else "a token"
-        raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
-    if not 0 <= short_seq_prob <= 1:
-        raise RetroMAEError(f"short_seq_prob={short_seq_prob} must lie between 0 and 1")
-    check_at_least(1, max_passages_per_document=max_passages_per_document)
-    if not 0 <= stride < room:
-        raise RetroMAEError(f"stride={stride} must be 0 or more, and below the {room} tokens of text in a passage")
-    if stride and pairs:
-        raise RetroMAEError("the segments of a pair follow one another; leave stride out, or the pair objective")
-    if not tokenizer.is_fast:
-        raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
-    return {
-        "tokenizer": tokenizer,
-        "frame": frame,
-        "room": room,
-        "short_seq_prob": short_seq_prob,
-        "seed": seed,
-        "words": None if word_segmenter is None else (word_table(tokenizer), word_segmenter),
-        "stride": stride,
-        "max_passages": max_passages_per_document,
-    }
 
+    cutting: Cutting
+    tokenizer: PreTrainedTokenizerBase
+    seed: int = 0
+    pairs: bool = False
+    word_segmenter: WordSegmenter | None = None
 
-def cut_passages(
-    texts: list[str],
-    indices: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    frame: Frame,
-    room: int,
-    short_seq_prob: float,
-    seed: int,
-    words: tuple[torch.Tensor, WordSegmenter] | None,
-    stride: int,
-    max_passages: int | None,
-) -> dict[str, list[Any]]:
-    """The passages of some documents as columns, see `tokenize_passages`.
+    def __post_init__(self) -> None:
+        self._frame = Frame.of(self.tokenizer, self.pairs)
+        stride, max_length = self.cutting.stride, self.cutting.max_length
+        self._room = room = (max_length - len(self._frame.tokens([], []))) // (2 if self.pairs else 1)
+        if room < 1 + self.pairs:
+            least = "two segments of two tokens" if self.pairs else "a token"
+            raise RetroMAEError(f"max_length={max_length} leaves no room for {least} between the special ones")
+        if not 0 <= stride < room:
+            raise RetroMAEError(f"stride={stride} must be 0 or more, and below the {room} tokens of text in a passage")
+        if stride and self.pairs:
+            raise RetroMAEError("the segments of a pair follow one another; leave stride out, or the pair objective")
+        if not self.tokenizer.is_fast:
+            raise RetroMAEError("the tokenizer does not tell where its tokens stand in the text; use a fast one")
+        self._words = None if self.word_segmenter is None else (word_table(self.tokenizer), self.word_segmenter)
 
-    Tokens are in arrays of the columns' types, since one in a list takes ten times the memory of its text.
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which passages come of a text, beside `pairs` and the segmenter: not the tokenizer's folder."""
+        return asdict(self.cutting) | {"seed": self.seed, "tokenizer": fingerprint_of_tokenizer(self.tokenizer)}
 
-    Args:
-        texts: the documents.
-        indices: their numbers, below 2^39; they go into the passages' ids and choose the short targets.
-        tokenizer: this and what follows are `cutting_options`.
-    """
-    pairs = bool(frame.middle)
-    rows: dict[str, list[Any]] = {"input_ids": [], "length": [], "passage_id": [], "document_id": []}
-    rows |= {"token_type_ids": []} if pairs else {}
-    rows |= {"word_ids": []} if words else {}
-    for index, (tokens, lengths, starts) in zip(indices, _tokenize_documents(texts, tokenizer, words), strict=True):
-        targets = _targets(room, short_seq_prob, f"{seed} {index}")
-        segments = list(_pack(lengths, room, targets, stride))
-        spans = (
-            _pair_up(segments, list(accumulate(lengths))) if pairs else [(start, end, end) for start, end in segments]
-        )
-        for place, (start, middle, end) in enumerate(spans[:max_passages]):
-            first, second = tokens[start:middle], tokens[middle:end]
-            ids = np.concatenate(frame.parts(first, second), dtype=np.int32, casting="unsafe")
-            rows["input_ids"].append(ids)
-            rows["length"].append(len(ids))
-            rows["passage_id"].append(index * _MAX_PASSAGES + place)
-            rows["document_id"].append(index)
-            if pairs:
-                rows["token_type_ids"].append(np.array(frame.token_types(first, second), dtype=np.int8))
-            if words:
-                starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
-                rows["word_ids"].append(number_words(torch.tensor(starts_here)).numpy())
-    return rows
+    @property
+    def features(self) -> Features:
+        """The columns of the passages."""
+        columns = {"input_ids": Sequence(Value("int32")), "length": Value("int32")}
+        columns |= {"passage_id": Value("int64"), "document_id": Value("int64")}
+        columns |= {"token_type_ids": Sequence(Value("int8"))} if self.pairs else {}
+        return Features(columns | ({"word_ids": Sequence(Value("int32"))} if self._words else {}))
+
+    def __call__(self, texts: list[str], indices: list[int]) -> dict[str, list[Any]]:
+        """The passages of some documents as columns.
+
+        Tokens are in arrays of the columns' types, since one in a list takes ten times the memory of its text. The
+        documents' numbers, below 2^39, go into the passages' ids and choose the short targets.
+        """
+        rows: dict[str, list[Any]] = {name: [] for name in self.features}
+        frame, stride = self._frame, self.cutting.stride
+        documents = _tokenize_documents(texts, self.tokenizer, self._words)
+        for index, (tokens, lengths, starts) in zip(indices, documents, strict=True):
+            targets = _targets(self._room, self.cutting.short_seq_prob, f"{self.seed} {index}")
+            segments = list(_pack(lengths, self._room, targets, stride))
+            spans = [(start, end, end) for start, end in segments]
+            if self.pairs:
+                spans = _pair_up(segments, list(accumulate(lengths)))
+            for place, (start, middle, end) in enumerate(spans[: self.cutting.max_passages_per_document]):
+                first, second = tokens[start:middle], tokens[middle:end]
+                ids = np.concatenate(frame.parts(first, second), dtype=np.int32, casting="unsafe")
+                rows["input_ids"].append(ids)
+                rows["length"].append(len(ids))
+                rows["passage_id"].append(index * _MAX_PASSAGES + place)
+                rows["document_id"].append(index)
+                if self.pairs:
+                    rows["token_type_ids"].append(np.array(frame.token_types(first, second), dtype=np.int8))
+                if self._words:
+                    starts_here = frame.word_starts(starts[start:middle], starts[middle:end])
+                    rows["word_ids"].append(number_words(torch.tensor(starts_here)).numpy())
+        return rows
 
 
 def _tokenize_documents(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +14,13 @@ import torch
 from datasets import IterableDataset
 from torch.utils.data import get_worker_info
 
-from ..arguments.pretraining import ERROR, SKIP
+from ..arguments.pretraining import ERROR, TextSource
 from ..model.errors import RetroMAEError, in_one_sentence
-from ..model.masking import passage_seeds
 from .documents import check_columns, check_text, find_source, load_hub
+from .draws import passage_seeds
 from .files import (
     NAME_COLUMNS,
     SourceFiles,
-    check_on_broken_line,
     column_names,
     document_of,
     in_batches,
@@ -44,9 +43,6 @@ HEAD_DOCUMENTS = 1000
 HEAD_CHARACTERS = 16_000_000
 HEAD_SHARE = 0.1
 
-KEPT_PART = 64
-"""Parts of a source that have fewer shards are split off anew every time, since all of them take memory."""
-
 
 class Place(NamedTuple):
     """Where a reader stands: the pass over the source, how many shards of it are behind, the next row of the shard.
@@ -61,106 +57,57 @@ class Place(NamedTuple):
 
 
 class DatasetShards:
-    """The shards of a dataset of `datasets` that is read as a stream.
+    """The shards of a dataset of `datasets` that is read as a stream."""
 
-    Args:
-        rows: the dataset.
-        text_column: column that holds the text.
-        source: what to call it in messages.
-        title_column: column of titles to put in front of the texts.
-    """
-
-    def __init__(self, rows: IterableDataset, text_column: str, source: str, title_column: str | None = None) -> None:
+    def __init__(self, rows: IterableDataset, source: str, text: TextSource) -> None:
         self.num_shards = rows.num_shards
-        self.source = source
-        self.text_column, self.title_column = text_column, title_column
-        columns = rows.column_names or [text_column]
-        titled = is_titled(columns, text_column, title_column)
-        wanted = {text_column, title_column, *NAME_COLUMNS} if titled else {text_column}
+        self._source = source
+        self._columns = {"text_column": text.text_column, "title_column": text.title_column}
+        columns = rows.column_names or [text.text_column]
+        wanted = {text.text_column}
+        if is_titled(columns, **self._columns):
+            wanted |= {text.title_column, *NAME_COLUMNS}
         self._rows = rows.select_columns([column for column in columns if column in wanted]).with_format("arrow")
-        self._parts: dict[tuple[int, int], IterableDataset] = {}
 
     def texts(self, shard: int) -> Iterator[str | None]:
-        """The texts of a shard.
-
-        Raises:
-            RetroMAEError: the column holds something else.
-        """
+        """The texts of a shard. A column that holds something else is an error."""
+        column = self._columns["text_column"]
         # `iter`, unlike `__iter__`, does not divide the rows among the workers of a loader behind our back.
-        for table in self._shard(shard).iter(ROWS_AT_ONCE):
-            check_text(self.source, self.text_column, table.schema.field(self.text_column).type)
+        for table in self._rows.shard(self.num_shards, shard).iter(ROWS_AT_ONCE):
+            check_text(self._source, column, table.schema.field(column).type)
             for row in table.to_pylist():
-                yield document_of(row, self.text_column, self.title_column)["text"]
-
-    def _shard(self, shard: int) -> IterableDataset:
-        """One shard, split off by halves: `shard` takes a time that grows with the number of those it splits."""
-        first, size = 0, self.num_shards
-        part = self._rows
-        while size > 1:
-            # As `datasets` does it, the first half has one more where they are not even.
-            left = (size + 1) // 2
-            side = int(shard - first >= left)
-            first, whole, size = first + side * left, part, (left, size - left)[side]
-            part = self._parts.get((first, size)) or whole.shard(2, side)
-            if size >= KEPT_PART:
-                self._parts[first, size] = part
-        return part
+                yield document_of(row, **self._columns)["text"]
 
 
-@dataclass
 class FileShards:
-    """The files of a source, each a shard. How many rows of a file are broken is known, and reported, at its end.
+    """The files of a source, each a shard. How many rows of a file are broken is known, and reported, at its end."""
 
-    Attributes:
-        source: the files.
-        text_column: column that holds the text.
-        on_broken_line: "skip", which makes a row without text of a broken one, or "error".
-        title_column: column of titles to put in front of the texts.
-    """
-
-    source: SourceFiles
-    text_column: str
-    on_broken_line: str
-    title_column: str | None = None
-
-    def __post_init__(self) -> None:
-        self.num_shards = len(self.source.files)
+    def __init__(self, files: SourceFiles, text: TextSource) -> None:
+        self.num_shards = len(files.files)
+        self._files, self._text = files, text
 
     def texts(self, shard: int) -> Iterator[str | None]:
-        """The texts of a file.
+        """The texts of a file, none where a row is broken.
 
         Raises:
             RetroMAEError: the file cannot be read, a row is broken and that is an error, or half of the rows are.
         """
         total, broken, empty, first = 0, 0, 0, None
-        file = self.source.files[shard]
-        for document in read_documents(file, self.text_column, self.title_column, self.source.separator):
+        file, text = self._files.files[shard], self._text
+        for document in read_documents(file, text.text_column, text.title_column, self._files.separator):
             total += 1
             if document["broken"]:
                 broken, first = broken + 1, first or document["broken"]
-                if self.on_broken_line == ERROR:
+                if text.on_broken_line == ERROR:
                     break
             empty += document["text"] is None and not document["broken"]
             yield document["text"]
-        report_broken(first, broken, total, self.on_broken_line)
+        report_broken(first, broken, total, text.on_broken_line)
         report_null(empty, str(file))
 
 
-class SeveralSources:
-    """The shards of several sources, one source behind the other."""
-
-    def __init__(self, sources: Sequence[DatasetShards | FileShards]) -> None:
-        self._shards = [(source, shard) for source in sources for shard in range(source.num_shards)]
-        self.num_shards = len(self._shards)
-
-    def texts(self, shard: int) -> Iterator[str | None]:
-        """The texts of a shard."""
-        source, own = self._shards[shard]
-        return source.texts(own)
-
-
 class DocumentStream:
-    """The documents of a source, in passes over it that never end, and never more than a few of them in memory.
+    """The documents of a text, in passes over it that never end, and never more than a few of them in memory.
 
     A document's number is a pure function of its shard (a file, as a rule) and its row there, and ascends in the
     source's order. In every pass the shards come in another order, drawn from seed and pass; the rows of a shard stay
@@ -168,56 +115,24 @@ class DocumentStream:
     reader that gets nothing of a small source in one pass does in a later one.
 
     Args:
-        shards: the source.
-        source: what to call it in messages.
-        seed: seed of the order of shards.
+        text: files, folders of files or data sets on the Hub, see `load_documents`; each goes on behind the other.
+        seed: of the order of shards.
 
     Attributes:
         first: number of the first document that readers get; those before it are held out.
+
+    Raises:
+        RetroMAEError: there is no such source, or it has no such column.
     """
 
-    def __init__(self, shards: DatasetShards | FileShards | SeveralSources, source: str, seed: int) -> None:
-        self.num_shards = shards.num_shards
-        self.source = source
+    def __init__(self, text: TextSource, seed: int) -> None:
+        self.source = text.dataset[0] if len(text.dataset) == 1 else "the text"
         self.seed = seed
         self.first = 0
-        self._shards = shards
+        opened = [_open(source, text) for source in text.dataset]
+        self._shards = [(source, shard) for source in opened for shard in range(source.num_shards)]
+        self.num_shards = len(self._shards)
         self._row_bits = DOCUMENT_BITS - (self.num_shards - 1).bit_length()
-
-    @classmethod
-    def open(
-        cls,
-        sources: str | Sequence[str],
-        config_name: str | None,
-        split: str,
-        text_column: str,
-        seed: int,
-        on_broken_line: str = SKIP,
-        title_column: str | None = None,
-        document_separator: str | None = None,
-    ) -> DocumentStream:
-        """A stream of files, of folders of files or of data sets on the Hub, see `load_documents`.
-
-        Raises:
-            RetroMAEError: there is no such source, or it has no such column.
-        """
-        check_on_broken_line(on_broken_line)
-        opened: list[DatasetShards | FileShards] = []
-        for source in [sources] if isinstance(sources, str) else sources:
-            found = find_source(source, config_name, split, document_separator)
-            if isinstance(found, SourceFiles):
-                check_columns(source, text_column, title_column, column_names(found.files))
-                opened.append(FileShards(found, text_column, on_broken_line, title_column))
-                continue
-            if found is None:
-                rows = load_hub(source, config_name, split, streaming=True)
-            else:
-                rows = found.to_iterable_dataset(num_shards=max(len(found.cache_files), 1))
-            check_columns(source, text_column, title_column, rows.column_names)
-            opened.append(DatasetShards(rows, text_column, source, title_column))
-        if len(opened) == 1:
-            return cls(opened[0], source, seed)
-        return cls(SeveralSources(opened), "the text", seed)
 
     def hold_out_head(self) -> list[str]:
         """Take the source's first documents away from the readers and return them.
@@ -229,7 +144,7 @@ class DocumentStream:
         """
         head: list[tuple[int, str]] = []
         documents = characters = 0
-        for number, text in self._in_order():
+        for number, text in self.in_order():
             if documents * HEAD_SHARE >= HEAD_DOCUMENTS or characters * HEAD_SHARE >= HEAD_CHARACTERS:
                 break
             if documents < HEAD_DOCUMENTS and characters < HEAD_CHARACTERS:
@@ -244,19 +159,11 @@ class DocumentStream:
     def read(
         self, reader: int, readers: int, start: Place | None = None
     ) -> Iterator[tuple[Place, list[int], list[str]]]:
-        """One reader's documents, some at a time, without end.
-
-        Args:
-            reader: the number of this reader, from 0.
-            readers: how many there are.
-            start: where to begin; what comes is what would have come from there on.
+        """The documents of one of so many readers, some at a time, from a place on, without end.
 
         Yields:
             Where these documents begin, their numbers and their texts. There may be none, and the end of every pass
             yields none.
-
-        Raises:
-            RetroMAEError: a shard cannot be read.
         """
         epoch, behind, row = start or Place()
         own_shards = self.num_shards >= SHARDS_PER_READER * readers
@@ -270,16 +177,14 @@ class DocumentStream:
                 for first, texts in self._batches(shard, row):
                     own = range(len(texts)) if own_shards else range((turn - first) % readers, len(texts), readers)
                     documents = list(self._numbered(shard, first, texts, own))
-                    yield (
-                        Place(epoch, place, first),
-                        [number for number, _ in documents],
-                        [text for _, text in documents],
-                    )
+                    numbers = [number for number, _ in documents]
+                    yield Place(epoch, place, first), numbers, [text for _, text in documents]
                 row = 0
             behind, row, epoch = 0, 0, epoch + 1
             yield Place(epoch), [], []
 
-    def _in_order(self) -> Iterator[tuple[int, str]]:
+    def in_order(self) -> Iterator[tuple[int, str]]:
+        """Numbers and texts of one pass, in the order of the source."""
         for shard in range(self.num_shards):
             for first, texts in self._batches(shard, 0):
                 yield from self._numbered(shard, first, texts, range(len(texts)))
@@ -294,8 +199,9 @@ class DocumentStream:
     def _batches(self, shard: int, start: int) -> Iterator[tuple[int, list[str | None]]]:
         """The number of the first row and the texts, batch by batch, of a shard from row `start` on."""
         row = 0
+        source, own = self._shards[shard]
         with in_one_sentence(f"shard {shard} of {self.source} cannot be read"):
-            for texts in in_batches(self._shards.texts(shard), ROWS_AT_ONCE):
+            for texts in in_batches(source.texts(own), ROWS_AT_ONCE):
                 if row >= start:
                     yield row, texts
                 row += len(texts)
@@ -303,6 +209,19 @@ class DocumentStream:
                     raise RetroMAEError(
                         f"shard {shard} of {self.source} has more than {1 << self._row_bits} rows; cut it into several"
                     )
+
+
+def _open(source: str, text: TextSource) -> DatasetShards | FileShards:
+    found = find_source(source, text)
+    if isinstance(found, SourceFiles):
+        check_columns(source, text, column_names(found.files))
+        return FileShards(found, text)
+    if found is None:
+        rows = load_hub(source, text, streaming=True)
+    else:
+        rows = found.to_iterable_dataset(num_shards=max(len(found.cache_files), 1))
+    check_columns(source, text, rows.column_names)
+    return DatasetShards(rows, source, text)
 
 
 @dataclass(frozen=True)
@@ -379,7 +298,7 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
 
     Args:
         documents: the stream.
-        cut: makes passages of texts and their numbers, `cut_passages` with its options.
+        cut: makes passages of texts and their numbers, a `PassageCutter`.
         length: passages that the run takes.
         batch_size: passages of a batch of one process.
         lanes: number of lanes.

@@ -14,6 +14,8 @@ _SENTENCE_END = re.compile(
     r"|(?P<full_width>[。！？]+[”’」』）》〉】〕]*)"
 )
 
+MIN_QUERY_WORDS, MIN_BODY_WORDS = 5, 15
+"""A query made of a text has at least so many words, and what it asks for."""
 LONGEST_PIECE = 1 << 20
 """Characters that are tokenised at once at most, a book: a tokenizer takes some hundred bytes for each."""
 LONGEST_READ = 1 << 18

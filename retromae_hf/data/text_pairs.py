@@ -12,10 +12,9 @@ from datasets import Dataset, Features, Value
 
 from ..arguments.finetuning import PAIRS
 from ..model.errors import RetroMAEError, check_choice
-from ..model.masking import CROPS, draw_indices, passage_seeds
 from .documents import check_text
-from .pydocs import MIN_BODY_WORDS, MIN_QUERY_WORDS
-from .text import split_first_sentence
+from .draws import CROPS, draw_indices, passage_seeds
+from .text import MIN_BODY_WORDS, MIN_QUERY_WORDS, split_first_sentence
 from .words import spans_of_words
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,13 @@ def pairs_from_text(documents: Dataset, kind: str, seed: int, told: bool = True)
     """
     check_choice("pairs", kind, PAIRS)
     if kind == "title":
-        _check_titles(documents)
+        titles = documents.with_format("arrow")["title"][:] if "title" in documents.column_names else None
+        if titles is None or titles.null_count == len(titles):
+            raise RetroMAEError(
+                "pairs=title needs a column 'title' that is not empty, which the text lacks; choose first-sentence or "
+                "crop"
+            )
+        check_text("the text", "title", titles.type)
     make, columns, short = {
         "first-sentence": (
             _first_sentences,
@@ -81,15 +86,6 @@ def pairs_from_text(documents: Dataset, kind: str, seed: int, told: bool = True)
             short,
         )
     return pairs
-
-
-def _check_titles(documents: Dataset) -> None:
-    titles = documents.with_format("arrow")["title"][:] if "title" in documents.column_names else None
-    if titles is None or titles.null_count == len(titles):
-        raise RetroMAEError(
-            "pairs=title needs a column 'title' that is not empty, which the text lacks; choose first-sentence or crop"
-        )
-    check_text("the text", "title", titles.type)
 
 
 def _make_pairs(*columns: list[str], make: Callable[..., Iterator[tuple[str, str]]]) -> dict[str, list[str]]:

@@ -54,7 +54,6 @@ def train_tokenizer(
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = True) -> BertTokenizer:
-    """Train BERT's tokenizer, uncased by default; see `train_tokenizer`."""
     trainer = BertWordPieceTokenizer(lowercase=lowercase)
     alphabet, continuing = _alphabet(_pieces(texts), trainer._tokenizer)
     trainer.train_from_iterator(
@@ -79,17 +78,15 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int, max_length: int, lowe
 def train_byte_level_bpe(
     texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Train RoBERTa's kind of tokenizer, byte-level BPE, which knows no unknown characters; see `train_tokenizer`."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     check_at_least(len(alphabet) + len(ROBERTA_SPECIAL_TOKENS), vocab_size=vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special_tokens = _roberta_special_tokens()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=_roberta_special_tokens(),
-        initial_alphabet=sorted(alphabet),
+        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=sorted(alphabet)
     )
     tokenizer.train_from_iterator(_pieces(texts), trainer)
     return _like_robertas(tokenizer, max_length)
@@ -98,10 +95,7 @@ def train_byte_level_bpe(
 def train_unigram(
     texts: Sequence[str], vocab_size: int, max_length: int, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Train SentencePiece's kind of tokenizer, with SentencePiece itself; see `train_tokenizer`.
-
-    The trainer of the tokenizers package fails on real text ("likelihood is NAN") and differs from run to run.
-    """
+    # The trainer of the tokenizers package fails on real text ("likelihood is NAN") and differs from run to run.
     sentencepiece = import_extra("sentencepiece", "a unigram tokenizer", "unigram")
     folding = [normalizers.Lowercase()] if lowercase else []
     spaces = normalizers.Replace(Regex(r"\s+"), " ")

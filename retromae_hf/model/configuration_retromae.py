@@ -11,21 +11,16 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .errors import RetroMAEError, check_choice, in_one_sentence
 
 DECODINGS = ("enhanced", "basic", "condenser", "none")
-SETTINGS = {
-    "normalize": bool,
-    "max_seq_length": int,
-    "do_lower_case": bool,
-    "prompts": dict,
-    "default_prompt_name": str,
-    "similarity_fn_name": str,
-}
-"""What such a model says of its embeddings beside the pooling, and of which type that is."""
 POOLINGS = ("cls", "mean")
 SEGMENT_OBJECTIVES = ("nsp", "sop")
 """Pair objectives on passages of two segments, which a head tells true from false."""
 PAIR_OBJECTIVES = (*SEGMENT_OBJECTIVES, "contrast")
 DECODER_QUERIES = ("sum", "embedded")
 BOW_SOURCES = ("tokens", "sentence")
+DEFAULT_DECODING = "enhanced"
+DEFAULT_DECODER_MASK_RATIO = 0.5
+SETTINGS = ("normalize", "max_seq_length", "do_lower_case", "prompts", "default_prompt_name", "similarity_fn_name")
+"""What a model of sentence-transformers says of its embeddings beside the pooling."""
 MAX_DECODER_LAYERS = 64
 """The papers have 1 and 2; a number far above is a broken file, and would be built layer by layer."""
 LARGEST = {"labels": 10**5, "layers": 10**3, "group": 10**3, "position": 10**7, "vocab": 10**7, "hidden": 10**6}
@@ -33,11 +28,6 @@ LARGEST = {"labels": 10**5, "layers": 10**3, "group": 10**3, "position": 10**7, 
 
 A name is made for each label, a module for each layer and a number for each position, before any weight is looked at.
 """
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
-"""What every encoder's configuration must have right."""
-DEFAULT_DECODING = "enhanced"
-DEFAULT_DECODER_MASK_RATIO = 0.5
-
 AUTO_MAP = {
     "AutoConfig": "configuration_retromae.RetroMAEConfig",
     "AutoModel": "modeling_retromae.RetroMAEModel",
@@ -76,72 +66,38 @@ def check_replacement(mask_replace_prob: float, random_replace_prob: float) -> N
         raise RetroMAEError(f"mask_replace_prob and random_replace_prob add up to {sum(shares.values()):g}, over 1")
 
 
-def check_whole_number(name: str, value: object, largest: float) -> None:
-    """Raise `RetroMAEError` unless `value` is a whole number from 1 to `largest`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-        raise RetroMAEError(f"{name}={value!r} must be a whole number from 1 to {largest:,}")
-
-
 def check_sizes(config: Mapping[str, Any], what: str) -> None:
-    """Raise `RetroMAEError` where a configuration, or one within it, has a size that would take all memory or time.
-
-    Args:
-        config: as it stands in config.json: the class's constructor makes lists as long as some of the sizes say.
-        what: the configuration, for the message.
-    """
+    """Raise `RetroMAEError` where `config`, as it stands in a file, or one within it has a size that no model has."""
     for name, value in config.items():
         if isinstance(value, Mapping) and name.endswith("config"):
             check_sizes(value, what)
-        elif isinstance(value, int) and value > (largest := _largest(name)):
+        largest = next((largest for part, largest in LARGEST.items() if part in name), math.inf)
+        if isinstance(value, int) and value > largest:
             raise RetroMAEError(f"{what}: {name}={value} is over {largest:,}, more than any model has; mend the file")
-
-
-def _largest(name: str) -> float:
-    return next((largest for part, largest in LARGEST.items() if part in name), math.inf)
-
-
-def check_settings(settings: Any) -> dict[str, Any]:
-    """The settings of sentence-transformers; raises `RetroMAEError` for those that it does not take."""
-    if not isinstance(settings, dict):
-        raise RetroMAEError(f"sentence_settings={settings!r} is no mapping; mend the model's config.json")
-    for name, value in settings.items():
-        texts = value.items() if name == "prompts" and isinstance(value, dict) else ()
-        if type(value) is not SETTINGS.get(name) or not all(isinstance(one, str) for pair in texts for one in pair):
-            raise RetroMAEError(
-                f"sentence_settings: {name}={value!r} is nothing that sentence-transformers takes; mend the file"
-            )
-    if "max_seq_length" in settings:
-        check_whole_number("sentence_settings: max_seq_length", settings["max_seq_length"], LARGEST["position"])
-    return dict(settings)
+        if name in ("vocab_size", "hidden_size", "num_hidden_layers") and isinstance(value, int) and value < 1:
+            raise RetroMAEError(f"{what}: {name}={value} must be at least 1; mend the file")
 
 
 def read_encoder_config(config: Any) -> PreTrainedConfig:
-    """An encoder's configuration, from an object or from what it saves; None is BERT's defaults.
-
-    Raises:
-        RetroMAEError: it is neither, names no known type, or has a value of a wrong type or size.
-    """
+    """An encoder's configuration, from an object or from what it saves; None is BERT's defaults."""
+    if isinstance(config, PreTrainedConfig):
+        return config
     if config is None:
         config = {"model_type": "bert"}
-    if isinstance(config, Mapping):
-        model_type = config.get("model_type")
-        if model_type is None:
-            raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
-        if model_type == RetroMAEConfig.model_type or str(model_type) not in CONFIG_MAPPING:
-            raise RetroMAEError(
-                f"encoder_config has the model_type {model_type!r}, which is no encoder's; give 'bert' or another"
-            )
-        check_sizes(config, "encoder_config")
-        with in_one_sentence(f"encoder_config is no configuration of a {model_type} model"):
-            config = AutoConfig.for_model(**config)
-    if not isinstance(config, PreTrainedConfig):
+    if not isinstance(config, Mapping):
         raise RetroMAEError(
             f"encoder_config is a {type(config).__name__}; give a configuration, or the mapping that one saves"
         )
-    for name in SIZES:
-        if (size := getattr(config, name, None)) is not None:
-            check_whole_number(f"encoder_config: {name}", size, _largest(name))
-    return config
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise RetroMAEError("encoder_config has no model_type; give it, for example 'bert'")
+    if model_type == RetroMAEConfig.model_type or str(model_type) not in CONFIG_MAPPING:
+        raise RetroMAEError(
+            f"encoder_config has the model_type {model_type!r}, which is no encoder's; give 'bert' or another"
+        )
+    check_sizes(config, "encoder_config")
+    with in_one_sentence(f"encoder_config is no configuration of a {model_type} model"):
+        return AutoConfig.for_model(**config)
 
 
 class RetroMAEConfig(PreTrainedConfig):
@@ -155,7 +111,7 @@ class RetroMAEConfig(PreTrainedConfig):
         pooling: what the sentence embedding is of the encoder's last states: "cls", that of [CLS] (the papers), or
             "mean", the mean of those of all real tokens, for encoders that were tuned so.
         sentence_settings: what else a sentence-transformers model that the encoder came from says of its embeddings,
-            as `layout.SETTINGS` names it; an export says the same.
+            as `SETTINGS` names it; an export says the same.
         num_decoder_layers: transformer layers of the decoder; RetroMAE's paper has 1, Condenser's 2.
         decoder_mask_ratio: share of the tokens that a decoder row does not see, in (0, 1).
         mlm_loss_weight: weight of the encoder's masked-LM loss in the sum; the decoder's is 1.
@@ -202,7 +158,7 @@ class RetroMAEConfig(PreTrainedConfig):
         if "num_labels" in kwargs:
             raise RetroMAEError("num_labels belongs to a classifier's configuration, not to RetroMAE's; leave it out")
         self.encoder_config = read_encoder_config(self.encoder_config)
-        self.sentence_settings = check_settings(self.sentence_settings or {})
+        self.sentence_settings = self.sentence_settings or {}
         self.check_values()
         # Where Trainer looks for them when it compares model and tokenizer.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -223,14 +179,16 @@ class RetroMAEConfig(PreTrainedConfig):
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""
         check_shared(self)
         check_choice("pooling", self.pooling, POOLINGS)
-        check_whole_number("num_decoder_layers", self.num_decoder_layers, MAX_DECODER_LAYERS)
+        check_choice("decoder_query", self.decoder_query, DECODER_QUERIES)
+        layers = self.num_decoder_layers
+        if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= MAX_DECODER_LAYERS:
+            raise RetroMAEError(f"num_decoder_layers={layers!r} must be a whole number from 1 to {MAX_DECODER_LAYERS}")
         final = [] if self.final_bow_loss_weight is None else ["final_bow_loss_weight"]
         for name in ("mlm_loss_weight", "bow_loss_weight", *final, "contrast_loss_weight"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:
                 raise RetroMAEError(f"{name}={getattr(self, name)!r} must be 0 or a finite number above")
         if not is_number(self.contrast_temperature) or self.contrast_temperature <= 0:
             raise RetroMAEError(f"contrast_temperature={self.contrast_temperature!r} must be a finite number above 0")
-        check_choice("decoder_query", self.decoder_query, DECODER_QUERIES)
         if self.bow_loss_weight > 0 and self.bow_source == "tokens" and self.decoding != "enhanced":
             raise RetroMAEError(
                 f"bow_loss_weight={self.bow_loss_weight} needs decoding='enhanced', not {self.decoding!r}, or "

@@ -1,20 +1,17 @@
-"""What the processes of a distributed run have to agree on."""
+"""Labels, and the numbers of them that the processes of a distributed run and the batches of a step agree on."""
 
 from __future__ import annotations
 
-import gc
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 
-from .configuration_retromae import RetroMAEConfig
+from .configuration_retromae import SEGMENT_OBJECTIVES, RetroMAEConfig
 from .losses import OPERATORS, count_labels
 from .masking import IGNORE_INDEX
 
@@ -34,41 +31,12 @@ def sharded_by_accelerate() -> bool:
     return is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
 
 
-def end_process_group() -> None:
-    """Leave the process group, where there is one: left open, it may abort a process that ends in good order.
-
-    So may native threads (gloo's, Arrow's) that ask for Python while it shuts down. What they belong to is held by
-    `Trainer`'s circles of references until somebody collects them.
-    """
-    gc.collect()
-    if count_processes() > 1:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""
-    if isinstance(model, FSDPModule):
-        model.unshard()
-    try:
-        yield
-    finally:
-        if isinstance(model, FSDPModule):
-            model.reshard()
-
-
 def average_over_processes(counts: Tensor) -> Tensor:
-    """`counts`, averaged over the processes that train together; each of them has to call it.
+    """`counts`, of any shape, averaged over the processes that train together; each of them has to call it.
 
     Sums that every process divides by this average, instead of its own count, have as their mean over the processes
     the mean over all that was counted. That mean is what data parallelism makes of the gradients, and `Trainer` of the
-    losses that it logs.
-
-    Args:
-        counts: numbers, any shape.
-
-    Returns:
-        The same shape; as given where one process trains, else float64. The host does not wait for it.
+    losses that it logs. As given where one process trains, else float64; the host does not wait for it.
     """
     processes = count_processes()
     return counts if processes == 1 else sum_over_processes(counts.double()) / processes
@@ -115,64 +83,45 @@ COUNTED = ("mlm_loss", "decoder_loss", "passages")
 """What is counted of each batch of a step that accumulates gradients: the labels of two losses, and the passages."""
 
 
-class Bookkeeping(TypedDict, total=False):
-    """What `RetroMAEForPreTraining.forward` takes beside the method's own inputs; the collator and the trainer give it.
+BOOKKEEPING = ("label_slots", "decoder_label_slots", "step_counts", "passage_id", "length")
+"""What `RetroMAEForPreTraining.forward` takes beside the method's own inputs; the collator and the trainer give it.
 
-    Attributes:
-        label_slots: of no content, `[B, T, 0]`: its shape says that there are T labels in the batch, or fewer. The
-            shape is known on the host, so that nobody waits for an accelerator to count them.
-        decoder_label_slots: likewise for `decoder_labels`.
-        step_counts: int64 `[batches, 3]`, `COUNTED` in each batch of a step that accumulates gradients; their averages
-            then take the place of the batch's own counts.
-        passage_id: int64 `[B]`, of which the collator derives the seeds, and which lets a callback tell which passages
-            a batch holds.
-        length: int64 `[B]`; `Trainer` groups passages by it, and without it reads them all to know.
-    """
-
-    label_slots: Tensor
-    decoder_label_slots: Tensor
-    step_counts: Tensor
-    passage_id: Tensor
-    length: Tensor
+`label_slots` and `decoder_label_slots`, `[B, T, 0]`, are of no content: their shape, which the host knows, says that
+there are T labels in the batch, or fewer, so that nobody waits for an accelerator to count them. `step_counts`, int64
+`[batches, 3]`, are `COUNTED` in each batch of a step that accumulates gradients, whose averages take the place of the
+batch's own counts. Of `passage_id`, int64 `[B]`, the collator derives the seeds, and a callback can tell the passages
+of a batch by it. By `length`, int64 `[B]`, `Trainer` groups passages, and without it reads them all to know.
+"""
 
 
 def signature_for_trainer(forward: Callable[..., Any]) -> inspect.Signature:
     """The signature of a `forward(..., **bookkeeping)` as `Trainer` is to read it.
 
-    It drops the columns of a dataset that it does not find there, so the names of `Bookkeeping` are spelt out. It gives
-    an evaluation no loss unless every name with "label" in it is in the batch, so of those `labels` stands alone: the
+    It drops the columns of a dataset that it does not find there, so `BOOKKEEPING` is spelt out. It gives an
+    evaluation no loss unless every name with "label" in it is in the batch, so of those `labels` stands alone: the
     others belong to objectives of which no run has all, and come from the collator, not from a column.
     """
     signature = inspect.signature(forward)
     *own, _ = signature.parameters.values()
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in Bookkeeping.__annotations__
-    ]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in BOOKKEEPING]
     return signature.replace(
         parameters=[one for one in [*own, *added] if one.name == "labels" or "label" not in one.name]
     )
 
 
-def warn_of_missing_labels(
-    config: RetroMAEConfig,
-    decoder_labels: Tensor | None,
-    pair_labels: Tensor | None,
-    bow_labels: Tensor | None,
-    document_id: Tensor | None,
-) -> None:
-    """Say which objectives a training batch leaves out, as those of other collators do."""
-    contrast = config.pair_objective == "contrast"
-    of_pairs = (document_id, "document_id") if contrast else (pair_labels, "pair_labels")
-    wanted = {
-        f"decoding={config.decoding!r}": (config.decoding in ("enhanced", "basic"), decoder_labels, "decoder_labels"),
-        f"pair_objective={config.pair_objective!r}": (config.pair_objective is not None, *of_pairs),
-        f"bow_source={config.bow_source!r}": (config.bow_source == "sentence", bow_labels, "bow_labels"),
+def warn_of_missing_labels(config: RetroMAEConfig, **labels: Tensor | None) -> None:
+    """Say which objectives a training batch leaves out, as those of other collators do; `labels` are its own."""
+    needed = {
+        "decoder_labels": ("decoding", config.decoding in ("enhanced", "basic")),
+        "pair_labels": ("pair_objective", config.pair_objective in SEGMENT_OBJECTIVES),
+        "document_id": ("pair_objective", config.pair_objective == "contrast"),
+        "bow_labels": ("bow_source", config.bow_source == "sentence"),
     }
-    for objective, (configured, labels, name) in wanted.items():
-        if configured and labels is None:
+    for name, (field, is_needed) in needed.items():
+        if is_needed and labels[name] is None:
             warnings.warn(
-                f"the model has {objective} and its batches no {name}, so that this objective is not trained; use "
-                "DataCollatorForRetroMAE.from_config(tokenizer, model.config) as data collator",
+                f"the model has {field}={getattr(config, field)!r} and its batches no {name}, so that this objective "
+                "is not trained; use DataCollatorForRetroMAE.from_config(tokenizer, model.config) as data collator",
                 stacklevel=3,
             )
 
@@ -183,7 +132,7 @@ def labelled_rows(states: Tensor, labels: Tensor, slots: Tensor | None = None) -
     Args:
         states: `[B, L, H]`.
         labels: integers `[B, L]`, -100 where there is none.
-        slots: `[B, T, 0]`, room for T labels, see `Bookkeeping`: for where counting them would make the host wait for
+        slots: `[B, T, 0]`, room for T labels, see `BOOKKEEPING`: for where counting them would make the host wait for
             an accelerator, or cut a compiled graph in two. None: they are counted.
 
     Returns:
@@ -235,7 +184,7 @@ def divisors(
     Args:
         predicted: states and labels of each loss over tokens, as `labelled_rows` gives them.
         embeddings: `[B, H]`.
-        step_counts: see `Bookkeeping`.
+        step_counts: see `BOOKKEEPING`.
         training: whether the model trains.
 
     Returns:

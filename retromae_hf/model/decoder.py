@@ -39,9 +39,8 @@ class Decoder(nn.ModuleList):
 
         Args:
             rows: `[B, Q, H]`, the last Q positions of the passage.
-            context: `[B, K, H]`, the keys and values of two streams, the same in every layer; None where the rows see
-                one another.
-            visible: see `DecoderLayer.attend`.
+            context: see `DecoderLayer.attend`; the same in every layer.
+            visible: see there.
             labels: integers `[B, L]`, -100 where there is none.
             slots: see `labelled_rows`.
 
@@ -50,8 +49,8 @@ class Decoder(nn.ModuleList):
         """
         *lower, last = cast(list[DecoderLayer], list(self))
         for layer in lower:
-            rows = layer.feed_forward(layer.attend(rows, rows if context is None else context, visible))
-        rows = last.attend(rows, rows if context is None else context, visible)
+            rows = layer.feed_forward(layer.attend(rows, context, visible))
+        rows = last.attend(rows, context, visible)
         rows, found = labelled_rows(rows, labels[:, -rows.shape[1] :], slots)
         return last.feed_forward(rows), found
 
@@ -79,12 +78,12 @@ class DecoderLayer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, eps=shape.layer_norm_eps)
         self.dropout = nn.Dropout(shape.hidden_dropout)
 
-    def attend(self, queries: Tensor, context: Tensor, visible: Tensor | VisibleRows | None) -> Tensor:
+    def attend(self, queries: Tensor, context: Tensor | None, visible: Tensor | VisibleRows | None) -> Tensor:
         """`norm(queries + attention(queries, context))`, equation 5 with its residual on the queries.
 
         Args:
             queries: `[B, Q, H]`.
-            context: `[B, K, H]`, the keys and values.
+            context: `[B, K, H]`, the keys and values of two streams; None where the queries see one another.
             visible: bool, broadcasts to `[B, Q, K]`, True where a row may see a column; every row must see some
                 column. A function makes it for some rows at a time, so that no `[Q, K]` tensor is held for long
                 passages. None: all see all.
@@ -92,8 +91,10 @@ class DecoderLayer(nn.Module):
         Returns:
             `[B, Q, H]`.
         """
+        context = queries if context is None else context
         projected = (self.query(queries), self.key(context), self.value(context))
-        query, key, value = (self._split_heads(states) for states in projected)
+        # [B, L, H] -> [B, heads, L, H / heads]
+        query, key, value = (states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in projected)
         dropout = self.attention_dropout if self.training else 0.0
         if visible is None or isinstance(visible, Tensor):
             mask = None if visible is None else visible[:, None]
@@ -106,10 +107,6 @@ class DecoderLayer(nn.Module):
     def feed_forward(self, states: Tensor) -> Tensor:
         """`norm(states + mlp(states))` over the last dimension, which is H."""
         return self.output_norm(states + self.dropout(self.output(self.activation(self.intermediate(states)))))
-
-    def _split_heads(self, states: Tensor) -> Tensor:
-        """`[B, L, H]` -> `[B, heads, L, H / heads]`."""
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 def _attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, visible: VisibleRows, dropout: float) -> Tensor:

@@ -15,7 +15,7 @@ LONGEST_SENTENCE = 1000
 
 
 class RetroMAEError(ValueError):
-    """Bad input or a bad combination of settings, told in one sentence that names the thing and the remedy.
+    """Bad input or a bad combination of settings, in one sentence that names the thing and the remedy.
 
     What it quotes may be anything, so line ends and control characters are escaped, and a very long text is cut.
     """
@@ -23,16 +23,12 @@ class RetroMAEError(ValueError):
     def __init__(self, message: str):
         if message.startswith("Caught "):  # torch puts the traceback of a loader's process before its sentence
             message = message.strip().rpartition("RetroMAEError: ")[2]
-        told = message if len(message) <= LONGEST_SENTENCE else f"{message[:LONGEST_SENTENCE]} ..."
-        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in told))
+        kept = message if len(message) <= LONGEST_SENTENCE else f"{message[:LONGEST_SENTENCE]} ..."
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in kept))
 
 
 class RunInterruptedError(Exception):
-    """A signal ended a run, after it had saved a checkpoint to go on from.
-
-    Attributes:
-        status: the exit status that a process ended by the signal has.
-    """
+    """A signal ended a run after it had saved a checkpoint; `status` is the exit status that belongs to the signal."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -40,21 +36,15 @@ class RunInterruptedError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name where it has none.
-
-    Where the first line only announces the next one, by a colon at its end, that is told too.
-    """
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    told = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
-    return told or type(error).__name__
+    """The first line of an error's message with what its colon announces, or the error's name where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return " ".join(shown) or type(error).__name__
 
 
 @contextmanager
 def in_one_sentence(what: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a `RetroMAEError`: `what` and the first line of the reason.
-
-    For calls into libraries on input that may be broken in any way, where no list of exceptions is complete.
-    """
+    """Around calls into libraries on input that may be broken in any way: their error becomes `what` and its reason."""
     try:
         yield
     except RetroMAEError:
@@ -65,22 +55,16 @@ def in_one_sentence(what: str) -> Iterator[None]:
 
 def check_file_name(what: str, name: object) -> None:
     """Raise `RetroMAEError` for a name that cannot be part of a file's, or would lead out of its folder."""
-    if not isinstance(name, str) or not name.strip() or name in (".", ".."):
+    if not isinstance(name, str) or not name.strip() or name in (".", "..") or not name.isprintable():
         raise RetroMAEError(f"{what} {name!r} becomes part of a file name; give one of letters and digits")
-    if any(character in "/\\" or not character.isprintable() for character in name):
-        raise RetroMAEError(f"{what} {name!r} becomes part of a file name; take slashes and control characters out")
-    if len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+    if {"/", "\\"} & set(name) or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
         raise RetroMAEError(
-            f"{what} {name[:20]!r}... becomes part of a file name; give one of {LONGEST_NAME} bytes at most"
+            f"{what} {name!r} becomes part of a file name; give {LONGEST_NAME} bytes at most, without slashes"
         )
 
 
 def import_extra(module: str, what: str, extra: str) -> Any:
-    """A module of a package that one of our extras installs; `what` needs it.
-
-    Raises:
-        RetroMAEError: it is not installed.
-    """
+    """A module of a package that one of our extras installs and that `what` needs; `RetroMAEError` where it is not."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What RetroMAE needs to know of a masked language model of any family.
+"""What RetroMAE needs to know of a masked language model, family by family.
 
 A family answers four questions of its `*ForMaskedLM`: the embedding of tokens at hidden size, the table of position
 embeddings (if it has one), the features before the output projection, and the projection itself.
@@ -32,14 +32,15 @@ class DecoderShape:
 
 
 class Backbone:
-    """What most families have in common; each of them says where it differs.
+    """BERT (arXiv 1810.04805) and what most families have in common with it; the others say where they differ.
 
     Attributes:
-        title: the family's name, for people.
-        positions: how it knows positions, likewise.
+        title: the family's name, for people; an instance may be given its own.
+        positions: how it knows positions: "absolute", "relative" or "rotary", of which the last has no table of them.
         token_types: whether it tells segments apart.
         config_names: what its configuration calls the fields of `DecoderShape` that it names otherwise.
         new_config: what the configuration of a new encoder has otherwise than the configuration's class.
+        head: the module before the output projection, in its `*ForMaskedLM`.
         padding_id: the padding token's id, where the family's code takes it for granted.
         pooling: what its embeddings are made by unless somebody says otherwise: "cls", or "mean" where the tokenizer
             has no [CLS], whose place the first special token takes in the decoder.
@@ -53,20 +54,27 @@ class Backbone:
         "attention_dropout": "attention_probs_dropout_prob",
     }
     new_config: ClassVar[dict[str, Any]] = {}
+    head = "cls.predictions.transform"
     padding_id: int | None = None
     pooling = "cls"
+
+    def __init__(self, title: str | None = None):
+        if title is not None:
+            self.title = title
 
     def token_states(
         self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
         """The last layer's states `[B, L, H]`, for ids `[B, L]` or their word embeddings `[B, L, E]`."""
-        return self._outputs(encoder, tokens, attention_mask, token_type_ids).last_hidden_state
+        inputs, mask = self._inputs(encoder, tokens, token_type_ids), self._mask(encoder, tokens, attention_mask)
+        return encoder.base_model(**inputs, attention_mask=mask).last_hidden_state
 
     def last_and_middle_states(
         self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The last layer's states and those in the middle (of 12 layers behind the 6th), both `[B, L, H]`."""
-        outputs = self._outputs(encoder, tokens, attention_mask, token_type_ids, output_hidden_states=True)
+        inputs, mask = self._inputs(encoder, tokens, token_type_ids), self._mask(encoder, tokens, attention_mask)
+        outputs = encoder.base_model(**inputs, attention_mask=mask, output_hidden_states=True)
         return outputs.last_hidden_state, outputs.hidden_states[encoder.config.num_hidden_layers // 2]
 
     def embed(self, encoder: PreTrainedModel, tokens: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -74,7 +82,7 @@ class Backbone:
 
         Position embeddings are in it where the family has a table of them.
         """
-        embedded = encoder.base_model.embeddings(**_named(tokens), **self._segments(encoder, token_type_ids))
+        embedded = encoder.base_model.embeddings(**self._inputs(encoder, tokens, token_type_ids))
         projection = self._embedding_projection(encoder)
         return embedded if projection is None else projection(embedded)
 
@@ -90,7 +98,7 @@ class Backbone:
 
     def has_position_table(self, config: PreTrainedConfig) -> bool:
         """Whether positions are embedded; otherwise the decoder learns positions of its own."""
-        return True
+        return self.positions != "rotary"
 
     def position_offset(self, config: PreTrainedConfig) -> int:
         """The row of the table that belongs to the first token."""
@@ -110,7 +118,7 @@ class Backbone:
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
         """What the output projection is applied to, `[..., E]` for states `[..., H]`."""
-        return encoder.cls.predictions.transform(states)
+        return encoder.get_submodule(self.head)(states)
 
     def output_projection(self, encoder: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
         """Weight `[V, E]` and bias `[V]` of the output projection."""
@@ -126,29 +134,19 @@ class Backbone:
         names = {field.name: self.config_names.get(field.name, field.name) for field in fields(DecoderShape)}
         return DecoderShape(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
 
-    def _outputs(
-        self,
-        encoder: PreTrainedModel,
-        tokens: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        **options: Any,
-    ) -> Any:
-        """What the encoder without its head returns."""
-        segments = self._segments(encoder, token_type_ids)
-        mask = self._mask(encoder, tokens, attention_mask)
-        return encoder.base_model(**_named(tokens), attention_mask=mask, **segments, **options)
+    def _inputs(self, encoder: PreTrainedModel, tokens: Tensor, token_type_ids: Tensor | None) -> dict[str, Any]:
+        """Ids or word embeddings, and the segment ids of an encoder that has them, as its arguments are called."""
+        embedded = tokens.is_floating_point()
+        # Both, because DistilBERT's embedding module has to be given that there are no ids.
+        inputs = {"input_ids": None if embedded else tokens, "inputs_embeds": tokens if embedded else None}
+        # RoBERTa has the argument but a single type, so that a second segment's would be out of range.
+        if token_type_ids is not None and self.token_types and encoder.config.type_vocab_size > 1:
+            inputs["token_type_ids"] = token_type_ids
+        return inputs
 
     def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
-        """The mask `[B, L]` as the encoder's attention asks for it, `[B, 1, L, L]`.
-
-        Of one that is `[B, L]` transformers asks, at each forward pass, whether all of it is 1, and the host waits.
-        """
-        how = encoder.config._attn_implementation
-        if attention_mask is None or how not in ("sdpa", "eager"):  # the others count tokens, or want blocks
-            return attention_mask
-        length = attention_mask.shape[1]
-        return as_asked(attention_mask.bool()[:, None, None], how, encoder.dtype).expand(-1, -1, length, -1)
+        """The mask `[B, L]` as the encoder takes it."""
+        return mask_of_pairs(encoder, attention_mask)
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         """What takes the embedding module's output to the hidden size, where it does not do so itself."""
@@ -158,83 +156,73 @@ class Backbone:
         """What takes position embeddings to the hidden size, inside the embedding module or behind it."""
         return self._embedding_projection(encoder)
 
-    def _segments(self, encoder: PreTrainedModel, token_type_ids: Tensor | None) -> dict[str, Any]:
-        # RoBERTa has the argument but a single type, so that a second segment's would be out of range.
-        known = self.token_types and encoder.config.type_vocab_size > 1
-        return {"token_type_ids": token_type_ids} if known and token_type_ids is not None else {}
 
+def mask_of_pairs(encoder: PreTrainedModel, mask: Tensor | None, near: Tensor | bool = True) -> Tensor | None:
+    """The mask `[B, L]` as an encoder's attention asks for it, `[B, 1, L, L]`, of the pairs that are `near` alone.
 
-def as_asked(visible: Tensor, how: str, dtype: torch.dtype) -> Tensor:
-    """What attention takes to see only what is True: that, or with "eager" what is added to the scores."""
-    if how == "sdpa":
-        return visible
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
-
-
-def _named(tokens: Tensor) -> dict[str, Tensor | None]:
-    """Ids or word embeddings under the name that encoders have for them."""
-    embedded = tokens.is_floating_point()
-    # Both, because DistilBERT's embedding module wants to be told that there are no ids.
-    return {"input_ids": None if embedded else tokens, "inputs_embeds": tokens if embedded else None}
-
-
-class BertBackbone(Backbone):
-    """BERT (arXiv 1810.04805)."""
-
-    title = "BERT"
+    Of one that is `[B, L]` transformers asks, at each forward pass, whether all of it is 1, and the host waits.
+    """
+    how = encoder.config._attn_implementation
+    if mask is None or how not in ("sdpa", "eager"):  # the others count tokens, or want blocks
+        return mask
+    asked = mask.bool()[:, None, None] & near
+    if how == "eager":  # which adds it to the scores
+        lowest = torch.finfo(encoder.dtype).min
+        asked = torch.zeros(asked.shape, dtype=encoder.dtype, device=mask.device).masked_fill(~asked, lowest)
+    return asked.expand(-1, -1, mask.shape[1], -1)
 
 
 class RobertaBackbone(Backbone):
-    """RoBERTa (arXiv 1907.11692) and XLM-RoBERTa (arXiv 1911.02116): positions start behind the padding's."""
-
-    title = "RoBERTa"
+    """RoBERTa (arXiv 1907.11692): positions start behind the padding's."""
 
     def position_offset(self, config: PreTrainedConfig) -> int:
-        """Fairseq's convention: the padding token's id is the padding's position, and tokens follow."""
-        return config.pad_token_id + 1
+        # Fairseq's convention: the padding token's id is the padding's position, and tokens follow.
+        return 1 + (config.pad_token_id if self.padding_id is None else self.padding_id)
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
         return encoder.lm_head.layer_norm(ACT2FN["gelu"](encoder.lm_head.dense(states)))
-
-
-class XLMRobertaBackbone(RobertaBackbone):
-    """XLM-RoBERTa (arXiv 1911.02116)."""
-
-    title = "XLM-RoBERTa"
 
 
 class MPNetBackbone(RobertaBackbone):
     """MPNet (arXiv 2004.09297): a relative bias beside absolute positions, whose padding is fixed at 1."""
 
-    title = "MPNet"
     positions = "absolute and relative"
     token_types = False
     padding_id = 1
-
-    def position_offset(self, config: PreTrainedConfig) -> int:
-        """See `RobertaBackbone`."""
-        return self.padding_id + 1
 
 
 class AlbertBackbone(Backbone):
     """ALBERT (arXiv 1909.11942): embeddings are smaller than the hidden size, and layers share their weights."""
 
-    title = "ALBERT"
+    head = "predictions"
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
-        head = encoder.predictions
+        head = encoder.get_submodule(self.head)
         return head.LayerNorm(head.activation(head.dense(states)))
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         return encoder.base_model.encoder.embedding_hidden_mapping_in
 
 
+class RemBertBackbone(AlbertBackbone):
+    """RemBERT (arXiv 2010.12821): small embeddings at the bottom, large and untied ones at the top."""
+
+    head = "cls.predictions"
+    # The class's are for 1,152 states and a quarter of a million words.
+    new_config: ClassVar[dict[str, Any]] = {"input_embedding_size": 128, "output_embedding_size": 256}
+
+    def embedding_size(self, config: PreTrainedConfig) -> int:
+        return config.input_embedding_size
+
+    def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+        if attention_mask is None:  # it makes one itself and then looks into it
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+        return super()._mask(encoder, tokens, attention_mask)
+
+
 class DistilBertBackbone(Backbone):
     """DistilBERT (arXiv 1910.01108)."""
 
-    title = "DistilBERT"
     token_types = False
     config_names: ClassVar[dict[str, str]] = {
         "intermediate_size": "hidden_dim",
@@ -243,18 +231,13 @@ class DistilBertBackbone(Backbone):
     }
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
         return encoder.vocab_layer_norm(encoder.activation(encoder.vocab_transform(states)))
 
 
 class ElectraBackbone(Backbone):
     """ELECTRA's generator (arXiv 2003.10555), which is its masked language model."""
 
-    title = "ELECTRA"
-
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
-        return encoder.generator_predictions(states)
+    head = "generator_predictions"
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
         return getattr(encoder.base_model, "embeddings_project", None)
@@ -263,7 +246,6 @@ class ElectraBackbone(Backbone):
 class DebertaV2Backbone(Backbone):
     """DeBERTa v2 and v3 (arXiv 2111.09543): positions relative to each other, in most checkpoints nothing else."""
 
-    title = "DeBERTa-v2, DeBERTa-v3"
     positions = "relative"
     # The class's defaults are those of no checkpoint; these are DeBERTa-v3's.
     new_config: ClassVar[dict[str, Any]] = {
@@ -275,35 +257,27 @@ class DebertaV2Backbone(Backbone):
         "norm_rel_ebd": "layer_norm",
     }
 
+    def has_position_table(self, config: PreTrainedConfig) -> bool:
+        return config.position_biased_input
+
     def set_max_positions(self, config: PreTrainedConfig, length: int) -> None:
-        """See `Backbone`."""
         if getattr(config, "position_buckets", -1) < 1 and config.max_relative_positions < 1:
             # Left at -1 the second one follows max_position_embeddings, and with it the size of a learned table.
             config.max_relative_positions = config.max_position_embeddings
         super().set_max_positions(config, length)
 
-    def has_position_table(self, config: PreTrainedConfig) -> bool:
-        """See `Backbone`."""
-        return config.position_biased_input
-
-    def _position_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
-        return getattr(encoder.base_model.embeddings, "embed_proj", None)
-
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
         if encoder.legacy:
-            return encoder.cls.predictions.transform(states)
+            return super().head_features(encoder, states)
         head = encoder.lm_predictions.lm_head
         return head.LayerNorm(head.transform_act_fn(head.dense(states)))
 
     def output_projection(self, encoder: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-        """See `Backbone`."""
         if encoder.legacy:
             return super().output_projection(encoder)
         return encoder.get_input_embeddings().weight, encoder.lm_predictions.lm_head.bias
 
     def resize_vocabulary(self, encoder: PreTrainedModel, *args: Any, **options: Any) -> nn.Module:
-        """See `Backbone`."""
         if encoder.legacy:
             return super().resize_vocabulary(encoder, *args, **options)
         # transformers takes a layer within this head for its output projection.
@@ -315,143 +289,75 @@ class DebertaV2Backbone(Backbone):
     def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
         return attention_mask  # which its embeddings are multiplied by
 
-
-class CamembertBackbone(RobertaBackbone):
-    """CamemBERT (arXiv 1911.03894): RoBERTa in French."""
-
-    title = "CamemBERT"
-
-
-class ErnieBackbone(BertBackbone):
-    """ERNIE (arXiv 1904.09223): BERT, with embeddings of tasks that are left out here."""
-
-    title = "ERNIE"
-
-
-class RemBertBackbone(Backbone):
-    """RemBERT (arXiv 2010.12821): small embeddings at the bottom, large and untied ones at the top."""
-
-    title = "RemBERT"
-    # The class's are for 1,152 states and a quarter of a million words.
-    new_config: ClassVar[dict[str, Any]] = {"input_embedding_size": 128, "output_embedding_size": 256}
-
-    def embedding_size(self, config: PreTrainedConfig) -> int:
-        """See `Backbone`."""
-        return config.input_embedding_size
-
-    def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
-        if attention_mask is None:  # it makes one itself and then looks into it
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
-        return super()._mask(encoder, tokens, attention_mask)
-
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
-        head = encoder.cls.predictions
-        return head.LayerNorm(head.activation(head.dense(states)))
-
-    def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
-        return encoder.base_model.encoder.embedding_hidden_mapping_in
+    def _position_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:
+        return getattr(encoder.base_model.embeddings, "embed_proj", None)
 
 
 class RotaryBackbone(Backbone):
-    """What families with rotary positions have in common: no table of positions."""
+    """NomicBERT (arXiv 2402.01613), and what families with rotary positions have in common with it."""
 
     positions = "rotary"
 
-    def has_position_table(self, config: PreTrainedConfig) -> bool:
-        """See `Backbone`."""
-        return False
-
-
-class NomicBertBackbone(RotaryBackbone):
-    """NomicBERT (arXiv 2402.01613)."""
-
-    title = "NomicBERT"
-
 
 class GteBackbone(RotaryBackbone):
-    """GTE's multilingual and English encoders (arXiv 2407.19669), with a RoBERTa's head."""
+    """GTE's encoders (arXiv 2407.19669) and Jina-embeddings-v3 (arXiv 2409.10173), with a RoBERTa's head."""
 
-    title = "GTE"
-
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
-        return encoder.lm_head.layer_norm(ACT2FN["gelu"](encoder.lm_head.dense(states)))
-
-
-class JinaEmbeddingsV3Backbone(GteBackbone):
-    """Jina-embeddings-v3 (arXiv 2409.10173): an XLM-RoBERTa with rotary positions."""
-
-    title = "Jina-embeddings-v3"
+    head_features = RobertaBackbone.head_features
 
 
 class EuroBertBackbone(RotaryBackbone):
     """EuroBERT (arXiv 2503.05500): a Llama that sees both ways, without [CLS], segments, or layers in its head."""
 
-    title = "EuroBERT"
     token_types = False
     pooling = "mean"
-    config_names: ClassVar[dict[str, str]] = {
-        "hidden_dropout": "attention_dropout",
-        "layer_norm_eps": "rms_norm_eps",
-    }
+    config_names: ClassVar[dict[str, str]] = {"hidden_dropout": "attention_dropout", "layer_norm_eps": "rms_norm_eps"}
     new_config: ClassVar[dict[str, Any]] = {"tie_word_embeddings": True}
 
     def embed(self, encoder: PreTrainedModel, tokens: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """See `Backbone`."""
         return tokens if tokens.is_floating_point() else encoder.get_input_embeddings()(tokens)
 
     def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
         return states
 
 
 class ModernBertBackbone(RotaryBackbone):
     """ModernBERT (arXiv 2412.13663): rotary positions, attention that alternates between near and far."""
 
-    title = "ModernBERT"
     token_types = False
     config_names: ClassVar[dict[str, str]] = {
         "hidden_act": "hidden_activation",
         "layer_norm_eps": "norm_eps",
         "hidden_dropout": "mlp_dropout",
     }
-
-    def head_features(self, encoder: PreTrainedModel, states: Tensor) -> Tensor:
-        """See `Backbone`."""
-        return encoder.head(states)
+    head = "head"
 
     def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
         """Two masks: that of layers which see as far as the window alone, and that of the others."""
-        how = encoder.config._attn_implementation
-        if attention_mask is None or how not in ("sdpa", "eager"):
+        whole = super()._mask(encoder, tokens, attention_mask)
+        if whole is attention_mask:
             return attention_mask
         places = torch.arange(tokens.shape[1], device=tokens.device)
         near = (places[:, None] - places).abs() <= encoder.config.sliding_window
-        real = attention_mask.bool()[:, None, None]
-        return {
-            "full_attention": super()._mask(encoder, tokens, attention_mask),
-            "sliding_attention": as_asked(real & near, how, encoder.dtype),
-        }
+        return {"full_attention": whole, "sliding_attention": mask_of_pairs(encoder, attention_mask, near)}
 
 
 BACKBONES: dict[str, Backbone] = {
-    "bert": BertBackbone(),
-    "roberta": RobertaBackbone(),
-    "xlm-roberta": XLMRobertaBackbone(),
-    "albert": AlbertBackbone(),
-    "distilbert": DistilBertBackbone(),
-    "electra": ElectraBackbone(),
-    "deberta-v2": DebertaV2Backbone(),
-    "mpnet": MPNetBackbone(),
-    "modernbert": ModernBertBackbone(),
-    "camembert": CamembertBackbone(),
-    "ernie": ErnieBackbone(),
-    "rembert": RemBertBackbone(),
-    "nomic_bert": NomicBertBackbone(),
-    "gte": GteBackbone(),
-    "jina_embeddings_v3": JinaEmbeddingsV3Backbone(),
-    "eurobert": EuroBertBackbone(),
+    "bert": Backbone("BERT"),
+    "roberta": RobertaBackbone("RoBERTa"),
+    "xlm-roberta": RobertaBackbone("XLM-RoBERTa"),  # arXiv 1911.02116
+    "albert": AlbertBackbone("ALBERT"),
+    "distilbert": DistilBertBackbone("DistilBERT"),
+    "electra": ElectraBackbone("ELECTRA"),
+    "deberta-v2": DebertaV2Backbone("DeBERTa-v2, DeBERTa-v3"),
+    "mpnet": MPNetBackbone("MPNet"),
+    "modernbert": ModernBertBackbone("ModernBERT"),
+    "camembert": RobertaBackbone("CamemBERT"),  # arXiv 1911.03894
+    "ernie": Backbone("ERNIE"),  # arXiv 1904.09223; its embeddings of tasks are left out here
+    "rembert": RemBertBackbone("RemBERT"),
+    "nomic_bert": RotaryBackbone("NomicBERT"),
+    "gte": GteBackbone("GTE"),
+    "jina_embeddings_v3": GteBackbone("Jina-embeddings-v3"),
+    "eurobert": EuroBertBackbone("EuroBERT"),
 }
 """The known families, by `model_type`."""
 
@@ -476,22 +382,18 @@ def register_backbone(model_type: str, backbone: Backbone) -> None:
     BACKBONES[model_type] = backbone
 
 
-def max_text_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The most tokens of a text that a tokenizer, or what a `RetroMAEConfig` says instead, and the positions allow."""
-    encoder, settings = getattr(config, "encoder_config", config), getattr(config, "sentence_settings", {})
-    longest = settings.get("max_seq_length", tokenizer.model_max_length)
-    return min(longest, backbone_for(encoder).max_positions(encoder))
-
-
 def backbone_for(config: PreTrainedConfig) -> Backbone:
-    """The family of an encoder's configuration.
-
-    Raises:
-        RetroMAEError: the family is not known.
-    """
+    """The family of an encoder's configuration; `RetroMAEError` where it is not known."""
     if config.model_type not in BACKBONES:
         raise RetroMAEError(
             f"encoders of type {config.model_type!r} are not supported; known types: {', '.join(sorted(BACKBONES))}; "
             "another one can be added with register_backbone"
         )
     return BACKBONES[config.model_type]
+
+
+def max_text_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """The most tokens of a text that a tokenizer, or what a `RetroMAEConfig` says instead, and the positions allow."""
+    encoder, settings = getattr(config, "encoder_config", config), getattr(config, "sentence_settings", {})
+    longest = settings.get("max_seq_length", tokenizer.model_max_length)
+    return min(longest, backbone_for(encoder).max_positions(encoder))

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, of the labelled positions alone, without ever holding `[tokens, vocabulary]`."""
+"""Losses over a vocabulary, of the labelled positions alone, without ever holding `[tokens, vocabulary]`."""
 
 from __future__ import annotations
 
@@ -45,44 +45,42 @@ def without_autocast(features: Tensor) -> AbstractContextManager[Any]:
 
 
 class GradientsInForward(torch.autograd.Function):
-    """A scalar function that saved the gradients of its first inputs in the forward pass, None where not wanted.
+    """A scalar function whose forward pass saves the gradients of its first inputs, of any content if not wanted.
 
     It can be differentiated once: the backward pass scales what was saved in place.
     """
 
     @staticmethod
-    def save(ctx: Any, gradients: Sequence[Tensor]) -> None:
-        """Keep the gradients of the first inputs for the backward pass."""
-        wanted = ctx.needs_input_grad[: len(gradients)]
-        ctx.save_for_backward(*[g if wants else None for g, wants in zip(gradients, wanted, strict=True)])
-
-    @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        """The saved gradients, scaled; the other inputs have none."""
         # In place: the weight's gradient is as large as the embeddings, and new memory costs more than the product.
-        gradients = [None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in ctx.saved_tensors]
+        saved = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+        gradients = [gradient.mul_(grad_loss.to(gradient.dtype)) if wanted else None for gradient, wanted in saved]
         return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
 class _WeightedCrossEntropy(GradientsInForward):
-    """Saves the gradients that `cross_entropies` has made."""
+    """The arguments are those of `cross_entropies`, but for the last."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        row_weights: Tensor,
-        compute_dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        wanted = list(ctx.needs_input_grad[:3])
-        losses, *gradients = cross_entropies(features, weight, bias, labels, row_weights, compute_dtype, wanted)
-        _WeightedCrossEntropy.save(ctx, gradients)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """The weighted sum, a scalar, and the rows' losses `[T]`, which have no gradient."""
+        losses, *gradients = cross_entropies(*inputs, list(ctx.needs_input_grad[:3]))
+        ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses)
+        row_weights = inputs[4]
         return (losses * row_weights).sum(), losses
+
+
+class _BagOfWordsLoss(GradientsInForward):
+    """The arguments are those of `pooled_cross_entropy`, but for the last."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """The loss, a scalar."""
+        loss, *gradients = pooled_cross_entropy(*inputs, list(ctx.needs_input_grad[:3]))
+        ctx.save_for_backward(*gradients)
+        return loss
 
 
 # An operator of its own, so that torch.compile neither unrolls the chunks nor compiles anew for every number of rows.
@@ -151,15 +149,8 @@ def cross_entropies(
 
 
 @cross_entropies.register_fake
-def _cross_entropies_of_nothing(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    row_weights: Tensor,
-    compute_dtype: torch.dtype,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _cross_entropies_of_nothing(features: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *_, row_weights, _, wanted = others
     return torch.empty_like(row_weights), *zero_gradients(features, weight, wanted, weight.dtype)
 
 
@@ -194,8 +185,7 @@ def grouped_cross_entropy(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    labels: Tensor,
-    sizes: Sequence[int],
+    labels: Sequence[Tensor],
     group_weights: Sequence[float],
     counts: Sequence[Tensor] | Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -210,8 +200,7 @@ def grouped_cross_entropy(
         features: `[T, H]`, the states of the groups' positions, one group behind the other.
         weight: `[V, H]`, the output projection (usually tied to the word embeddings).
         bias: `[V]` or None.
-        labels: int64 `[T]`, -100 where a row is none.
-        sizes: rows of each group, T in all.
+        labels: int64, those of each group, T in all; -100 where a row has none.
         group_weights: weight of each group's mean in the sum.
         counts: scalars that the groups' sums are divided by to make their means; by default the numbers of labels.
 
@@ -219,19 +208,20 @@ def grouped_cross_entropy(
         The sum, a scalar in float32 or wider that can be differentiated once, and the groups' means, which cannot.
     """
     compute_dtype = autocast_dtype(features)
-    real = labels != IGNORE_INDEX
-    if counts is None:
-        counts = count_labels(labels.split(list(sizes)))
     # Sums run in float32 at least: half precision would lose the small terms.
     sum_dtype = torch.promote_types(compute_dtype, torch.float32)
-    groups = zip(real.split(list(sizes)), counts, strict=True)
-    shares = [group.to(sum_dtype) / count.masked_fill(count == 0, 1) for group, count in groups]
+    if counts is None:
+        counts = count_labels(labels)
+    shares = [
+        (group != IGNORE_INDEX).to(sum_dtype) / count.masked_fill(count == 0, 1)
+        for group, count in zip(labels, counts, strict=True)
+    ]
     row_weights = torch.cat([share * group for share, group in zip(shares, group_weights, strict=True)])
-    total, losses = _WeightedCrossEntropy.apply(
-        features, weight, bias, labels.masked_fill(~real, 0), row_weights, compute_dtype
-    )
-    means = [(share * part).sum() for share, part in zip(shares, losses.split(list(sizes)), strict=True)]
-    return total, means
+    targets = torch.cat(list(labels))
+    targets = targets.masked_fill(targets == IGNORE_INDEX, 0)
+    total, losses = _WeightedCrossEntropy.apply(features, weight, bias, targets, row_weights, compute_dtype)
+    parts = losses.split([len(group) for group in labels])
+    return total, [(share * part).sum() for share, part in zip(shares, parts, strict=True)]
 
 
 def count_labels(groups: Sequence[Tensor]) -> Tensor:
@@ -241,7 +231,7 @@ def count_labels(groups: Sequence[Tensor]) -> Tensor:
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Mean cross-entropy of `features @ weight.T + bias` against `labels`, those of `grouped_cross_entropy`."""
-    total, _ = grouped_cross_entropy(features, weight, bias, labels, [len(labels)], [1.0])
+    total, _ = grouped_cross_entropy(features, weight, bias, [labels], [1.0])
     return total
 
 
@@ -294,26 +284,7 @@ def bag_of_words_loss(features: Tensor, weight: Tensor, bias: Tensor | None, rea
     return _BagOfWordsLoss.apply(features, weight, bias, real, labels, autocast_dtype(features))
 
 
-class _BagOfWordsLoss(GradientsInForward):
-    """Saves the gradients that `pooled_cross_entropy` has made."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        real: Tensor,
-        labels: Tensor,
-        compute_dtype: torch.dtype,
-    ) -> Tensor:
-        wanted = list(ctx.needs_input_grad[:3])
-        loss, *gradients = pooled_cross_entropy(features, weight, bias, real, labels, compute_dtype, wanted)
-        _BagOfWordsLoss.save(ctx, gradients)
-        return loss
-
-
-# An operator of its own for the reason that `losses.cross_entropies` is one.
+# An operator of its own for the reason that `cross_entropies` is one.
 @torch.library.custom_op(f"{OPERATORS}::pooled_cross_entropy", mutates_args=())
 def pooled_cross_entropy(
     features: Tensor,
@@ -326,7 +297,7 @@ def pooled_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss and its gradients, some passages at a time, while their logits are at hand.
 
-    Arguments are those of `bag_of_words_loss`, and as in `losses.cross_entropies`.
+    Arguments are those of `bag_of_words_loss`, and as in `cross_entropies`.
     """
     compute_features, compute_weight = features.to(compute_dtype), weight.to(compute_dtype)
     compute_bias = None if bias is None else bias.to(compute_dtype)
@@ -365,14 +336,7 @@ def pooled_cross_entropy(
 
 
 @pooled_cross_entropy.register_fake
-def _pooled_cross_entropy_of_nothing(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    real: Tensor,
-    labels: Tensor,
-    compute_dtype: torch.dtype,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _pooled_cross_entropy_of_nothing(features: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *_, compute_dtype, wanted = others
     loss = features.new_empty((), dtype=torch.promote_types(compute_dtype, torch.float32))
     return loss, *zero_gradients(features, weight, wanted, weight.dtype)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,25 @@ class RetroMAEPreTrainingOutput(ModelOutput):
     sentence_embedding: Tensor | None = None
 
 
+class DecoderInputs(NamedTuple):
+    """What the decoder is given beside the sentence embedding: arguments of `forward`, and what that has at hand.
+
+    `decoder_input_ids` may be word embeddings `[B, L, E]` as well. A Condenser takes `middle_states` `[B, L, H]`, those
+    of the encoder's middle layer, instead.
+    """
+
+    decoder_input_ids: Tensor | None
+    decoder_labels: Tensor
+    attention_mask: Tensor | None = None
+    visibility_seed: Tensor | None = None
+    decoder_visibility: Tensor | None = None
+    decoder_rows: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    word_ids: Tensor | None = None
+    middle_states: Tensor | None = None
+    decoder_label_slots: Tensor | None = None
+
+
 class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
     """Encoder and decoder with the RetroMAE objective (arXiv 2205.12035, section 3).
 
@@ -87,15 +106,14 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             self.decoder = Decoder(self.backbone.decoder_shape(config.encoder_config), config.num_decoder_layers)
             # A Condenser reads token states, which hold their positions already.
             if config.decoding != "condenser" and not self.backbone.has_position_table(config.encoder_config):
-                limit = self.backbone.max_positions(config.encoder_config)
-                self.decoder_positions = nn.Embedding(limit, config.hidden_size)
-            if config.decoder_query == "embedded":
-                size = self.backbone.embedding_size(config.encoder_config)
-                if size != config.hidden_size:
-                    raise RetroMAEError(
-                        f"decoder_query='embedded' puts the sentence embedding of size {config.hidden_size} through an "
-                        f"embedding module of size {size}; use decoder_query='sum' with this encoder"
-                    )
+                positions = self.backbone.max_positions(config.encoder_config)
+                self.decoder_positions = nn.Embedding(positions, config.hidden_size)
+            size = self.backbone.embedding_size(config.encoder_config)
+            if config.decoder_query == "embedded" and size != config.hidden_size:
+                raise RetroMAEError(
+                    f"decoder_query='embedded' puts the sentence embedding of size {config.hidden_size} through an "
+                    f"embedding module of size {size}; use decoder_query='sum' with this encoder"
+                )
         if config.pair_objective in SEGMENT_OBJECTIVES:
             self.pair_head = PairHead(config.hidden_size)
         self.post_init()
@@ -175,7 +193,8 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             RetroMAEError: inputs do not go together, or the passages are too long for the encoder.
         """
         if self.training and labels is not None:
-            warn_of_missing_labels(self.config, decoder_labels, pair_labels, bow_labels, document_id)
+            given = {"decoder_labels": decoder_labels, "pair_labels": pair_labels}
+            warn_of_missing_labels(self.config, **given, bow_labels=bow_labels, document_id=document_id)
         if decoder_labels is not None and decoder_input_ids is not None:
             # In one lookup, because the gradient of each is as large as the whole table.
             words = self.masked_lm.get_input_embeddings()(torch.cat([input_ids, decoder_input_ids]))
@@ -195,42 +214,39 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if labels is not None:
             predicted["mlm_loss"] = labelled_rows(states, labels, slots)
         if decoder_labels is not None:
-            predicted["decoder_loss"] = self.decode(
-                h,
-                decoder_input_ids,
-                decoder_labels,
-                attention_mask,
-                visibility_seed,
-                decoder_visibility,
-                decoder_rows,
-                token_type_ids,
-                word_ids,
-                middle_states,
-                decoder_slots,
+            inputs = DecoderInputs(
+                decoder_input_ids=decoder_input_ids,
+                decoder_labels=decoder_labels,
+                attention_mask=attention_mask,
+                visibility_seed=visibility_seed,
+                decoder_visibility=decoder_visibility,
+                decoder_rows=decoder_rows,
+                token_type_ids=token_type_ids,
+                word_ids=word_ids,
+                middle_states=middle_states,
+                decoder_label_slots=decoder_slots,
             )
+            predicted["decoder_loss"] = self.decode(h, inputs)
 
         # The two cross-entropies, and what stands beside them.
         counts = divisors(predicted, h, bookkeeping.get("step_counts"), self.training)
         loss, parts = self._token_losses(predicted, counts)
-        weights: dict[str, float | Tensor] = {}
         predicting, mask = h[:, None], None
         if self.config.bow_loss_weight > 0 and self.config.bow_source == "tokens":
             predicting, mask, bow_labels = states[:, 1:], attention_mask, decoder_labels
         if bow_labels is not None:
             parts["bow_loss"] = self.bow_loss(predicting, bow_labels, mask) * len(states) / counts["passages"]
-            told = self.bow_loss_weight if self.training else None
-            weights["bow_loss"] = self.config.bow_loss_weight if told is None else told
+            falling = self.bow_loss_weight if self.training else None
+            loss = loss + (self.config.bow_loss_weight if falling is None else falling) * parts["bow_loss"]
         if pair_labels is not None:
             parts["pair_loss"] = cross_entropy(self.pair_logits(h), pair_labels, reduction="sum") / counts["passages"]
+            loss = loss + parts["pair_loss"]
         if document_id is not None and self.config.pair_objective == "contrast":
             found = contrast_logits(h, document_id, self.config.contrast_temperature, gathered=self.training)
             parts["contrast_loss"] = cross_entropy(*found, reduction="sum") / counts["passages"]
-            weights["contrast_loss"] = self.config.contrast_loss_weight
-        for name in parts:
-            if name not in predicted:
-                loss = weights.get(name, 1.0) * parts[name] + (0 if loss is None else loss)
+            loss = loss + self.config.contrast_loss_weight * parts["contrast_loss"]
         # A clone, because FSDP warns of outputs that are views, as is right where somebody writes to them.
-        return RetroMAEPreTrainingOutput(loss=loss, sentence_embedding=h.clone(), **parts)
+        return RetroMAEPreTrainingOutput(loss=loss if parts else None, sentence_embedding=h.clone(), **parts)
 
     forward.__signature__ = signature_for_trainer(forward)  # type: ignore[attr-defined]
 
@@ -243,49 +259,34 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         self._check_length(input_ids)
         return self.backbone.last_and_middle_states(self.masked_lm, input_ids, attention_mask, token_type_ids)
 
-    def decode(
-        self,
-        sentence_embedding: Tensor,
-        decoder_input_ids: Tensor | None,
-        decoder_labels: Tensor,
-        attention_mask: Tensor | None = None,
-        visibility_seed: Tensor | None = None,
-        decoder_visibility: Tensor | None = None,
-        decoder_rows: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        word_ids: Tensor | None = None,
-        middle_states: Tensor | None = None,
-        decoder_label_slots: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Rebuild the labelled tokens from a sentence embedding `[B, H]`; most other arguments are `forward`'s.
-
-        `decoder_input_ids` may be word embeddings `[B, L, E]` as well. A Condenser takes `middle_states` `[B, L, H]`,
-        those of the encoder's middle layer, instead.
+    def decode(self, sentence_embedding: Tensor, inputs: DecoderInputs) -> tuple[Tensor, Tensor]:
+        """Rebuild the labelled tokens from a sentence embedding `[B, H]`.
 
         Returns:
             States `[T, H]` and labels `[T]` of the T labelled positions, row by row.
         """
         if self.config.decoding == "none":
             raise RetroMAEError("this model has no decoder (decoding='none'); leave decoder_labels out")
-        h = sentence_embedding[:, None]
+        h, labels = sentence_embedding[:, None], inputs.decoder_labels
         if self.config.decoding == "condenser":
-            tokens = cast(Tensor, middle_states)
-        elif decoder_input_ids is None:
+            tokens = cast(Tensor, inputs.middle_states)
+        elif inputs.decoder_input_ids is None:
             raise RetroMAEError("decoder_labels need decoder_input_ids; DataCollatorForRetroMAE makes both")
         else:
-            tokens = self._with_own_positions(self.backbone.embed(self.masked_lm, decoder_input_ids, token_type_ids))
+            embedded = self.backbone.embed(self.masked_lm, inputs.decoder_input_ids, inputs.token_type_ids)
+            tokens = self._with_own_positions(embedded)
         context = torch.cat([h, tokens[:, 1:]], dim=1)
-        if self.config.decoding == "enhanced":
-            queries, rows = self._queries(h, context.shape[1]), torch.arange(1, context.shape[1], device=h.device)
-            if decoder_rows is not None:
-                decoder_rows = decoder_rows.to(torch.int64)
-                decoder_labels = decoder_labels.take_along_dim(decoder_rows, 1)
-                rows = decoder_rows.clamp(min=1)  # position 0 has neither a label nor a query
-                queries = queries.take_along_dim(rows[:, :, None] - 1, 1)
-            visible = self._visibility(rows, attention_mask, visibility_seed, decoder_visibility, word_ids, context)
-            return self.decoder(queries, context, visible, decoder_labels, decoder_label_slots)
-        real = None if attention_mask is None else attention_mask[:, None].bool()
-        return self.decoder(context, None, real, decoder_labels, decoder_label_slots)
+        if self.config.decoding != "enhanced":
+            real = None if inputs.attention_mask is None else inputs.attention_mask[:, None].bool()
+            return self.decoder(context, None, real, labels, inputs.decoder_label_slots)
+        queries, rows = self._queries(h, context.shape[1]), torch.arange(1, context.shape[1], device=h.device)
+        if inputs.decoder_rows is not None:
+            drawn = inputs.decoder_rows.to(torch.int64)
+            labels = labels.take_along_dim(drawn, 1)
+            rows = drawn.clamp(min=1)  # position 0 has neither a label nor a query
+            queries = queries.take_along_dim(rows[:, :, None] - 1, 1)
+        visible = self._visibility(rows, inputs, len(context), context.shape[1])
+        return self.decoder(queries, context, visible, labels, inputs.decoder_label_slots)
 
     def _queries(self, h: Tensor, length: int) -> Tensor:
         """The queries H1 of enhanced decoding without their row 0, which carries no label: `[B, L - 1, H]` (eq. 4)."""
@@ -301,18 +302,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
             return embedded
         return embedded + self.decoder_positions.weight[: embedded.shape[1]]
 
-    def _visibility(
-        self,
-        rows: Tensor,
-        attention_mask: Tensor | None,
-        seed: Tensor | None,
-        given: Tensor | None,
-        word_ids: Tensor | None,
-        context: Tensor,
-    ) -> Tensor | VisibleRows:
+    def _visibility(self, rows: Tensor, inputs: DecoderInputs, batch: int, length: int) -> Tensor | VisibleRows:
         """What rows `[R]` or `[B, R]` may see, bool `[B, R, L]` (eq. 7); for long passages what makes it by rows."""
-        batch, length = context.shape[:2]
-        device = context.device
+        device, ratio = rows.device, self.config.decoder_mask_ratio
+        seed, given, mask = inputs.visibility_seed, inputs.decoder_visibility, inputs.attention_mask
         if given is not None:
             if given.shape != (batch, length, length):
                 needed = [batch, length, length]
@@ -323,11 +316,10 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         if seed is None:
             # The full range of int64 but its last value, which randint cannot name.
             seed = torch.randint(-(2**63), 2**63 - 1, (batch,), device=device)
-        lengths = torch.full((batch,), length, device=device) if attention_mask is None else attention_mask.sum(1)
-        ratio = self.config.decoder_mask_ratio
+        lengths = torch.full((batch,), length, device=device) if mask is None else mask.sum(1)
         if length <= LONG_PASSAGE:
-            return visibility_mask(seed, lengths, ratio, length, word_ids, rows)
-        return lambda start, stop: visibility_mask(seed, lengths, ratio, length, word_ids, rows[..., start:stop])
+            return visibility_mask(seed, lengths, ratio, length, inputs.word_ids, rows)
+        return lambda start, stop: visibility_mask(seed, lengths, ratio, length, inputs.word_ids, rows[..., start:stop])
 
     def _token_losses(
         self, predicted: dict[str, tuple[Tensor, Tensor]], counts: dict[str, Tensor]
@@ -337,15 +329,11 @@ class RetroMAEForPreTraining(RetroMAEPreTrainedModel):
         All go through the head at once, so that the large gradient of its projection is made once.
         """
         if not predicted:
-            return None, {}
+            return 0, {}
         states, labels = zip(*predicted.values(), strict=True)
-        total, means = grouped_cross_entropy(
-            *self.head(torch.cat(states)),
-            torch.cat(labels),
-            sizes=[len(part) for part in labels],
-            group_weights=[self.config.mlm_loss_weight if name == "mlm_loss" else 1.0 for name in predicted],
-            counts=[counts[name] for name in predicted],
-        )
+        weights = [self.config.mlm_loss_weight if name == "mlm_loss" else 1.0 for name in predicted]
+        divided_by = [counts[name] for name in predicted]
+        total, means = grouped_cross_entropy(*self.head(torch.cat(states)), labels, weights, divided_by)
         return total, dict(zip(predicted, means, strict=True))
 
     def bow_loss(self, states: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:

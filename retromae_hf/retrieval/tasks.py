@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datasets.config import HF_CACHE_HOME
 
-from ..data.pydocs import TEST_QUERIES, HeldOut, load_held_out_pydocs
+from ..data.held_out import TEST_QUERIES, HeldOut, in_random_order, load_held_out_pydocs
 from ..data.text import titled, without_surrogates
 from ..model.errors import RetroMAEError, check_at_least, check_file_name, import_extra, in_one_sentence
 from .measures import MAX_GRADE, check_ids, whole_grade
@@ -133,11 +132,6 @@ def sampled(task: RetrievalTask, max_documents: int) -> RetrievalTask:
         qrels={query: qrels[query] for query in task.qrels if query in qrels},
         max_documents=max_documents,
     )
-
-
-def in_random_order(names: Iterable[str]) -> list[str]:
-    """Each once, in an order that is random and always the same."""
-    return sorted(set(names), key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
 
 
 def _first_sentence_task(name: str, query_names: list[str], held_out: HeldOut, documents: int) -> RetrievalTask:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..arguments.pretraining import DataArguments
+from ..arguments.pretraining import Cutting, TextSource
 from ..checkpoints.loading import load_config, load_tokenizer
-from ..data.passages import tokenize_passages
+from ..data.held_out import load_held_out
+from ..data.passages import PassageCutter, cut_documents
 from ..model.families import backbone_for
-from ..training.pretraining import load_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,8 @@ DROPOUT = 0.1
 
 def train_baseline(
     kind: str,
-    data: DataArguments,
+    text: TextSource,
+    cutting: Cutting,
     training_args: TrainingArguments,
     encoder: Path,
     output: Path,
@@ -43,7 +44,8 @@ def train_baseline(
 
     Args:
         kind: one of `BASELINES`.
-        data: what `pretrain` takes.
+        text: what `pretrain` takes.
+        cutting: likewise.
         training_args: steps, batch size, learning rate and precision.
         encoder: the exported encoder to start from.
         output: folder of the trained one.
@@ -60,8 +62,8 @@ def train_baseline(
 
     set_seed(training_args.seed)
     tokenizer = load_tokenizer(str(encoder))
-    documents, _ = load_text(data, training_args.seed)
-    passages = tokenize_passages(documents, tokenizer, data.max_length)
+    documents = load_held_out(text, training_args.seed).pretraining
+    passages = cut_documents(documents, PassageCutter(Cutting(cutting.max_length), tokenizer))
     texts = tokenizer.batch_decode(passages["input_ids"][:], skip_special_tokens=True)
     own_config = load_config(str(encoder))
     names = backbone_for(own_config).config_names

@@ -21,6 +21,7 @@ from transformers import set_seed
 
 from ..checkpoints.starting_model import load_model_and_tokenizer
 from ..data.disk import write_json
+from ..data.held_out import load_held_out
 from ..publishing.export import export_encoder
 from ..publishing.record import seconds_of
 from ..retrieval.embedders import load_embedder
@@ -28,7 +29,7 @@ from ..retrieval.evaluation import run_in_memory
 from ..retrieval.measures import score_queries
 from ..retrieval.tasks import RetrievalTask, load_tasks
 from ..training.finetuning import finetune
-from ..training.pretraining import load_text, pretrain
+from ..training.pretraining import pretrain
 from ..training.resuming.run_folder import lock_folder
 from ..training.resuming.saving import checkpoints, last_complete_checkpoint
 from .baselines import average, train_baseline
@@ -52,10 +53,10 @@ def plan_steps(comparison: Comparison) -> None:
         for name in missing:
             logger.info("Measuring how long a step of %s takes, %d of %d", name, turn + 1, ROUNDS)
             shutil.rmtree(trial, ignore_errors=True)
-            data, model, training_args = comparison.arguments(name, comparison.seeds[0])
-            training_args.output_dir, training_args.max_steps = str(trial), TRIAL_STEPS
-            training_args.eval_strategy = "no"
-            trials[name].append(seconds_of(pretrain(data, model, training_args).state) / TRIAL_STEPS)
+            arguments = comparison.arguments(name, comparison.seeds[0])
+            arguments.training.output_dir, arguments.training.max_steps = str(trial), TRIAL_STEPS
+            arguments.training.eval_strategy = "no"
+            trials[name].append(seconds_of(pretrain(*arguments).state) / TRIAL_STEPS)
     shutil.rmtree(trial, ignore_errors=True)
     for name, seconds in trials.items():
         step = statistics.median(seconds)
@@ -85,11 +86,11 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 def _compare(comparison: Comparison) -> dict[str, Any]:
     keep_recipe(comparison)
-    data, _, _ = comparison.arguments(UNTRAINED, comparison.seeds[0])
+    max_length = comparison.arguments(UNTRAINED, comparison.seeds[0]).cutting.max_length
     make_tokenizer(comparison)
     tasks = {task.name: task for task in load_tasks(comparison.tasks, max_documents=comparison.max_documents)}
     cells = list(all_cells(comparison))
-    with suited_attention(data.max_length):
+    with suited_attention(max_length):
         plan_steps(comparison)
         for number, (objective, seed) in enumerate(cells, start=1):
             folder = comparison.cell(objective, seed)
@@ -128,9 +129,10 @@ def make_tokenizer(comparison: Comparison) -> None:
     """Train the tokenizer that all share, where they start from scratch and it is not there yet."""
     folder = comparison.folder / "tokenizer"
     if not comparison.starts_trained and not folder.is_dir():
-        data, model, run = comparison.arguments(UNTRAINED, comparison.seeds[0])
-        model.tokenizer_name = None
-        _, tokenizer = load_model_and_tokenizer(model, load_text(data, run.seed)[0]["text"], data.max_length)
+        arguments = comparison.arguments(UNTRAINED, comparison.seeds[0])
+        arguments.start.tokenizer_name = None
+        texts = load_held_out(arguments.text, arguments.training.seed).pretraining["text"]
+        _, tokenizer = load_model_and_tokenizer(arguments.start, texts, arguments.cutting.max_length)
         aside = folder.with_name("tokenizer-new")
         tokenizer.save_pretrained(aside)
         aside.rename(folder)
@@ -152,8 +154,9 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
     elif baseline == "average":
         average(start, comparison.cell(UNTRAINED, seed) / encoder.name, encoder)
     elif baseline is not None:
-        data, _, training_args = comparison.arguments(objective, seed)
-        result |= train_baseline(baseline, data, training_args, start, encoder)
+        arguments = comparison.arguments(objective, seed)
+        options = arguments.text, arguments.cutting, arguments.training
+        result |= train_baseline(baseline, *options, start, encoder)
     else:
         clear_but_for_a_checkpoint(folder / "checkpoint")
         trainer = pretrain(*comparison.arguments(objective, seed))
@@ -228,7 +231,7 @@ def evaluate_cell(folder: Path, tasks: dict[str, RetrievalTask]) -> None:
 
 def export_untrained(comparison: Comparison, seed: int, folder: Path) -> None:
     """The weights that every objective starts from."""
-    data, model_args, _ = comparison.arguments(UNTRAINED, seed)
+    arguments = comparison.arguments(UNTRAINED, seed)
     set_seed(seed)
-    model, tokenizer = load_model_and_tokenizer(model_args, [], data.max_length)
-    export_encoder(model, tokenizer, folder, source=model_args.model_name_or_path)
+    model, tokenizer = load_model_and_tokenizer(arguments.start, [], arguments.cutting.max_length)
+    export_encoder(model, tokenizer, folder, source=arguments.start.model_name_or_path)

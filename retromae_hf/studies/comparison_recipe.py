@@ -6,16 +6,36 @@ import json
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from huggingface_hub.dataclasses import type_validator
 from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, FinetuneArguments
-from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
+from ..arguments.pretraining import (
+    DEFAULT_TRAINING_ARGUMENTS,
+    LEARNING_RATE,
+    Cutting,
+    Masking,
+    RunArguments,
+    StartArguments,
+    TextSource,
+)
 from ..data.disk import write_json
 from ..model.errors import RetroMAEError, check_at_least, check_choice, check_file_name
 from .baselines import BASELINES
+
+
+class PretrainArguments(NamedTuple):
+    """What `pretrain` takes."""
+
+    text: TextSource
+    cutting: Cutting
+    masking: Masking
+    start: StartArguments
+    training: TrainingArguments
+    run: RunArguments
+
 
 SIMPLE = (str, int, float, bool, NoneType, Any)
 
@@ -140,11 +160,13 @@ class Comparison:
             if both := {"max_steps", "num_train_epochs", "start", "baseline"} & told.keys():
                 raise RetroMAEError(f"{where}: {', '.join(sorted(both))} cannot be told beside max_seconds")
 
-    def arguments(self, objective: str, seed: int) -> tuple[DataArguments, ModelArguments, TrainingArguments]:
+    def arguments(self, objective: str, seed: int) -> PretrainArguments:
         """The arguments that `pretrain` takes for a cell."""
         told = self.objectives.get(objective, {})
         changes = {name: value for name, value in told.items() if name not in OWN}
-        values = {**DEFAULT_TRAINING_ARGUMENTS, **self.model, **self.pretraining, **changes}
+        # All start at one rate, whatever they start from.
+        values = DEFAULT_TRAINING_ARGUMENTS | {"learning_rate": LEARNING_RATE}
+        values |= self.model | self.pretraining | changes
         if objective in self.steps:
             values["max_steps"] = self.steps[objective]
         values |= {
@@ -166,7 +188,8 @@ class Comparison:
             values["model_name_or_path"] = str(self.cell(start, seed) / ENCODERS["zero_shot"])
         elif not self.starts_trained:
             values["tokenizer_name"] = str(self.folder / "tokenizer")
-        return tuple(distribute(values, [DataArguments, ModelArguments, TrainingArguments], f"objective {objective}"))
+        classes = [TextSource, Cutting, Masking, StartArguments, TrainingArguments, RunArguments]
+        return PretrainArguments(*distribute(values, classes, f"objective {objective}"))
 
     def finetuning_arguments(self, objective: str, seed: int, **changes: Any) -> Any:
         """The arguments that `finetune` takes for a cell."""

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS
-from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments
+from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, LEARNING_RATE, Cutting
 from ..publishing.record import describe_environment, public_name
 from ..retrieval.evaluation import evaluate_bm25
 from ..retrieval.measures import paired_test
@@ -63,7 +63,7 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
         for objective, results in cells.items()
     }
     return {
-        "environment": describe_environment(comparison.arguments(comparison.reference, comparison.seeds[0])[2]),
+        "environment": describe_environment(comparison.arguments(comparison.reference, comparison.seeds[0]).training),
         "recipe": {one.name: getattr(comparison, one.name) for one in fields(comparison) if one.name != "folder"},
         "tasks": {
             name: {
@@ -133,7 +133,7 @@ def cell(measured: dict[str, Any]) -> str:
 def conditions(report: dict[str, Any], task: str) -> str:
     """What the figures hold for."""
     recipe, measured = report["recipe"], report["tasks"][task]
-    training = _over_defaults(DEFAULT_TRAINING_ARGUMENTS | recipe["pretraining"])
+    training = _over_defaults(DEFAULT_TRAINING_ARGUMENTS | {"learning_rate": LEARNING_RATE} | recipe["pretraining"])
     tuning = _over_defaults(DEFAULT_FINETUNING_ARGUMENTS | recipe["finetuning"])
     seeds = len(recipe["seeds"])
     machine = report["environment"]
@@ -160,7 +160,7 @@ def conditions(report: dict[str, Any], task: str) -> str:
 
 def _over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a stage, with the defaults of those that the recipe leaves out."""
-    return {one.name: one.default for cls in (DataArguments, TrainingArguments) for one in fields(cls)} | settings
+    return {one.name: one.default for cls in (Cutting, TrainingArguments) for one in fields(cls)} | settings
 
 
 def _extent(settings: dict[str, Any], max_seconds: float | None = None) -> str:

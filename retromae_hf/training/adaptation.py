@@ -20,21 +20,20 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from ..arguments.finetuning import DEFAULT_FINETUNING_ARGUMENTS, AdaptArguments, FinetuneArguments
-from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
+from ..arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, Cutting, Masking, StartArguments, TextSource
 from ..checkpoints.hub import loading
 from ..checkpoints.loading import load_sentence_transformer
 from ..data.disk import folder_written_aside, read_json, vacant, write_json
 from ..data.documents import load_documents
+from ..data.held_out import MIN_QUERIES, choose_pairs, hold_out_pairs
 from ..model.errors import RetroMAEError
 from ..publishing.card_writer import describe_sentence_transformer
 from ..publishing.export import export_encoder
@@ -49,7 +48,6 @@ from ..retrieval.tasks import RetrievalTask, load_beir, save_beir
 from .finetuning import finetune
 from .pretraining import pretrain
 from .resuming.training_run import check_reporters
-from .rows.held_out_pairs import MIN_QUERIES, choose_pairs, hold_out_pairs
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -72,9 +70,6 @@ TRIAL_STEPS = 4
 def adapt(args: AdaptArguments) -> dict[str, Any]:
     """Adapt an encoder to a text, or go on with it.
 
-    Args:
-        args: which encoder, which text, how long.
-
     Returns:
         The report: `verdict`, `table`, `tests` by measure, `pairs` (their kind), `encoder` (the folder of the better
         one), `other` (that of the other one), `hybrid` (whether BM25 joined with it is better still) and `indexed`
@@ -84,64 +79,34 @@ def adapt(args: AdaptArguments) -> dict[str, Any]:
         RetroMAEError: the encoder cannot be loaded, the text is too short to hold a task out of it, or the minutes are
             too few for one step.
     """
-    started = time.monotonic()
+    started, folder, start = time.monotonic(), Path(args.output_dir), args.model_name_or_path
     import_bm25s()
     check_reporters(args.report_to)
-    folder = Path(args.output_dir)
-    noted = _begin(args, folder)
-    with loading(f"{args.model_name_or_path} holds no model that can be loaded"):
-        tuned = is_tuned_retriever(args.model_name_or_path)
+    noted = _begin(args)
+    with loading(f"{start} holds no model that can be loaded"):
+        tuned = is_tuned_retriever(start)
     pretrains = not tuned if args.pretrain is None else args.pretrain
     if "pairs" not in noted:
-        noted |= _hold_out(args, folder)
+        noted |= _hold_out(args)
         write_json(folder / "adapt.json", noted)
     task = load_beir(folder / TASK)
-    before = _measure(args.model_name_or_path, task, folder, "before", args.trust_remote_code)
+    before = _measure(args, start, task, "before")
     if "plan" not in noted:
-        noted["plan"] = _plan(args, noted, folder, pretrains, before, started)
+        noted["plan"] = _plan(args, noted, pretrains, before, started)
         write_json(folder / "adapt.json", noted)
-    start = args.model_name_or_path
     if pretrains:
         start = _pretrain(args, folder, noted["plan"]["pretraining_steps"])
-    adapted = folder / "adapted"
     if not (folder / "after.json").is_file():
-        _finetune(args, noted["pairs"], start, folder / "finetuned", noted["plan"]["finetuning_steps"])
-        if vacant(adapted):
-            _keep(folder / "finetuned", adapted, args)
-    after = _measure(str(adapted), task, folder, "after", args.trust_remote_code)
-    tests = _compare(task, folder)
-    table = before_after_table(_entry(before), _entry(after), tests)
-    conditions = (
-        f"{len(task.queries):,} held-out queries against {len(task.documents):,} documents; the queries and their "
-        f"documents ({noted['pairs']} pairs) were in no training. *: differs from the encoder as it was by more than "
-        "chance (paired randomisation test, p < 0.05)."
-    )
-    told = verdict(tests)
-    if adapted.is_dir():
-        _write_card(adapted, before, after, f"{told}, when it was adapted:\n\n{table}\n\n{conditions}")
-    other = _take_the_better(args, folder, is_better(tests))
-    indexed = noted["plan"]["indexes"]
-    if indexed:
-        logger.info("Embedding the text for the search")
-        load_index(str(folder / "encoder"), args.dataset, trust_remote_code=args.trust_remote_code)
-    better = _entry(after if is_better(tests) else before)
-    report = {
-        "verdict": told,
-        "table": f"{table}\n\n{conditions}",
-        "tests": tests,
-        "pairs": noted["pairs"],
-        "encoder": str(folder / "encoder"),
-        "is_better": is_better(tests),
-        "other": other,
-        "hybrid": better[HYBRID]["measures"][MEASURE] > better["measures"][MEASURE],
-        "indexed": indexed,
-    }
-    write_json(folder / "report.json", report)
-    return report
+        _finetune(args, noted, start, folder / "finetuned", noted["plan"]["finetuning_steps"])
+        if vacant(folder / "adapted"):
+            _keep(args, folder / "finetuned", folder / "adapted")
+    after = _measure(args, str(folder / "adapted"), task, "after")
+    return _report(args, noted, task, before, after)
 
 
-def _begin(args: AdaptArguments, folder: Path) -> dict[str, Any]:
+def _begin(args: AdaptArguments) -> dict[str, Any]:
     """What the folder notes of an adaptation that was cut off, or a new note."""
+    folder = Path(args.output_dir)
     wanted = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "report_to")}
     noted = read_json(folder / "adapt.json")
     if noted is None:
@@ -149,41 +114,38 @@ def _begin(args: AdaptArguments, folder: Path) -> dict[str, Any]:
             raise RetroMAEError(f"{folder} is not empty and holds no adaptation; name another output_dir")
         folder.mkdir(parents=True, exist_ok=True)
         return {"arguments": wanted}
-    planned_with = () if "plan" in noted else ("minutes", "pretrain")
-    if changed := [
-        name for name in wanted if name not in planned_with and noted["arguments"].get(name) != wanted[name]
-    ]:
+    fixed = wanted.keys() - ({"minutes", "pretrain"} if "plan" not in noted else set())
+    if changed := [name for name in wanted if name in fixed and noted["arguments"].get(name) != wanted[name]]:
         raise RetroMAEError(
             f"{folder} holds an adaptation with another {' and '.join(changed)}; give the same, or another output_dir"
         )
     return noted | {"arguments": wanted}
 
 
-def _hold_out(args: AdaptArguments, folder: Path) -> dict[str, Any]:
+def _hold_out(args: AdaptArguments) -> dict[str, Any]:
     """Divide the text into the task and what is trained on."""
     documents = load_documents(args.dataset, args.dataset_config_name, args.dataset_split, args.text_column)
-    kept = [name for name in ("text", "title") if name in documents.column_names]
-    documents = documents.select_columns(kept)
+    documents = documents.select_columns([name for name in ("text", "title") if name in documents.column_names])
     kind = args.pairs or choose_pairs(documents, args.seed)
     size = min(MAX_DOCUMENTS, round(DOCUMENTS_A_MINUTE * args.minutes))
-    task, rest = hold_out_pairs(documents, kind, args.seed, max(min(MAX_QUERIES, size // 4), MIN_QUERIES), size)
+    queries = max(min(MAX_QUERIES, size // 4), MIN_QUERIES)
+    judged, rest = hold_out_pairs(documents, kind, args.seed, queries, size)
+    task = RetrievalTask(TASK, *judged)
     logger.info("Held out of %s documents: %s queries (%s pairs)", f"{len(documents):,}", len(task.queries), kind)
-    save_beir(task, folder / TASK)
-    rest.to_json(folder / "text.jsonl", force_ascii=False)
+    save_beir(task, Path(args.output_dir, TASK))
+    rest.to_json(Path(args.output_dir, "text.jsonl"), force_ascii=False)
     return {"pairs": kind, "num_documents": len(documents), "num_trained": len(rest)}
 
 
-def _measure(
-    name_or_path: str, task: RetrievalTask, folder: Path, when: str, trust_remote_code: bool
-) -> dict[str, Any]:
+def _measure(args: AdaptArguments, name_or_path: str, task: RetrievalTask, when: str) -> dict[str, Any]:
     """The results of an encoder, measured once."""
-    results = read_json(folder / f"{when}.json")
-    if results is None:
-        logger.info("Measuring %s", name_or_path)
-        runs = folder / "runs" / when
-        runs.mkdir(parents=True, exist_ok=True)
-        results = evaluate_model(name_or_path, [task], bm25=True, run_dir=runs, trust_remote_code=trust_remote_code)
-        write_json(folder / f"{when}.json", results)
+    file, runs = Path(args.output_dir, f"{when}.json"), Path(args.output_dir, "runs", when)
+    if (measured := read_json(file)) is not None:
+        return measured
+    logger.info("Measuring %s", name_or_path)
+    runs.mkdir(parents=True, exist_ok=True)
+    results = evaluate_model(name_or_path, [task], bm25=True, run_dir=runs, trust_remote_code=args.trust_remote_code)
+    write_json(file, results)
     assert results is not None
     return results
 
@@ -193,34 +155,20 @@ def _entry(results: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _compare(task: RetrievalTask, folder: Path) -> dict[str, dict[str, float]]:
-    """Paired tests of the encoder after against before, by measure."""
-    after, before = (
-        score_queries(task.qrels, read_trec_run(folder / "runs" / when / f"{task.name}-dense.trec"))
-        for when in ("after", "before")
-    )
-    return {measure: paired_test(after[measure], before[measure]) for measure in after}
-
-
 def _plan(
-    args: AdaptArguments,
-    noted: dict[str, Any],
-    folder: Path,
-    pretrains: bool,
-    before: dict[str, Any],
-    started: float,
+    args: AdaptArguments, noted: dict[str, Any], pretrains: bool, before: dict[str, Any], started: float
 ) -> dict[str, Any]:
     """The steps that the minutes allow, by the speed of a few."""
     logger.info("Measuring how long a step takes")
-    trial = folder / "_trial"
+    trial, entry = Path(args.output_dir, "_trial"), _entry(before)
     shutil.rmtree(trial, ignore_errors=True)
-    seconds = {"finetuning": _seconds_a_step(_finetune, args, noted["pairs"], args.model_name_or_path, trial / "pairs")}
+    trainer = _finetune(args, noted, args.model_name_or_path, trial / "pairs", TRIAL_STEPS)
+    seconds = {"finetuning": seconds_of(trainer.state) / TRIAL_STEPS}
     if pretrains:
-        seconds["pretraining"] = _seconds_a_step(_pretraining, args, trial / "text")
+        seconds["pretraining"] = seconds_of(_pretraining(args, trial / "text", TRIAL_STEPS).state) / TRIAL_STEPS
     shutil.rmtree(trial)
-    embedding = _entry(before)["seconds"]["embed"]
-    left = 60 * args.minutes - (time.monotonic() - started) - embedding
-    index = embedding * noted["num_documents"] / _entry(before)["num_documents"]
+    left = 60 * args.minutes - (time.monotonic() - started) - entry["seconds"]["embed"]
+    index = entry["seconds"]["embed"] * noted["num_documents"] / entry["num_documents"]
     whole = (args.dataset_config_name, args.dataset_split, args.text_column) == (None, "train", "text")
     indexes = whole and index < left / 2
     left -= index if indexes else 0
@@ -230,32 +178,25 @@ def _plan(
             f"--minutes {args.minutes:g} is too few for one step of each training on this machine; about "
             f"{needed:.1f} are needed for that, and many more to learn something"
         )
-    share = {"finetuning": 1 - PRETRAINING_SHARE, "pretraining": PRETRAINING_SHARE} if pretrains else {"finetuning": 1}
-    plan: dict[str, Any] = {"seconds_a_step": seconds, "indexes": indexes}
+    share = {"pretraining": PRETRAINING_SHARE, "finetuning": 1 - PRETRAINING_SHARE} if pretrains else {"finetuning": 1}
     batches = {"finetuning": _batch(), "pretraining": DEFAULT_TRAINING_ARGUMENTS["per_device_train_batch_size"]}
+    steps = {}
     for stage, part in share.items():
         longest = max(MAX_EPOCHS[stage] * noted["num_trained"] // batches[stage], 1)
-        plan[f"{stage}_steps"] = min(max(int(part * left / seconds[stage]), 1), longest)
-    logger.info(
-        "%s, in about %.0f minutes",
-        " and ".join(f"{plan[f'{stage}_steps']:,} steps of {stage}" for stage in reversed(share)),
-        sum(plan[f"{stage}_steps"] * seconds[stage] for stage in share) / 60,
-    )
-    return plan
-
-
-def _seconds_a_step(train: Callable[..., Trainer], *args: Any) -> float:
-    return seconds_of(train(*args, TRIAL_STEPS).state) / TRIAL_STEPS
+        steps[stage] = min(max(int(part * left / seconds[stage]), 1), longest)
+    told = " and ".join(f"{count:,} steps of {stage}" for stage, count in steps.items())
+    logger.info("%s, in about %.0f minutes", told, sum(steps[stage] * seconds[stage] for stage in steps) / 60)
+    planned = {f"{stage}_steps": count for stage, count in steps.items()}
+    return {"seconds_a_step": seconds, "indexes": indexes} | planned
 
 
 def _common(args: AdaptArguments, folder: Path, steps: int) -> dict[str, Any]:
     trial = steps <= TRIAL_STEPS
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return {
         "output_dir": str(folder),
         "max_steps": steps,
         "seed": args.seed,
-        "bf16": on_gpu,
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         "save_strategy": "steps",
         "save_steps": max(steps // 4, 25),
         "save_total_limit": 1,
@@ -268,10 +209,10 @@ def _common(args: AdaptArguments, folder: Path, steps: int) -> dict[str, Any]:
 
 def _pretraining(args: AdaptArguments, folder: Path, steps: int) -> Trainer:
     """RetroMAE on the text to train on."""
-    data = DataArguments(dataset=[str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
-    model = ModelArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    text = TextSource([str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
+    start = StartArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     training = TrainingArguments(**DEFAULT_TRAINING_ARGUMENTS | _common(args, folder, steps))
-    return pretrain(data, model, training, default_rate=True)
+    return pretrain(text, Cutting(), Masking(), start, training)
 
 
 def _pretrain(args: AdaptArguments, folder: Path, steps: int) -> str:
@@ -284,23 +225,22 @@ def _pretrain(args: AdaptArguments, folder: Path, steps: int) -> str:
     return str(encoder)
 
 
-def _finetune(args: AdaptArguments, kind: str, start: str, folder: Path, steps: int) -> Trainer:
+def _finetune(args: AdaptArguments, noted: dict[str, Any], start: str, folder: Path, steps: int) -> Trainer:
     """Fine-tuning on pairs of the text to train on."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
-    text = Path(args.output_dir) / "text.jsonl"
     tuning = FinetuneArguments(
         model_name_or_path=start,
-        dataset=str(text),
-        pairs=kind,
+        dataset=str(Path(args.output_dir, "text.jsonl")),
+        pairs=noted["pairs"],
         dev_queries=0,
         query_length=64,
         passage_length=128,
         mini_batch_size=_batch(),
         trust_remote_code=args.trust_remote_code,
     )
-    batch = {"per_device_train_batch_size": min(_batch(), max(_lines(text) // 2 // MIN_BATCHES, 2))}
-    values = DEFAULT_FINETUNING_ARGUMENTS | _common(args, folder, steps) | batch
+    batch = min(_batch(), max(noted["num_trained"] // 2 // MIN_BATCHES, 2))
+    values = DEFAULT_FINETUNING_ARGUMENTS | _common(args, folder, steps) | {"per_device_train_batch_size": batch}
     return finetune(tuning, SentenceTransformerTrainingArguments(**values))
 
 
@@ -308,18 +248,7 @@ def _batch() -> int:
     return BATCH if torch.accelerator.is_available() else CPU_BATCH
 
 
-def _lines(file: Path) -> int:
-    return len(Dataset.from_json(str(file)))
-
-
-def _write_card(folder: Path, before: dict[str, Any], after: dict[str, Any], comparison: str) -> None:
-    """Write the adapted encoder's card again, with what was measured."""
-    if draw_before_after(_entry(before), _entry(after), folder / "adaptation.png"):
-        comparison = f"{comparison}\n\n![Before and after](adaptation.png)"
-    write_card(folder, require_record(folder), after, comparison=comparison)
-
-
-def _keep(finetuned: Path, adapted: Path, args: AdaptArguments) -> None:
+def _keep(args: AdaptArguments, finetuned: Path, adapted: Path) -> None:
     """Save what was fine-tuned as it is used: what reads short texts in training for speed reads them whole."""
     model = load_sentence_transformer(str(finetuned), args.trust_remote_code)
     model.max_seq_length = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code).max_seq_length
@@ -329,15 +258,56 @@ def _keep(finetuned: Path, adapted: Path, args: AdaptArguments) -> None:
         write_json(aside / RECORD_FILE, record)
 
 
-def _take_the_better(args: AdaptArguments, folder: Path, adapted: bool) -> str:
+def _report(
+    args: AdaptArguments, noted: dict[str, Any], task: RetrievalTask, before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Compare before and after, let encoder/ be the better one, and embed the text with it."""
+    folder, adapted = Path(args.output_dir), Path(args.output_dir, "adapted")
+    now, then = (
+        score_queries(task.qrels, read_trec_run(folder / "runs" / when / f"{task.name}-dense.trec"))
+        for when in ("after", "before")
+    )
+    tests = {measure: paired_test(now[measure], then[measure]) for measure in now}
+    table = before_after_table(_entry(before), _entry(after), tests)
+    table += (
+        f"\n\n{len(task.queries):,} held-out queries against {len(task.documents):,} documents; the queries and their "
+        f"documents ({noted['pairs']} pairs) were in no training. *: differs from the encoder as it was by more than "
+        "chance (paired randomisation test, p < 0.05)."
+    )
+    if adapted.is_dir():
+        comparison = f"{verdict(tests)}, when it was adapted:\n\n{table}"
+        if draw_before_after(_entry(before), _entry(after), adapted / "adaptation.png"):
+            comparison += "\n\n![Before and after](adaptation.png)"
+        write_card(adapted, require_record(adapted), after, comparison=comparison)
+    better = _entry(after if is_better(tests) else before)
+    other = _take_the_better(args, is_better(tests))
+    indexed = noted["plan"]["indexes"]
+    if indexed:
+        logger.info("Embedding the text for the search")
+        load_index(str(folder / "encoder"), args.dataset, trust_remote_code=args.trust_remote_code)
+    report = {
+        "verdict": verdict(tests),
+        "table": table,
+        "tests": tests,
+        "pairs": noted["pairs"],
+        "encoder": str(folder / "encoder"),
+        "is_better": is_better(tests),
+        "other": other,
+        "hybrid": better[HYBRID]["measures"][MEASURE] > better["measures"][MEASURE],
+        "indexed": indexed,
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def _take_the_better(args: AdaptArguments, is_adapted: bool) -> str:
     """Let encoder/ be the better one; returns where the other one is."""
-    encoder = folder / "encoder"
-    if vacant(encoder):
-        if adapted:
-            shutil.rmtree(encoder, ignore_errors=True)
-            (folder / "adapted").rename(encoder)
-        else:
-            model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
-            with folder_written_aside(encoder) as aside:
-                model.save_pretrained(str(aside))
-    return args.model_name_or_path if adapted else str(folder / "adapted")
+    encoder, adapted = Path(args.output_dir, "encoder"), Path(args.output_dir, "adapted")
+    if vacant(encoder) and is_adapted:
+        shutil.rmtree(encoder, ignore_errors=True)
+        adapted.rename(encoder)
+    elif vacant(encoder):
+        model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
+        with folder_written_aside(encoder) as aside:
+            model.save_pretrained(str(aside))
+    return args.model_name_or_path if is_adapted else str(adapted)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ..model.encoders import RetroMAEPreTrainedModel
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 def without_adapters(model: Any) -> RetroMAEPreTrainedModel:
@@ -30,16 +27,25 @@ def train_new_parts_in_full(model: Any) -> None:
             which is left as it is.
     """
     own = without_adapters(model)
-    if own is not model:
-        _train_in_full(model, own, [*_parts_beside(own, "encoder"), *_head_of(own.masked_lm, "encoder.")])
-    elif own.encoder is not own.masked_lm:
-        _train_in_full(own.encoder, own.masked_lm, [*_head_of(own.masked_lm)])
+    encoder = own.masked_lm
+    wrapped, inside = (own.encoder, encoder) if own is model else (model, own)
+    if wrapped is inside:
+        return
+    from peft.utils.other import set_additional_trainable_modules
 
-
-def _head_of(encoder: Any, prefix: str = "") -> Iterator[str]:
-    """The names of the parts of an MLM head that share nothing with the word embeddings."""
     shared = {*encoder.get_input_embeddings().parameters()}
-    return (prefix + name for name in _parts_beside(encoder, encoder.base_model_prefix, shared))
+    names = [*_parts_beside(encoder, encoder.base_model_prefix, shared)]
+    if inside is own:
+        names = [*_parts_beside(own, "encoder"), *(f"encoder.{name}" for name in names)]
+    for name, layer in [*inside.named_modules()]:
+        if hasattr(layer, "get_base_layer") and any(name.startswith(f"{one}.") or name == one for one in names):
+            parent, _, child = name.rpartition(".")
+            setattr(inside.get_submodule(parent), child, layer.get_base_layer())
+    config = wrapped.active_peft_config
+    # What is saved says so, that it is put together again alike.
+    config.exclude_modules = "|".join(rf"{re.escape(name)}(\..*)?" for name in names)
+    config.modules_to_save = [*(config.modules_to_save or []), *(f"model.{name}" for name in names)]
+    set_additional_trainable_modules(wrapped, config, None, wrapped.active_adapter)
 
 
 def _parts_beside(model: nn.Module, left_out: str, shared: Set[nn.Parameter] = frozenset()) -> Iterator[str]:
@@ -52,18 +58,3 @@ def _parts_beside(model: nn.Module, left_out: str, shared: Set[nn.Parameter] = f
             yield from (f"{name}.{part}" for part in _parts_beside(module, "", shared))
         else:
             yield name
-
-
-def _train_in_full(wrapped: PeftModel, inside: nn.Module, names: list[str]) -> None:
-    """Make modules of the model `inside` a PEFT model its `modules_to_save`."""
-    from peft.utils.other import set_additional_trainable_modules
-
-    config = wrapped.active_peft_config
-    for name, layer in [*inside.named_modules()]:
-        if hasattr(layer, "get_base_layer") and any(name.startswith(f"{one}.") or name == one for one in names):
-            parent, _, child = name.rpartition(".")
-            setattr(inside.get_submodule(parent), child, layer.get_base_layer())
-    # What is saved says so, that it is put together again alike.
-    config.exclude_modules = "|".join(rf"{re.escape(name)}(\..*)?" for name in names)
-    config.modules_to_save = [*(config.modules_to_save or []), *(f"model.{name}" for name in names)]
-    set_additional_trainable_modules(wrapped, config, None, wrapped.active_adapter)

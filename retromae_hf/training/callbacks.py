@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,32 +14,23 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, get_sampler
 from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import normalize
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.collator import DataCollatorForRetroMAE
+from ..data.draws import passage_seeds
 from ..model.contrast import contrast_logits
-from ..model.counting import average_over_processes, count_processes, gathered, labelled_rows
+from ..model.counting import average_over_processes, count_processes, labelled_rows
 from ..model.errors import RetroMAEError
-from ..model.masking import passage_seeds
-from ..model.modeling_retromae import RetroMAEForPreTraining, RetroMAEPreTrainingOutput
+from ..model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
 from .adapters import train_new_parts_in_full, without_adapters
 
-DECODER_INPUTS = (
-    "decoder_input_ids",
-    "decoder_labels",
-    "attention_mask",
-    "visibility_seed",
-    "decoder_rows",
-    "token_type_ids",
-    "word_ids",
-    "decoder_label_slots",
-)
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss", "contrast_loss")
 MEASURED = (
     "embedding_gap",
@@ -66,29 +60,15 @@ class RetroMAECallback(TrainerCallback):
         self._order: torch.Generator | None = None
         self._hook: Any = None
 
-    def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: RetroMAEForPreTraining,
-        **kwargs: Any,
-    ) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Let new parts learn beside adapters of PEFT, before there is an optimizer."""
         train_new_parts_in_full(model)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: RetroMAEForPreTraining,
-        train_dataloader: Any,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Check the collator against the model, step before the reporters, and start summing."""
         self._go_first()
-        self._collator = _collator_of(train_dataloader)
+        loader = kwargs["train_dataloader"]
+        self._collator = _collator_of(loader)
         if self._collator is not None:
             self._collator.check_matches(model.config)
         if args.n_gpu > 1 and model.config.pair_objective == "contrast":
@@ -96,7 +76,7 @@ class RetroMAECallback(TrainerCallback):
                 "several GPUs in one process (DataParallel) part the two spans of a passage; start a process for each, "
                 "with accelerate launch"
             )
-        sampler = _sampler_of(train_dataloader)
+        sampler = _sampler_of(loader)
         if isinstance(sampler, LengthGroupedSampler):
             # Of the batches of all processes, so that none waits for one with longer passages, and so that the order
             # does not depend on how many processes share a batch.
@@ -107,27 +87,18 @@ class RetroMAECallback(TrainerCallback):
                 # Otherwise it draws from torch's own generator, which stands elsewhere when a run is resumed.
                 self._order = sampler.generator = torch.Generator()
         self._epoch = int(state.epoch or 0)
-        self._tell_epoch()  # for an evaluation before the first step
+        self._set_epoch()  # for an evaluation before the first step
         self._hook = model.register_forward_hook(self._add_components)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the collator the epoch; one that a resumed run goes on with has its old number."""
-        self._tell_epoch()
+        self._set_epoch()
         if self._order is not None:
             seed = args.seed if args.data_seed is None else args.data_seed
             self._order.manual_seed(int(passage_seeds(seed, self._epoch, torch.tensor(0))))
         self._epoch += 1
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: RetroMAEForPreTraining,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Tell the model the weight of its bag of words at this step, where it falls (arXiv 2401.11248)."""
         if (final := model.config.final_bow_loss_weight) is not None:
             share = (1 + math.cos(math.pi * state.global_step / state.max_steps)) / 2
@@ -135,14 +106,7 @@ class RetroMAECallback(TrainerCallback):
             # Filled on the device: a copy of a number from the host would wait for what is queued there.
             without_adapters(model).bow_loss_weight = torch.full((), weight, device=args.device)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Add the means since the last log."""
         if "loss" not in logs:
             return
@@ -151,19 +115,11 @@ class RetroMAECallback(TrainerCallback):
         logs.update(means)
         state.log_history[-1].update(means)  # Trainer has already copied `logs` into it
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: RetroMAEForPreTraining,
-        **kwargs: Any,
-    ) -> None:
-        """Stop summing."""
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         self._hook.remove()
         without_adapters(model).bow_loss_weight = None
 
-    def _tell_epoch(self) -> None:
+    def _set_epoch(self) -> None:
         if self._collator is not None:
             self._collator.set_epoch(self._epoch)
 
@@ -230,34 +186,34 @@ class RetrievalCallback(TrainerCallback):
         self.max_length = max_length
         self.batches = batches
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: RetroMAEForPreTraining,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Measure and log."""
         with self.trainer.accelerator.autocast(), gathered(model):
-            measured = self._measure(args, model)
+            measured = {}
+            if self.task is not None:
+                tokenizer, batch_size = self.trainer.processing_class, args.per_device_eval_batch_size
+                embedder = checkpoint_embedder(model, tokenizer, self.max_length, batch_size, progress=False)
+                measured = evaluate_embedder(self.task, embedder)
+            batches = islice(self.trainer.get_eval_dataloader(), self.batches)
+            measured |= measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
+            if count_processes() > 1:
+                means = average_over_processes(torch.tensor([*measured.values()], device=args.device))
+                measured = dict(zip(measured, means.tolist(), strict=True))
         measured = {f"eval_{name}": value for name, value in measured.items()}
-        metrics.update(measured)  # so that metric_for_best_model can name them
+        kwargs["metrics"].update(measured)  # so that metric_for_best_model can name them
         self.trainer.log(measured)
 
-    def _measure(self, args: TrainingArguments, model: RetroMAEForPreTraining) -> dict[str, float]:
-        measured = {}
-        if self.task is not None:
-            tokenizer, batch_size = self.trainer.processing_class, args.per_device_eval_batch_size
-            embedder = checkpoint_embedder(model, tokenizer, self.max_length, batch_size, progress=False)
-            measured = evaluate_embedder(self.task, embedder)
-        batches = (batch for batch, _ in zip(self.trainer.get_eval_dataloader(), range(self.batches), strict=False))
-        measured |= measure_decoder(model, [self.trainer._prepare_inputs(batch) for batch in batches])
-        if count_processes() == 1:
-            return measured
-        means = average_over_processes(torch.tensor([*measured.values()], device=args.device))
-        return dict(zip(measured, means.tolist(), strict=True))
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """A sharded model (FSDP2) whose methods beside `forward` can be called; its layers gather their own weights."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
 
 
 @torch.no_grad()
@@ -269,45 +225,47 @@ def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tenso
     """
     was_training = model.training
     model.eval()
-    values: dict[str, list[Tensor]] = {}
+    try:
+        measured = [_measure_batch(model, batch) for batch in batches]
+    finally:
+        model.train(was_training)
+    names = dict.fromkeys(name for one in measured for name in one)
+    return {name: torch.stack([one[name].float() for one in measured if name in one]).mean().item() for name in names}
 
-    def note(name: str, value: Tensor) -> None:
-        values.setdefault(name, []).append(value.float())
 
-    for batch in batches:
-        states, middle_states = model.encode_for_decoder(
-            batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
-        )
-        embedding = model.pool(states, batch.get("attention_mask"))
-        passages = embedding[: len(batch.get("document_id", embedding))]  # a span's partner is much like it
-        if len(passages) > 1:
-            note("mean_cosine", mean_cosine(passages))
-        note("encoder_accuracy", model.token_accuracy(*labelled_rows(states, batch["labels"])))
-        if "bow_labels" in batch and len(embedding) > 1:
-            own, others = (
-                model.bow_loss(one[:, None], batch["bow_labels"]) for one in (embedding, embedding.roll(1, 0))
-            )
-            note("bow_gap", others - own)
-        if "pair_labels" in batch:
-            note("pair_accuracy", (model.pair_logits(embedding).argmax(1) == batch["pair_labels"]).float().mean())
-        if "document_id" in batch:
-            logits, partners = contrast_logits(embedding, batch["document_id"], model.config.contrast_temperature)
-            note("contrast_accuracy", (logits.argmax(1) == partners).float().mean())
-        if model.config.decoding == "none":
-            continue
-        inputs: dict[str, Any] = {
-            "decoder_input_ids": None,  # a Condenser has none
-            "decoder_labels": batch["labels"],
-            "middle_states": middle_states,
-        }
-        inputs |= {name: batch[name] for name in DECODER_INPUTS if name in batch}
-        rebuilt = model.decode(embedding, **inputs)
-        note("decoder_accuracy", model.token_accuracy(*rebuilt))
-        if len(embedding) > 1:
-            other = model.decode(embedding.roll(1, dims=0), **inputs)
-            note("embedding_gap", model.token_loss(*other) - model.token_loss(*rebuilt))
-    model.train(was_training)
-    return {name: torch.stack(parts).mean().item() for name, parts in values.items()}
+def _measure_batch(model: RetroMAEForPreTraining, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    measured = {}
+    states, middle_states = model.encode_for_decoder(
+        batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids")
+    )
+    embedding = model.pool(states, batch.get("attention_mask"))
+    passages = embedding[: len(batch.get("document_id", embedding))]  # a span's partner is much like it
+    if len(passages) > 1:
+        measured["mean_cosine"] = mean_cosine(passages)
+    measured["encoder_accuracy"] = model.token_accuracy(*labelled_rows(states, batch["labels"]))
+    if "bow_labels" in batch and len(embedding) > 1:
+        own, others = (model.bow_loss(one[:, None], batch["bow_labels"]) for one in (embedding, embedding.roll(1, 0)))
+        measured["bow_gap"] = others - own
+    if "pair_labels" in batch:
+        right = model.pair_logits(embedding).argmax(1) == batch["pair_labels"]
+        measured["pair_accuracy"] = right.float().mean()
+    if "document_id" in batch:
+        logits, partners = contrast_logits(embedding, batch["document_id"], model.config.contrast_temperature)
+        measured["contrast_accuracy"] = (logits.argmax(1) == partners).float().mean()
+    if model.config.decoding == "none":
+        return measured
+    inputs: dict[str, Any] = {
+        "decoder_input_ids": None,  # a Condenser has none
+        "decoder_labels": batch["labels"],
+        "middle_states": middle_states,
+    }
+    inputs |= {name: batch[name] for name in DecoderInputs._fields if name in batch}
+    rebuilt = model.decode(embedding, DecoderInputs(**inputs))
+    measured["decoder_accuracy"] = model.token_accuracy(*rebuilt)
+    if len(embedding) > 1:
+        other = model.decode(embedding.roll(1, dims=0), DecoderInputs(**inputs))
+        measured["embedding_gap"] = model.token_loss(*other) - model.token_loss(*rebuilt)
+    return measured
 
 
 def mean_cosine(embeddings: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""What fine-tuning is watched on: its queries and documents, and when the run evaluates and stops."""
+"""Fine-tunes an embedder on sentence-transformers' trainer, watched on a dev set where there is one."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,20 +11,21 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..arguments.finetuning import FinetuneArguments
+from ..arguments.finetuning import MINERS, FinetuneArguments
 from ..arguments.pretraining import CardArguments
 from ..checkpoints.loading import load_sentence_transformer
+from ..data.held_out import hold_out_queries, judged_rows
 from ..model.encoders import use_attention
 from ..model.errors import RetroMAEError, check_choice, in_one_sentence
 from ..publishing.card_writer import describing
+from ..publishing.record import describe_source, describe_start
 from ..retrieval.embedders import sentence_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.measures import DEFAULT_MEASURES
-from ..retrieval.tasks import RetrievalTask, in_random_order, load_beir, sampled
+from ..retrieval.tasks import RetrievalTask, load_beir, sampled
 from .health import HealthCallback
 from .resuming.training_run import begin_run, run_and_save
-from .rows.training_rows import load_training_data, prepare_rows, whole_rows
-from .stages import describe_finetuning
+from .rows.training_rows import TrainingData, load_training_data, prepare_rows, read_training_data, whole_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -41,11 +43,7 @@ EVALUATIONS = 10
 
 
 def plan_evaluations(args: FinetuneArguments, training_args: TrainingArguments) -> None:
-    """Let a run with a dev set evaluate and save in turns and keep the best checkpoint, unless it says otherwise.
-
-    Raises:
-        RetroMAEError: it is to evaluate without a dev set, or to choose by something that is not measured.
-    """
+    """Let a run with a dev set evaluate and save in turns and keep the best checkpoint, unless it says otherwise."""
     if args.eval_dataset is None:
         if training_args.eval_strategy != IntervalStrategy.NO:
             raise RetroMAEError(
@@ -62,59 +60,35 @@ def plan_evaluations(args: FinetuneArguments, training_args: TrainingArguments) 
     check_choice("metric_for_best_model", training_args.metric_for_best_model.removeprefix("eval_"), DEFAULT_MEASURES)
 
 
-def load_dev_set(args: FinetuneArguments) -> RetrievalTask | None:
-    """What `eval_dataset` names; None where that is nothing, or a share of rows that are not there yet.
+def read_data(args: FinetuneArguments, seed: int) -> tuple[TrainingData, RetrievalTask | None]:
+    """What is trained on and what is watched, of which nothing is trained on, nor a negative of others."""
+    task = load_dev_set(args) if args.eval_dataset is not None and args.eval_share is None else None
+    data = read_training_data(args, seed)
+    if args.eval_share is not None:
+        judged, rest = hold_out_queries(data.rows, args.eval_share)
+        task = RetrievalTask("dev", *judged)
+        held_out = frozenset(data.rows["positive"][:]) - frozenset(rest["positive"][:])
+        data = replace(data, rows=rest, held_out=held_out)
+    if task is not None:
+        task = sampled(task, MAX_DOCUMENTS)
+        sizes = f"{len(task.queries):,}", f"{len(task.documents):,}"
+        logger.info("nDCG@10 is watched on %s queries among %s documents", *sizes)
+    return data, task
 
-    Raises:
-        RetroMAEError: it cannot be read.
+
+def load_dev_set(args: FinetuneArguments) -> RetrievalTask:
+    """What `eval_dataset` names: a folder in BEIR's layout, or rows whose query and positive are called as in training.
+
+    They need no negatives and no scores.
     """
-    if args.eval_dataset is None or args.eval_share is not None:
-        return None
-    folder = Path(args.eval_dataset).expanduser()
-    if (folder / "corpus.jsonl").is_file():
-        return _watched(load_beir(folder, args.eval_split or "dev"))
+    source = str(args.eval_dataset)
+    if (Path(source).expanduser() / "corpus.jsonl").is_file():
+        return load_beir(Path(source).expanduser(), args.eval_split or "dev")
     split = args.eval_split or args.dataset_split
-    pairs = load_training_data(args.eval_dataset, args.dataset_config_name, split, columns=args.columns())
-    pairs = whole_rows(cast(Dataset, pairs), args.eval_dataset)
-    return _watched(task_of_rows(pairs, pairs["query"][:]))
-
-
-def _watched(task: RetrievalTask) -> RetrievalTask:
-    """The task, or a sample of it; how large it is is said."""
-    task = sampled(task, MAX_DOCUMENTS)
-    logger.info(
-        "nDCG@10 is watched on %s queries among %s documents", f"{len(task.queries):,}", f"{len(task.documents):,}"
-    )
-    return task
-
-
-def hold_out_queries(rows: Dataset, share: float) -> tuple[RetrievalTask, Dataset]:
-    """A share of the queries, with all their rows, as a task among the positives of all rows; and the other rows.
-
-    The choice follows from the texts of the queries alone.
-
-    Raises:
-        RetroMAEError: nothing would be left on one side.
-    """
-    queries = dict.fromkeys(rows["query"][:])
-    count = round(share * len(queries))
-    if not 0 < count < len(queries):
-        raise RetroMAEError(f"a share of {share} of {len(queries)} queries leaves none on one side; take another one")
-    chosen = set(in_random_order(queries)[:count])
-    task = _watched(task_of_rows(rows, chosen))
-    return task, rows.filter(lambda query: query not in chosen, input_columns="query")
-
-
-def task_of_rows(rows: Dataset, queries: Any) -> RetrievalTask:
-    """Some queries of rows of `query` and `positive`, to be searched for among the positives of all rows."""
-    ids = {text: f"d{number}" for number, text in enumerate(in_random_order(rows["positive"][:]), 1)}
-    wanted = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(queries), 1)}
-    qrels: dict[str, dict[str, int]] = {}
-    for query, positive in zip(rows["query"][:], rows["positive"][:], strict=True):
-        if query in wanted:
-            qrels.setdefault(wanted[query], {})[ids[positive]] = 1
-    texts = {name: text for text, name in wanted.items()}
-    return RetrievalTask("dev", texts, {name: text for text, name in ids.items()}, qrels)
+    dev = replace(args, dataset=source, dataset_split=split, pairs=None, text_column="text")
+    dev = replace(dev, negative_columns=None, objective="contrastive", teacher_scores=None)
+    rows = whole_rows(cast(Dataset, load_training_data(dev, num_negatives=0)), source)
+    return RetrievalTask("dev", *judged_rows(rows, rows["query"][:]))
 
 
 def dev_evaluator(task: RetrievalTask, batch_size: int) -> BaseEvaluator:
@@ -133,33 +107,52 @@ def finetune(
 ) -> SentenceTransformerTrainer:
     """Prepare the data, train, and save a sentence-transformers model and its card in the output folder.
 
-    Args:
-        args: what to do.
-        training_args: `SentenceTransformerTrainingArguments`.
-        card_args: what the user says of the model.
-
-    Raises:
-        RetroMAEError: bad input, found before anything is trained.
+    `training_args` are sentence-transformers' own. Bad input is refused before anything is trained.
     """
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
     plan_evaluations(args, training_args)
-    watches = args.eval_dataset is not None
-    run = begin_run(training_args, args.overwrite_output_dir, watches, [args.model_name_or_path], args)
+    watches, start = args.eval_dataset is not None, args.model_name_or_path
+    run = begin_run(training_args, args.overwrite_output_dir, watches, [start], args)
     set_seed(training_args.seed)
     model = starting_encoder(args)
     with training_args.main_process_first(local=False, desc="preparing the data"):
-        task = load_dev_set(args)
-        rows = prepare_rows(args, model, training_args, resumes=run.checkpoint is not None)
-        if args.eval_share is not None:
-            task, rows = hold_out_queries(rows, args.eval_share)
+        data, task = read_data(args, training_args.seed)
+        rows = prepare_rows(args, training_args, model, data, resumes=run.checkpoint is not None)
         run.take_data(rows)
     trainer = finetuning_trainer(args, training_args, model, rows, task)
     longest = min(max(args.query_length, args.passage_length), model.max_seq_length or args.passage_length)
     stage = describe_finetuning(args, rows, int(longest))
-    with describing(trainer, stage, args.model_name_or_path, card_args):
+    with describing(trainer, stage, start, card_args):
         run_and_save(trainer, run)
     return trainer
+
+
+def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
+    """What is known of a fine-tuning stage, in which the model reads `max_length` tokens."""
+    mined = args.hard_negatives
+    objective = {
+        "objective": args.objective,
+        "pairs": args.pairs,
+        "similarity": args.similarity,
+        "matryoshka_dims": args.matryoshka_dims,
+        "temperature": args.temperature,
+        "hard_negatives": mined if mined in (None, *MINERS) else "a file",
+        "num_negatives": None if mined is None else args.num_negatives,
+        "query_length": min(args.query_length, max_length),
+        "passage_length": min(args.passage_length, max_length),
+        "query_prompt": args.query_prompt,
+        "passage_prompt": args.passage_prompt,
+        "attn_implementation": args.attn_implementation,
+    }
+    return {
+        "stage": "finetuning",
+        "start": describe_start(args.model_name_or_path),
+        "data": describe_source(
+            args.dataset, args.dataset_config_name, args.dataset_split, rows=len(rows), max_length=max_length
+        ),
+        "objective": objective,
+    }
 
 
 def starting_encoder(args: FinetuneArguments) -> SentenceTransformer:
@@ -185,11 +178,7 @@ def finetuning_trainer(
     rows: Dataset,
     task: RetrievalTask | None = None,
 ) -> SentenceTransformerTrainer:
-    """sentence-transformers' trainer on rows of `prepare_rows`, watched on a task where there is one.
-
-    Raises:
-        RetroMAEError: the rows fill no batch, or an argument cannot be used.
-    """
+    """sentence-transformers' trainer on rows of `prepare_rows`, watched on a task where there is one."""
     from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers.base.modules import Router
     from sentence_transformers.training_args import BatchSamplers
@@ -210,8 +199,7 @@ def finetuning_trainer(
     if training_args.dataloader_drop_last and len(rows) < batch:
         raise RetroMAEError(f"{len(rows)} rows fill no batch of {batch}; lower per_device_train_batch_size")
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
-    at_once = training_args.per_device_train_batch_size <= args.mini_batch_size
-    loss = loss_of(args, model, training_args.world_size > 1, at_once)
+    loss = make_loss(args, training_args, model)
     with in_one_sentence("the training arguments cannot be used"):
         evaluator = None if task is None else dev_evaluator(task, training_args.per_device_eval_batch_size)
         trainer = SentenceTransformerTrainer(
@@ -227,42 +215,40 @@ def finetuning_trainer(
     return trainer
 
 
-def loss_of(args: FinetuneArguments, model: SentenceTransformer, several_processes: bool, at_once: bool) -> nn.Module:
-    """sentence-transformers' loss of the arguments; `at_once` where a batch need not be cut, which takes less time."""
-    loss = _loss_of_objective(args, model, several_processes, at_once)
-    if args.matryoshka_dims is None:
-        return loss
-    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-
-    size = model.get_embedding_dimension()
-    if size is not None and max(args.matryoshka_dims) > size:
-        raise RetroMAEError(f"matryoshka_dims={args.matryoshka_dims} are more than the {size} numbers of an embedding")
-    return MatryoshkaLoss(model, loss, args.matryoshka_dims)
-
-
-def _loss_of_objective(
-    args: FinetuneArguments, model: SentenceTransformer, several_processes: bool, at_once: bool
-) -> nn.Module:
+def make_loss(args: FinetuneArguments, training_args: TrainingArguments, model: SentenceTransformer) -> nn.Module:
+    """sentence-transformers' loss of the arguments."""
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
         DistillKLDivLoss,
         MarginMSELoss,
+        MatryoshkaLoss,
         MultipleNegativesRankingLoss,
     )
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from sentence_transformers.util import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
 
-    if args.objective == "contrastive":
-        options: dict[str, Any] = {
-            "scale": 1 / args.temperature,
-            "similarity_fct": cos_sim if args.similarity == "cosine" else dot_score,
-            "gather_across_devices": several_processes,
-        }
-        if at_once or any(isinstance(part, StaticEmbedding) for part in model.modules()):  # its batches cannot be cut
-            return MultipleNegativesRankingLoss(model, **options)
-        return CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size, **options)
-    pairwise = pairwise_cos_sim if args.similarity == "cosine" else pairwise_dot_score
+    loss: nn.Module
+    cosine = args.similarity == "cosine"
+    pairwise = pairwise_cos_sim if cosine else pairwise_dot_score
     if args.objective == "kl":
         # The loss's own temperature would divide the teacher's scores too.
-        return DistillKLDivLoss(model, similarity_fct=lambda a, b: pairwise(a, b) / args.temperature)
-    return MarginMSELoss(model, similarity_fct=pairwise)
+        loss = DistillKLDivLoss(model, similarity_fct=lambda a, b: pairwise(a, b) / args.temperature)
+    elif args.objective == "margin_mse":
+        loss = MarginMSELoss(model, similarity_fct=pairwise)
+    else:
+        options: dict[str, Any] = {
+            "scale": 1 / args.temperature,
+            "similarity_fct": cos_sim if cosine else dot_score,
+            "gather_across_devices": training_args.world_size > 1,
+        }
+        fits = training_args.per_device_train_batch_size <= args.mini_batch_size
+        if fits or any(isinstance(part, StaticEmbedding) for part in model.modules()):  # its batches cannot be cut
+            loss = MultipleNegativesRankingLoss(model, **options)
+        else:
+            loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size, **options)
+    if args.matryoshka_dims is None:
+        return loss
+    size = model.get_embedding_dimension()
+    if size is not None and max(args.matryoshka_dims) > size:
+        raise RetroMAEError(f"matryoshka_dims={args.matryoshka_dims} are more than the {size} numbers of an embedding")
+    return MatryoshkaLoss(model, loss, args.matryoshka_dims)

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..model.errors import RetroMAEError
 from .resuming.saving import last_complete_checkpoint, weights_are_finite
@@ -23,6 +23,9 @@ CHECK_AT_LEAST_EVERY = 100
 
 BAD_BATCHES_FILE = "non-finite-batches.jsonl"
 """In the output folder, one line for each step whose loss or gradient was not finite."""
+
+MAX_TOLD = 16
+"""Passages that the error names."""
 
 ALIKE = 0.9
 """Mean cosine of random passages above which their embeddings are called alike."""
@@ -40,17 +43,12 @@ class HealthCallback(TrainerCallback):
     The device keeps one flag a step, and the host reads them before it logs, evaluates or saves: the steps themselves
     wait for nothing. Before it evaluates or saves it looks at the weights themselves, which a step may spoil whose
     numbers were finite, so that no checkpoint holds weights that are not. With `max_skipped_batches` the host looks at
-    every step, before the optimizer does.
-
-    Add it behind `RetrievalCallback`, whose measures it reads.
+    every step, before the optimizer does. Add it behind `RetrievalCallback`, whose measures it reads.
 
     Args:
         max_skipped_batches: steps whose batches may be left out, weights and optimizer untouched; the next one stops
-            the run. DeepSpeed keeps gradients of its own, which are not skipped.
+            the run with a `RetroMAEError`. DeepSpeed keeps gradients of its own, which are not skipped.
         loss: what returns the loss, where that is not the model; it knows no passages.
-
-    Raises:
-        RetroMAEError: at such a step, with its number, the batch's passage ids and the last whole checkpoint.
     """
 
     def __init__(self, max_skipped_batches: int = 0, loss: nn.Module | None = None):
@@ -62,9 +60,7 @@ class HealthCallback(TrainerCallback):
         self._said: set[str] = set()
         self._hook: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Look at the weights that there are, and start to note the losses."""
         if not weights_are_finite(model):
             raise RetroMAEError(
@@ -74,21 +70,19 @@ class HealthCallback(TrainerCallback):
         self._batches, self._steps = [], []
         self._hook = (self.loss or model).register_forward_hook(self._note_batch, with_kwargs=True)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Note whether the step's numbers are finite, and where batches may be skipped, look at once."""
         finite = torch.stack([loss.isfinite() for loss, _ in self._batches]).all()
         if not args.fp16:  # its scaler tries out how far it can go, and skips the steps that went too far
-            finite = finite & _norm_of_gradients(model).isfinite()
+            norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+            finite = finite & whole.isfinite()
         self._steps.append((state.global_step + 1, finite, self._batches))
         self._batches = []
         if self.max_skipped_batches and self._look(args):
             model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves everything as it is
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         """Look before anything is made known of the weights."""
         known = control.should_evaluate or control.should_save or control.should_training_stop
         if known or control.should_log or len(self._steps) >= CHECK_AT_LEAST_EVERY:
@@ -96,33 +90,16 @@ class HealthCallback(TrainerCallback):
         if known:
             self._look_at_weights(args, state, model)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """Likewise."""
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         self._look(args)
         self._look_at_weights(args, state, model)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Warn of a loss of exactly 0, which no cross-entropy over a vocabulary reaches."""
         if logs.get("loss") == 0:
             self._warn("the loss is exactly 0: half precision has probably collapsed; train in bf16 or float32")
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         """Warn of collapse."""
         if state.global_step < SETTLED * state.max_steps:
             return
@@ -138,10 +115,7 @@ class HealthCallback(TrainerCallback):
                 "raise decoder_mask_ratio"
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop."""
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._hook.remove()
 
     @torch.compiler.disable  # it holds state that changes with every step, each time a new graph
@@ -161,12 +135,17 @@ class HealthCallback(TrainerCallback):
             return False
         number, _, batches = first
         on_host = [(bool(loss.isfinite()), [] if ids is None else ids.tolist()) for loss, ids in batches]
-        ids = _suspects(gather_object(on_host))
+        gathered = gather_object(on_host)
+        # All of them are suspects where only the gradient is not finite.
+        suspects = [ids for finite, ids in gathered if not finite] or [ids for _, ids in gathered]
+        ids = [number for one in suspects for number in one]
         if args.should_save:
             with Path(args.output_dir, BAD_BATCHES_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": number, "passage_ids": ids}) + "\n")
-        of_passages = "" if self.loss is not None else f" (passages {_some(ids)})"
-        what = f"the loss or the gradient of step {number} is not finite{of_passages}"
+        told = ", ".join(map(str, ids[:MAX_TOLD])) or "unknown, without a column passage_id"
+        more = f" and {len(ids) - MAX_TOLD} more in {BAD_BATCHES_FILE}" if len(ids) > MAX_TOLD else ""
+        what = f"the loss or the gradient of step {number} is not finite"
+        what += f" (passages {told}{more})" if self.loss is None else ""
         if self._skipped < self.max_skipped_batches:
             self._skipped += 1
             logger.warning("%s; the batch is skipped, %d of %d", what, self._skipped, self.max_skipped_batches)
@@ -191,21 +170,3 @@ class HealthCallback(TrainerCallback):
         if (kind := sentence[:30]) not in self._said:
             self._said.add(kind)
             logger.warning("%s", sentence)
-
-
-def _norm_of_gradients(model: nn.Module) -> Tensor:
-    norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
-
-
-def _suspects(batches: list[tuple[bool, list[int]]]) -> list[int]:
-    """The ids of batches `(finite, ids)` whose loss is not finite; of all of them, where only the gradient is not."""
-    bad = [ids for finite, ids in batches if not finite] or [ids for _, ids in batches]
-    return [number for ids in bad for number in ids]
-
-
-def _some(ids: list[int], at_most: int = 16) -> str:
-    if not ids:
-        return "unknown, without a column passage_id"
-    told = ", ".join(map(str, ids[:at_most]))
-    return told if len(ids) <= at_most else f"{told} and {len(ids) - at_most} more in {BAD_BATCHES_FILE}"

@@ -1,9 +1,9 @@
-"""New parts first: what a checkpoint does not have learns alone, before the encoder learns with it."""
+"""The trainer of `retromae-hf pretrain`, in which what a checkpoint does not have may learn alone at first."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..arguments.pretraining import HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS, DataArguments
+from ..arguments.pretraining import HEAD_WARMUP_SHARE, MAX_HEAD_WARMUP_STEPS, RunArguments
 from ..data.collator import DataCollatorForRetroMAE
 from ..data.streams import PassageStream
 from ..model.counting import counts_of
@@ -34,6 +27,9 @@ from .health import HealthCallback
 from .resuming.run_folder import Run
 
 logger = logging.getLogger(__name__)
+
+NO_RATE_BY_STEP = ("reduce_lr_on_plateau", "greedy")
+"""Schedules whose rate follows from more than the step."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,7 @@ class HeadWarmup(TrainerCallback):
     learning_rate: float
 
     def steps_of(self, total: int) -> int:
-        """How many of the `total` steps of a run.
-
-        Raises:
-            RetroMAEError: it would be all of them.
-        """
+        """How many of the `total` steps of a run; all of them are an error."""
         if self.steps is None:
             return min(MAX_HEAD_WARMUP_STEPS, int(HEAD_WARMUP_SHARE * total))
         if self.steps >= total:
@@ -73,10 +65,7 @@ class HeadWarmup(TrainerCallback):
     def split(self, optimizer: Optimizer, model: nn.Module) -> int:
         """Part the optimizer's groups into those of new parameters, which come first, and the others.
 
-        The first group's rate is the one that `Trainer` logs.
-
-        Returns:
-            How many groups are new.
+        The first group's rate is the one that `Trainer` logs. Returns how many groups are new.
         """
         ours = {parameter for name, parameter in model.named_parameters() if name in self.names}
         parts: list[list[dict[str, Any]]] = []
@@ -92,33 +81,7 @@ class HeadWarmup(TrainerCallback):
         optimizer.param_groups[:] = new + old
         return len(new)
 
-    def schedule(
-        self, optimizer: Optimizer, num_new: int, steps: int, usual: Callable[[int], float], learning_rate: float
-    ) -> LambdaLR:
-        """A constant rate for the first `num_new` groups and none for the others, then the usual schedule for all.
-
-        Args:
-            optimizer: whose groups are split.
-            num_new: how many of them are new.
-            steps: before the usual schedule begins.
-            usual: the factor on `learning_rate` after so many of the other steps.
-            learning_rate: that of the encoder.
-        """
-
-        def of_new(step: int) -> float:
-            return 1.0 if step < steps else usual(step - steps) * learning_rate / self.learning_rate
-
-        def of_old(step: int) -> float:
-            return 0.0 if step < steps else usual(step - steps)
-
-        num_old = len(optimizer.param_groups) - num_new
-        factors: list[Any] = [of_new] * num_new + [of_old] * num_old
-        return LambdaLR(optimizer, factors)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say what begins."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step < (steps := self.steps_of(state.max_steps)):
             logger.info(
                 "the first %d of %d steps train the new parts alone: %d parameter tensors at a rate of %g; the encoder "
@@ -130,11 +93,13 @@ class HeadWarmup(TrainerCallback):
             )
 
 
-def plan_head_warmup(args: DataArguments, model: RetroMAEForPreTraining, run: Run) -> HeadWarmup | None:
+def plan_head_warmup(
+    args: RunArguments, training_args: TrainingArguments, model: RetroMAEForPreTraining, run: Run
+) -> HeadWarmup | None:
     """What the arguments ask for of a run that is about to train the model; None where all learn from the start.
 
-    Raises:
-        RetroMAEError: nothing is new, or the run that goes on had another warm-up, to which its optimizer belongs.
+    Refuses a warm-up of nothing, one that leaves no step to the encoder, one before a schedule that cannot follow it,
+    and another one than that of the run that goes on, to which its optimizer belongs.
     """
     names = run.take_new_parameters(model.new_parameters)
     if args.head_warmup_steps and not names:
@@ -151,7 +116,15 @@ def plan_head_warmup(args: DataArguments, model: RetroMAEForPreTraining, run: Ru
     head_is_new = any(name.startswith("encoder.") for name in names)
     if args.head_warmup_steps == 0 or (args.head_warmup_steps is None and not head_is_new):
         return None
-    return HeadWarmup(names, args.head_warmup_steps, args.head_learning_rate)
+    warmup = HeadWarmup(names, args.head_warmup_steps, args.head_learning_rate)
+    if training_args.max_steps > 0:
+        warmup.steps_of(training_args.max_steps)
+    if training_args.lr_scheduler_type in NO_RATE_BY_STEP:
+        raise RetroMAEError(
+            f"lr_scheduler_type={training_args.lr_scheduler_type} has no rate by the step alone, behind which new "
+            "parts could learn first; choose another one, or give --head_warmup_steps 0"
+        )
+    return warmup
 
 
 class AccumulatingTrainer(Trainer):
@@ -173,7 +146,6 @@ class AccumulatingTrainer(Trainer):
 
     @property
     def head_warmup_steps(self) -> int:
-        """Steps of the run in which new parameters learn alone."""
         return 0 if self.head_warmup is None else self.head_warmup.steps_of(self.state.max_steps)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -185,19 +157,24 @@ class AccumulatingTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """As in `Trainer`, for the steps behind those of the new parameters alone."""
-        if self.head_warmup is None or self.lr_scheduler is not None:
+        """As in `Trainer`, behind the steps of the new parameters alone, in which they have a constant rate."""
+        warmup = self.head_warmup
+        if warmup is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        steps, rate = self.head_warmup.steps_of(num_training_steps), self.args.learning_rate
-        usual = super().create_scheduler(num_training_steps - steps, SGD([torch.zeros(1)], lr=rate))
-        if not isinstance(usual, LambdaLR):
-            raise RetroMAEError(
-                f"lr_scheduler_type={self.args.lr_scheduler_type} has no rate by the step alone, behind which new "
-                "parts could learn first; choose another one, or give --head_warmup_steps 0"
-            )
-        self.lr_scheduler = self.head_warmup.schedule(
-            optimizer or self.optimizer, self._num_new_groups, steps, usual.lr_lambdas[0], rate
-        )
+        steps, rate = warmup.steps_of(num_training_steps), self.args.learning_rate
+        alone = SGD([torch.zeros(1)], lr=rate)  # a schedule may ask its optimizer for the rate
+        usual = super().create_scheduler(num_training_steps - steps, alone).lr_lambdas[0]
+
+        def of_new(step: int) -> float:
+            return 1.0 if step < steps else usual(step - steps) * rate / warmup.learning_rate
+
+        def of_old(step: int) -> float:
+            return 0.0 if step < steps else usual(step - steps)
+
+        optimizer = optimizer or self.optimizer
+        num_old = len(optimizer.param_groups) - self._num_new_groups
+        factors: list[Any] = [of_new] * self._num_new_groups + [of_old] * num_old
+        self.lr_scheduler = LambdaLR(optimizer, factors)
         return self.lr_scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -228,68 +205,46 @@ class AccumulatingTrainer(Trainer):
 
 
 def pretraining_trainer(
-    args: DataArguments,
-    training_args: TrainingArguments,
     model: RetroMAEForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    train_passages: Dataset | PassageStream,
-    eval_passages: Dataset,
+    training_args: TrainingArguments,
+    run_args: RunArguments,
+    collator: DataCollatorForRetroMAE,
+    passages: tuple[Dataset | PassageStream, Dataset],
     task: RetrievalTask | None,
+    max_length: int,
     head_warmup: HeadWarmup | None,
 ) -> AccumulatingTrainer:
-    """The trainer that `retromae-hf pretrain` runs.
-
-    Args:
-        args: how passages are masked, and how many steps may be skipped.
-        training_args: the run.
-        model: what is trained.
-        tokenizer: the model's.
-        train_passages: what it is trained on.
-        eval_passages: what it is evaluated on.
-        task: what retrieval is watched on; None leaves that out.
-        head_warmup: how new parameters learn alone, likewise.
-
-    Raises:
-        RetroMAEError: an argument cannot be used.
-    """
+    """The trainer that `retromae-hf pretrain` runs; `task` is what retrieval is watched on, if anything."""
     logger.info("the model has %s parameters", f"{model.num_parameters():,}")
     with in_one_sentence("the training arguments cannot be used"):
         trainer = AccumulatingTrainer(
             model=model,
             args=training_args,
-            train_dataset=train_passages,
-            eval_dataset=eval_passages,
-            data_collator=DataCollatorForRetroMAE.from_config(
-                tokenizer,
-                model.config,
-                seed=training_args.seed,
-                compact=True,
-                pair_partners=train_passages if model.config.pair_objective == "nsp" else None,
-                **args.collator_options(),
-            ),
-            processing_class=tokenizer,
+            train_dataset=passages[0],
+            eval_dataset=passages[1],
+            data_collator=collator,
+            processing_class=collator.tokenizer,
             callbacks=[RetroMAECallback()],
             head_warmup=head_warmup,
         )
-    trainer.add_callback(RetrievalCallback(trainer, task, args.max_length))
-    trainer.add_callback(HealthCallback(args.max_skipped_batches))
+    trainer.add_callback(RetrievalCallback(trainer, task, max_length))
+    trainer.add_callback(HealthCallback(run_args.max_skipped_batches))
     if head_warmup is not None:
         trainer.add_callback(head_warmup)
     return trainer
 
 
-def check_metric(args: TrainingArguments, task: RetrievalTask | None) -> None:
-    """Raise `RetroMAEError` for a `metric_for_best_model` that no evaluation measures."""
-    measured = ["loss", *MEASURED, *(DEFAULT_MEASURES if task is not None else [])]
-    if args.metric_for_best_model is not None:
-        check_choice("metric_for_best_model", args.metric_for_best_model.removeprefix("eval_"), measured)
-
-
-def check_gradient_checkpointing(args: TrainingArguments, model: RetroMAEForPreTraining) -> None:
-    """Raise `RetroMAEError` where it is asked for and the encoder's family has none."""
+def check_model(args: TrainingArguments, model: RetroMAEForPreTraining, task: RetrievalTask | None) -> None:
+    """Refuse training arguments that do not go with the model or with what is watched."""
     names = ("gradient_checkpointing", "activation_checkpointing")  # of old versions of transformers and of new ones
     if any(getattr(args, name, False) for name in names) and not model.supports_gradient_checkpointing:
         raise RetroMAEError(
             f"{model.config.encoder_config.model_type} has no gradient checkpointing in transformers; "
             "leave gradient_checkpointing out"
         )
+    measured = ["loss", *MEASURED, *(DEFAULT_MEASURES if task is not None else [])]
+    if args.metric_for_best_model is not None:
+        check_choice("metric_for_best_model", args.metric_for_best_model.removeprefix("eval_"), measured)
+    if args.optim_target_modules is not None:
+        with in_one_sentence("the training arguments cannot be used"):
+            Trainer.get_optimizer_cls_and_kwargs(args, model)

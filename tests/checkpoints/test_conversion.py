@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModelForMaskedLM
 
 from retromae_hf import RetroMAEError, RetroMAEForPreTraining
-from retromae_hf.arguments.pretraining import ModelArguments
+from retromae_hf.arguments.pretraining import StartArguments
 from retromae_hf.checkpoints import foreign as unpickling
 from retromae_hf.checkpoints.foreign import DECODER_MODULES, convert
 from retromae_hf.checkpoints.loading import load_sentence_transformer
@@ -174,11 +174,11 @@ def released(model, tmp_path):
 
 def test_a_released_decoder_beside_an_encoder(released, model, encoder_folder, texts):
     start, decoder = str(encoder_folder), str(released)
-    ours, _ = load_model_and_tokenizer(ModelArguments(start, decoder_from=decoder), texts, 32)
+    ours, _ = load_model_and_tokenizer(StartArguments(start, decoder_from=decoder), texts, 32)
     for name, tensor in model.decoder.state_dict().items():
         assert torch.equal(ours.decoder.state_dict()[name], tensor), name
     assert ours.new_parameters == set(), "nothing is new, so that no warm-up is asked for"
-    other, _ = load_model_and_tokenizer(ModelArguments(start), texts, 32)
+    other, _ = load_model_and_tokenizer(StartArguments(start), texts, 32)
     assert torch.equal(ours.get_input_embeddings().weight, other.get_input_embeddings().weight)
     for wrong, told in (
         ({"num_decoder_layers": 2}, "one layer of the released code"),
@@ -187,6 +187,6 @@ def test_a_released_decoder_beside_an_encoder(released, model, encoder_folder, t
         ({"decoder_from": str(released.with_name("pytorch_model.bin"))}, "retromae-hf convert IN OUT"),
     ):
         with pytest.raises(RetroMAEError, match=told):
-            load_model_and_tokenizer(ModelArguments(start, **({"decoder_from": decoder} | wrong)), texts, 32)
+            load_model_and_tokenizer(StartArguments(start, **({"decoder_from": decoder} | wrong)), texts, 32)
     with pytest.raises(RetroMAEError, match="give model_name_or_path"):
-        ModelArguments(decoder_from=decoder)
+        StartArguments(decoder_from=decoder)

@@ -22,7 +22,6 @@ from retromae_hf import RetroMAEError, load_documents, tokenize_passages
 from retromae_hf.arguments.pretraining import MODEL_OPTIONS
 from retromae_hf.commands.common import command, read_recipe
 from retromae_hf.commands.main import COMMANDS, main
-from retromae_hf.data.pydocs import load_held_out_pydocs
 from retromae_hf.retrieval.evaluation import format_table
 
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
@@ -225,10 +224,8 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_decoder(corpus, checkpoint, tm
 @pytest.fixture
 def tiny_pydocs(monkeypatch, texts):
     documents = Dataset.from_dict({"name": [f"zoo.name{i}" for i in range(len(texts))], "text": texts})
-    monkeypatch.setattr("retromae_hf.data.pydocs.load_pydocs", lambda num_proc: documents)
-    load_held_out_pydocs.cache_clear()
-    yield
-    load_held_out_pydocs.cache_clear()
+    monkeypatch.setattr("retromae_hf.data.held_out.load_pydocs", lambda num_proc: documents)
+    monkeypatch.setattr("retromae_hf.data.held_out._of_pydocs", [])
 
 
 def test_pydocs_and_a_plain_encoder(encoder_folder, tmp_path, tiny_pydocs):

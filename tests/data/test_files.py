@@ -17,11 +17,11 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 import retromae_hf.data.files
 from retromae_hf import RetroMAEError, load_documents
-from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.data.documents import load_rows
+from retromae_hf.data.held_out import load_held_out
 from retromae_hf.data.streams import DocumentStream
 from retromae_hf.retrieval.tasks import _texts
-from retromae_hf.training.pretraining import load_text
 
 
 def lines(*rows) -> str:
@@ -38,8 +38,8 @@ def texts_of(source, config_name=None, split="train", text_column="text") -> lis
     """The texts of a source, which are the same read at once and as a stream; both refuse with the same sentence."""
 
     def stream() -> list[str]:
-        opened = DocumentStream.open(str(source), config_name, split, text_column, 0)
-        return [text for _, text in opened._in_order()]
+        text = TextSource(str(source), dataset_config_name=config_name, dataset_split=split, text_column=text_column)
+        return [text for _, text in DocumentStream(text, 0).in_order()]
 
     try:
         documents = load_documents(source, config_name, split, text_column)["text"][:]
@@ -147,7 +147,7 @@ def test_an_option_without_an_effect_is_refused(tmp_path):
             texts_of(source, split="validation")
         with pytest.raises(RetroMAEError, match="dataset_config_name='en' is unknown; choose one of default"):
             texts_of(source, "en")
-    for load in (load_documents, lambda source, split: load_text(DataArguments([source], dataset_split=split), 42)):
+    for load in (load_documents, lambda source, split: load_held_out(TextSource(source, dataset_split=split))):
         with pytest.raises(RetroMAEError, match="pydocs: dataset_split='validation' is unknown"):
             load("pydocs", split="validation")
 
@@ -269,7 +269,7 @@ def test_what_is_not_text_is_refused(tmp_path):
     with pytest.raises(RetroMAEError, match=r"latin\.parquet is not UTF-8"):
         load_rows(str(tmp_path / "latin.parquet"), None, "train")
     with pytest.raises(RetroMAEError, match="on_broken_line='mend' is unknown"):
-        DocumentStream.open(str(tmp_path / "numbers.jsonl"), None, "train", "text", 0, "mend")
+        TextSource("numbers.jsonl", on_broken_line="mend")
 
 
 def test_an_empty_file_is_no_document(tmp_path):

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError, load_documents
-from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.commands.main import main
 from retromae_hf.data.documents import mix_documents, sample_documents
+from retromae_hf.data.held_out import load_held_out
 from retromae_hf.data.streams import DocumentStream
-from retromae_hf.training.pretraining import load_text
 
 
 def source(name: str, count: int) -> tuple[str, Dataset]:
@@ -78,8 +78,8 @@ def test_what_ends_a_document_of_a_text_file(tmp_path, ends):
         (file.parent, "line", poem),
     ):
         assert load_documents(path, document_separator=separator)["text"][:] == expected, (path, separator)
-        stream = DocumentStream.open(str(path), None, "train", "text", 0, document_separator=separator)
-        assert [text for _, text in stream._in_order()] == expected
+        stream = DocumentStream(TextSource(str(path), document_separator=separator), 0)
+        assert [text for _, text in stream.in_order()] == expected
     for other in (["a list"], "pydocs"):
         with pytest.raises(RetroMAEError, match="document_separator is about; leave it out"):
             load_documents(other, document_separator="line")
@@ -96,8 +96,8 @@ def test_a_title_in_front_of_the_text(tmp_path):
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     for path in (tmp_path / "rows.jsonl", tmp_path / "saved"):
         assert load_documents(path, text_column="body", title_column="head")["text"][:] == expected
-        stream = DocumentStream.open(str(path), None, "train", "body", 0, title_column="head")
-        assert [text for _, text in stream._in_order()] == expected
+        stream = DocumentStream(TextSource(str(path), text_column="body", title_column="head"), 0)
+        assert [text for _, text in stream.in_order()] == expected
     assert load_documents(rows, text_column="body", title_column="head")["text"][:] == expected
     with pytest.raises(RetroMAEError, match="no column 'header'; its columns are"):
         load_documents(tmp_path / "rows.jsonl", text_column="body", title_column="header")
@@ -111,8 +111,8 @@ def two_files(tmp_path, texts) -> list[str]:
 
 
 def test_a_stream_of_several_sources_is_each_after_the_other(two_files, texts):
-    stream = DocumentStream.open(two_files, None, "train", "text", 0)
-    numbers, read = zip(*stream._in_order(), strict=True)
+    stream = DocumentStream(TextSource(two_files), 0)
+    numbers, read = zip(*stream.in_order(), strict=True)
     assert list(read) == texts[:60]
     assert len(set(numbers)) == 60
 
@@ -134,8 +134,7 @@ def test_a_run_on_two_sources_goes_on_as_it_was_and_says_what_it_read(two_files,
 
 def test_of_pydocs_among_others_the_test_is_left_out(two_files, monkeypatch):
     held_out = type("HeldOut", (), {"pretraining": Dataset.from_dict({"text": ["a body"] * 5})})
-    monkeypatch.setattr("retromae_hf.training.pretraining.load_held_out_pydocs", lambda num_proc: held_out)
-    documents, task = load_text(DataArguments(["pydocs", two_files[0]], dev_queries=0), 0)
+    monkeypatch.setattr("retromae_hf.data.held_out.load_held_out_pydocs", lambda num_proc: held_out)
+    documents = load_held_out(TextSource(["pydocs", two_files[0]], dev_queries=0)).pretraining
     assert documents["text"][:5] == ["a body"] * 5
     assert len(documents) == 45
-    assert task is None

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 
 from retromae_hf.data import pydocs
-from retromae_hf.data.pydocs import hold_out, load_pydocs, read_docstrings
+from retromae_hf.data.held_out import hold_out
+from retromae_hf.data.pydocs import load_pydocs, read_docstrings
 from retromae_hf.data.text import split_first_sentence
 from retromae_hf.retrieval.tasks import dev_task, reported_task
 

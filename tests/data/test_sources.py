@@ -109,7 +109,9 @@ def test_passages_do_not_depend_on_processes_nor_batches(texts, tokenizer):
 
 def test_short_targets_make_more_and_shorter_passages(tokenizer):
     documents = Dataset.from_dict({"text": ["The fox. " * 300]})
-    long, short = (tokenize_passages(documents, tokenizer, 32, probability) for probability in (0.0, 0.9))
+    long, short = (
+        tokenize_passages(documents, tokenizer, 32, short_seq_prob=probability) for probability in (0.0, 0.9)
+    )
     assert sum(long["length"]) - 2 * len(long) == sum(short["length"]) - 2 * len(short)
     assert len(short) > 1.4 * len(long)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
 from itertools import islice
 
 import pytest
@@ -12,12 +11,13 @@ from conftest import write_shards
 from datasets import Dataset
 
 from retromae_hf import RetroMAEError
-from retromae_hf.data.passages import cut_passages, cutting_options
+from retromae_hf.arguments.pretraining import Cutting, TextSource
+from retromae_hf.data.passages import PassageCutter
 from retromae_hf.data.streams import ROWS_AT_ONCE, Bookmarks, DocumentStream, PassageStream, Place
 
 
 def open_stream(folder, seed=0) -> DocumentStream:
-    return DocumentStream.open(str(folder), None, "train", "text", seed)
+    return DocumentStream(TextSource(str(folder)), seed)
 
 
 def one_pass(stream, reader, readers, epoch=0):
@@ -77,12 +77,11 @@ def test_files_of_every_kind_and_null(tmp_path):
 @pytest.fixture
 def make_stream(tmp_path, texts, tokenizer):
     folder = write_shards(tmp_path / "corpus", texts, 2)
-    options = cutting_options(tokenizer, 32, 0.2, 0, False, None)
+    cut = PassageCutter(Cutting(32, short_seq_prob=0.2), tokenizer)
 
     def make(lanes=1, batch_size=4, buffer_size=50, bookmarks=None, length=10_000):
         documents = open_stream(folder)
         documents.hold_out_head()
-        cut = partial(cut_passages, **options)
         return PassageStream(documents, cut, length, batch_size, lanes, buffer_size, Bookmarks(bookmarks))
 
     return make
@@ -142,7 +141,7 @@ def test_many_shards_are_each_the_right_one(tmp_path):
     texts = [f"Document {number}." for number in range(150)]
     stream = open_stream(write_shards(tmp_path / "corpus", texts, 150))
     assert stream.num_shards == 150
-    assert [text for _, text in stream._in_order()] == texts
+    assert [text for _, text in stream.in_order()] == texts
     assert sorted(text for _, text in one_pass(stream, 0, 1)) == sorted(texts)
 
 
@@ -167,7 +166,7 @@ def test_broken_lines_of_a_stream_are_counted_and_left_out(broken, caplog):
 
 
 def test_broken_lines_of_a_stream_can_be_errors(broken):
-    stream = DocumentStream.open(str(broken[0]), None, "train", "text", 0, on_broken_line="error")
+    stream = DocumentStream(TextSource(str(broken[0]), on_broken_line="error"), 0)
     with pytest.raises(RetroMAEError, match=r"001.jsonl line 8 is not JSON; mend the file, or leave broken lines out"):
         one_pass(stream, 0, 1)
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, tokenize_passages
+from retromae_hf.data.draws import corrupt_tokens
 from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.data.words import chinese_segmenter, number_words, word_starts, word_table
-from retromae_hf.model.masking import IGNORE_INDEX, corrupt_tokens, visibility_mask
+from retromae_hf.model.masking import IGNORE_INDEX, visibility_mask
 
 KINDS = ("wordpiece", "bpe", "unigram")
 

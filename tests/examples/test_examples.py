@@ -31,7 +31,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 from retromae_hf import export_encoder
-from retromae_hf.data.pydocs import hold_out, load_held_out_pydocs
+from retromae_hf.data.held_out import hold_out
 from retromae_hf.model.errors import RetroMAEError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,13 +91,11 @@ def test_an_example_can_be_read_in_one_sitting(example):
 
 @pytest.fixture
 def small_pydocs(documents, monkeypatch):
-    monkeypatch.setattr("retromae_hf.data.pydocs.TEST_QUERIES", 15)
-    monkeypatch.setattr("retromae_hf.data.pydocs.DEV_QUERIES", 5)
-    for user in ("data.reading.pydocs", "data.reading.sources"):
+    monkeypatch.setattr("retromae_hf.data.held_out.TEST_QUERIES", 15)
+    monkeypatch.setattr("retromae_hf.data.held_out.DEV_QUERIES", 5)
+    for user in ("data.documents", "data.held_out"):
         monkeypatch.setattr(f"retromae_hf.{user}.load_pydocs", lambda num_proc: documents)
-    load_held_out_pydocs.cache_clear()
-    yield
-    load_held_out_pydocs.cache_clear()
+    monkeypatch.setattr("retromae_hf.data.held_out._of_pydocs", [])
 
 
 def test_encoders_from_scratch(small_pydocs, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from itertools import takewhile
 import prepare_corpus
 import pytest
 
+from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.data.streams import DocumentStream, Place
 
 
@@ -27,7 +28,7 @@ def test_shards_that_a_stream_reads(raw, tmp_path, texts):
     shards = tmp_path / "shards"
     prepare_corpus.main([str(raw), str(shards), "--text_column", "body", "--tasks", "2", "--workers", "1"])
     assert len(list(shards.glob("*.parquet"))) == 2
-    read = DocumentStream.open(str(shards), None, "train", "text", seed=0).read(0, 1)
+    read = DocumentStream(TextSource(str(shards)), seed=0).read(0, 1)
     first_pass = takewhile(lambda batch: batch[0] < Place(1), read)
     found = [text for _, _, some in first_pass for text in some]
     assert sorted(found) == sorted(texts)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEConfig, RetroMAEError, RetroMAEForPreTraining
-from retromae_hf.arguments.pretraining import ModelArguments
+from retromae_hf.arguments.pretraining import StartArguments
 from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
 from retromae_hf.model.encoders import use_attention
@@ -43,7 +43,7 @@ def test_every_entrance_takes_it(encoder_folder, model, tokenizer, texts, tmp_pa
             RetroMAEForPreTraining.from_pretrained(tmp_path, attn_implementation=name),
             RetroMAEForPreTraining.from_encoder(encoder_folder, attn_implementation=name),
             *(
-                load_model_and_tokenizer(ModelArguments(source, attn_implementation=name), texts, 32)[0]
+                load_model_and_tokenizer(StartArguments(source, attn_implementation=name), texts, 32)[0]
                 for source in (str(tmp_path), encoder_folder)
             ),
         ]

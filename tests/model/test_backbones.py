@@ -30,9 +30,9 @@ from retromae_hf import (
     extend_positions,
     register_backbone,
 )
-from retromae_hf.arguments.pretraining import ModelArguments
+from retromae_hf.arguments.pretraining import StartArguments
 from retromae_hf.checkpoints.starting_model import load_model_and_tokenizer
-from retromae_hf.model.families import BACKBONES, BertBackbone, backbone_for
+from retromae_hf.model.families import BACKBONES, Backbone, backbone_for
 
 SIZES = {
     "hidden_size": 32,
@@ -241,18 +241,18 @@ def test_tokens_that_were_added_go_the_whole_way(encoder_config, batch, family_t
     tokenizer = copy.deepcopy(family_tokenizer)
     tokenizer.add_tokens(["zorgblatt", "quux"])
     tokenizer.save_pretrained(tmp_path / "encoder")
-    started = ModelArguments(str(tmp_path / "encoder"), resize_token_embeddings=True)
+    started = StartArguments(str(tmp_path / "encoder"), resize_token_embeddings=True)
     model, _ = load_model_and_tokenizer(started, [], 32)
     assert model.config.vocab_size == len(tokenizer) == encoder_config.vocab_size + 2
     with pytest.raises(RetroMAEError, match="make room for tokens that you added to it with --resize_token_embeddings"):
-        load_model_and_tokenizer(ModelArguments(str(tmp_path / "encoder")), [], 32)
+        load_model_and_tokenizer(StartArguments(str(tmp_path / "encoder")), [], 32)
     inputs = batch(model.config)
     inputs["input_ids"][0, 1] = inputs["labels"][0, 1] = inputs["decoder_labels"][0, 1] = len(tokenizer) - 1
     loss = model.eval()(**inputs).loss
     assert loss.isfinite()
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
-    again, _ = load_model_and_tokenizer(ModelArguments(str(tmp_path / "saved")), [], 32)
+    again, _ = load_model_and_tokenizer(StartArguments(str(tmp_path / "saved")), [], 32)
     assert torch.equal(again.eval()(**inputs).loss, loss)
     export_encoder(model, tokenizer, tmp_path / "exported")
     kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -313,7 +313,7 @@ class MeadowForMaskedLM(BertForMaskedLM):
     config_class = MeadowConfig
 
 
-class MeadowBackbone(BertBackbone):
+class MeadowBackbone(Backbone):
     title = "Meadow"
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError
+from retromae_hf.data.draws import draw_rows
 from retromae_hf.model.counting import counts_of
-from retromae_hf.model.masking import IGNORE_INDEX, draw_rows
+from retromae_hf.model.masking import IGNORE_INDEX
 
 RATIO = 0.4
 

@@ -65,7 +65,7 @@ def test_no_rows_give_a_zero_loss_and_zero_gradients():
 def test_groups_have_their_own_means_and_weights(problem):
     *inputs, labels = problem
     labels[[3, 17, 40]] = -100
-    total, means = grouped_cross_entropy(*inputs, labels, [20, 0, 30], [0.25, 1.0, 1.0])
+    total, means = grouped_cross_entropy(*inputs, labels.split([20, 0, 30]), [0.25, 1.0, 1.0])
     logits = linear(*inputs)
     plain = [cross_entropy(logits[rows], labels[rows]) for rows in (slice(0, 20), slice(20, 50))]
     assert torch.allclose(means[0], plain[0], rtol=0, atol=1e-14)

@@ -9,17 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retromae_hf.model.masking import (
-    DECODER_ACTION,
-    DECODER_CHOOSE,
-    DECODER_REPLACEMENT,
-    IGNORE_INDEX,
-    corrupt_tokens,
-    is_visible,
-    passage_seeds,
-    random_bits,
-    visibility_mask,
-)
+from retromae_hf.data.draws import DECODER_ACTION, DECODER_CHOOSE, DECODER_REPLACEMENT, corrupt_tokens, passage_seeds
+from retromae_hf.model.masking import IGNORE_INDEX, is_visible, random_bits, visibility_mask
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 RATIOS = st.floats(0.05, 0.95)

@@ -28,6 +28,7 @@ from retromae_hf.model.counting import labels_in_slots
 from retromae_hf.model.decoder import DecoderLayer
 from retromae_hf.model.families import DecoderShape
 from retromae_hf.model.masking import IGNORE_INDEX, visibility_mask
+from retromae_hf.model.modeling_retromae import DecoderInputs
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_basic_decoding_by_hand():
         model.get_input_embeddings().weight[2] = torch.tensor([math.log(3) / 2, -math.log(3) / 2])
     h = torch.tensor([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]], dtype=torch.float64)
     labels = torch.tensor([[-100, 2, -100, -100], [-100, -100, 2, -100], [-100, 1, 2, -100]])
-    states, targets = model.decode(h, torch.full((3, 4), 3), labels)
+    states, targets = model.decode(h, DecoderInputs(torch.full((3, 4), 3), labels))
     assert targets.tolist() == [2, 2, 1, 2]
     assert torch.allclose(states, torch.tensor([[1.0, -1], [-1, 1], [1, -1], [1, -1]], dtype=torch.float64))
     expected = (math.log(2) + math.log(10) + math.log(6) + math.log(2)) / 4
@@ -213,10 +214,10 @@ def test_a_row_does_not_depend_on_its_own_token_nor_on_hidden_ones(model, batch)
     )
     h = torch.randn(4, 32)
     arguments = {name: batch[name] for name in ("decoder_labels", "attention_mask", "visibility_seed")}
-    before, _ = model.decode(h, batch["decoder_input_ids"], **arguments)
+    before, _ = model.decode(h, DecoderInputs(batch["decoder_input_ids"], **arguments))
     changed = batch["decoder_input_ids"].clone()
     changed[:, 5] = (changed[:, 5] + 1) % 100
-    after, _ = model.decode(h, changed, **arguments)
+    after, _ = model.decode(h, DecoderInputs(changed, **arguments))
     rows = (batch["decoder_labels"] != IGNORE_INDEX).nonzero()
     differs = (before != after).any(1)
     assert differs.any()

@@ -1,9 +1,11 @@
 """Short training runs for `test_processes.py`, which starts this file in several processes and in its own.
 
-    torchrun --nproc_per_node 2 tests/process_runs.py FOLDER NAME [NAME ...]
+    python tests/training/process_runs.py FOLDER
+    accelerate launch ... tests/training/process_runs.py FOLDER NAME [NAME ...]
 
-FOLDER holds what `test_processes.start_folder` writes. Every process leaves `NAME-WORLD_SIZE-RANK.json` in it, and all
-of them together the model in `NAME-WORLD_SIZE`.
+The first forks the processes of all runs, one group after the other, from one that has imported everything. FOLDER
+holds what `test_processes.start_folder` writes. Every process leaves `NAME-WORLD_SIZE-RANK.json` in it, and all of them
+together the model in `NAME-WORLD_SIZE`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset, load_from_disk
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetrievalCallback, RetroMAECallback, RetroMAEForPreTraining
-from retromae_hf.model.counting import end_process_group
+from retromae_hf.commands import pretrain
+from retromae_hf.commands.common import end_process_group
 from retromae_hf.retrieval.tasks import RetrievalTask
 from retromae_hf.training.trainer import AccumulatingTrainer
 
@@ -45,6 +50,16 @@ RUNS: dict[str, dict] = {
     "stuck": {"num_train_epochs": 50, "ddp_timeout": 4, "use_cpu": False},
 }
 """What each run has of `TrainingArguments`."""
+EQUAL = ["retromae", "single-precision", "by-length", "dupmae-sop", "contrast"]
+"""Runs that are the same in one process and in several."""
+WITH_FOUR = ["by-length", "dupmae-sop", "contrast"]
+GROUPS = {
+    "two": (2, [*EQUAL, "uneven", "tiny", "accumulated"]),
+    "four": (4, [*WITH_FOUR, "tiny", "killed"]),
+    "stuck": (2, ["stuck"]),
+    "bad input": (2, []),
+}
+"""On how many processes which runs are made."""
 PASSAGES = {"uneven": 21, "tiny": 3}
 """Passages of a run, where it does not take all."""
 
@@ -134,10 +149,32 @@ def run(folder: Path, name: str) -> None:
     (folder / f"{name}-{world_size}-{rank}.json").write_text(json.dumps(noted))
 
 
-if __name__ == "__main__":
+def run_all(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    if not all(RUNS[name].get("use_cpu", True) for name in sys.argv[2:]):
+    if not names:
+        sys.exit(pretrain.main(["--use_cpu", "--output_dir", str(folder / "bad"), "--dataset", "missing.jsonl"]))
+    if not all(RUNS[name].get("use_cpu", True) for name in names):
         take_cpu_for_gpu()
-    for name in sys.argv[2:]:
-        run(Path(sys.argv[1]), name)
+    for name in names:
+        run(folder, name)
     end_process_group()
+
+
+def launch_all(folder: Path) -> None:
+    """Run all groups; `failures.json` tells by group and rank the exit status of the processes that failed."""
+    failures = {}
+    for group, (processes, names) in GROUPS.items():
+        config = LaunchConfig(1, 1, processes, run_id=group, rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+        config.start_method, config.max_restarts = "fork", 0
+        try:
+            elastic_launch(config, run_all)(folder, names)
+        except ChildFailedError as error:
+            failures[group] = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    (folder / "failures.json").write_text(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    if sys.argv[2:]:
+        run_all(Path(sys.argv[1]), sys.argv[2:])
+    else:
+        launch_all(Path(sys.argv[1]))

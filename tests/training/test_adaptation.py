@@ -13,13 +13,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from retromae_hf import export_encoder
 from retromae_hf.arguments.finetuning import AdaptArguments
 from retromae_hf.commands.main import main
+from retromae_hf.data.held_out import choose_pairs, hold_out_pairs
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.publishing.pictures import before_after_table, verdict
 from retromae_hf.retrieval.evaluation import evaluate_model
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training import adaptation
 from retromae_hf.training.adaptation import adapt
-from retromae_hf.training.rows.held_out_pairs import choose_pairs, hold_out_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,14 +172,3 @@ def test_too_few_minutes_name_how_many_are_needed_and_more_may_follow(tuned, tex
     measured = (tmp_path / "out/before.json").read_text()
     adapt(AdaptArguments(**args, minutes=0.3))
     assert (tmp_path / "out/before.json").read_text() == measured
-
-
-def test_a_folder_with_something_else_is_left_alone(tuned, text, tmp_path):
-    with pytest.raises(RetroMAEError, match="is not empty and holds no adaptation"):
-        adapt(AdaptArguments(tuned, str(text), tuned))
-
-
-@pytest.mark.parametrize("change", [{"minutes": 0.0}, {"pairs": "sentence"}, {"seed": -1}])
-def test_bad_arguments(change):
-    with pytest.raises(RetroMAEError, match=next(iter(change))):
-        AdaptArguments("m", "d", "o", **change)

@@ -10,14 +10,17 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from transformers import TrainingArguments
 
 from retromae_hf import RetroMAEError
 from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.commands.main import main
+from retromae_hf.data.held_out import hold_out_queries, judged_rows
 from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
 from retromae_hf.retrieval.tasks import load_task
-from retromae_hf.training.finetuning import hold_out_queries, loss_of, task_of_rows
+from retromae_hf.training.finetuning import make_loss, read_data
+from retromae_hf.training.rows.training_rows import mined_rows
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
 
@@ -86,26 +89,41 @@ def test_what_is_held_out_is_not_trained_on():
 
 def test_rows_are_a_dev_set_by_the_columns_that_are_named(finetune, tmp_path):
     rows = [{"heading": f"topic {n}", "body": f"all about topic {n}", "rest": f"else {n}"} for n in range(8)]
-    for name in ("train", "dev"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for name, left_out in (("train", []), ("dev", ["rest"])):  # a dev set needs no negatives
+        kept = [{column: text for column, text in row.items() if column not in left_out} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept))
     columns = "--query_column heading --positive_column body --negative_columns rest --max_steps 2 --eval_steps 1"
     assert finetune(tmp_path / "train.jsonl", f"--eval_dataset {tmp_path / 'dev.jsonl'} {columns}") == 0
     assert "eval_ndcg@10" in logs_of(tmp_path / "model")[0]
 
 
+@pytest.mark.parametrize("source", ["rows", "beir"])
+def test_no_positive_of_a_held_out_query_is_a_negative_of_another(source, beir, encoder_folder, tmp_path):
+    if source == "rows":
+        lines = [{"query": f"where is otter {n}", "positive": f"the otter sleeps {n}"} for n in range(8)]
+        (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    options = {"hard_negatives": "bm25", "num_negatives": 2, "eval_dataset": "0.4"}
+    args = FinetuneArguments(encoder_folder, str(tmp_path / "rows.jsonl" if source == "rows" else beir), **options)
+    data, task = read_data(args, 0)
+    rows = mined_rows(args, data, SentenceTransformer(encoder_folder), 0)
+    held_out = {task.documents[document] for found in task.qrels.values() for document in found}
+    assert len(held_out) == len(task.queries) == 3
+    assert not held_out & {text for row in rows for text in row.values()}
+
+
 def test_a_document_of_several_queries_stands_once():
     rows = Dataset.from_dict({"query": ["a", "b", "a"], "positive": ["x", "x", "y"]})
-    task = task_of_rows(rows, ["a", "b"])
+    task = judged_rows(rows, ["a", "b"])
     assert sorted(task.documents.values()) == ["x", "y"]
     assert sorted(map(len, task.qrels.values())) == [1, 2]
 
 
 def test_matryoshka_trains_the_first_numbers_too(finetune, beir, encoder_folder, tmp_path):
-    arguments = FinetuneArguments(encoder_folder, str(beir), matryoshka_dims=[32, 8])
-    model = SentenceTransformer(encoder_folder)
-    assert isinstance(loss_of(arguments, model, several_processes=False, at_once=True), MatryoshkaLoss)
+    model, training_args = SentenceTransformer(encoder_folder), TrainingArguments(tmp_path, use_cpu=True)
+    loss = make_loss(FinetuneArguments("m", "d", matryoshka_dims=[32, 8]), training_args, model)
+    assert isinstance(loss, MatryoshkaLoss)
     with pytest.raises(RetroMAEError, match="are more than the 32 numbers of an embedding"):
-        loss_of(FinetuneArguments(encoder_folder, "x", matryoshka_dims=[64]), model, False, True)
+        make_loss(FinetuneArguments("m", "d", matryoshka_dims=[64]), training_args, model)
     assert finetune(beir, "--matryoshka_dims 32 8 --mini_batch_size 1 --max_steps 1 --logging_steps 1") == 0
     assert logs_of(tmp_path / "model")[0]["loss"] > 0
 

@@ -19,11 +19,12 @@ from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.commands.main import main
 from retromae_hf.training.rows.negatives import mine_with_bm25, mine_with_model
 from retromae_hf.training.rows.training_rows import (
+    fitted_rows,
     load_training_data,
     read_hard_negatives,
     read_scored_negatives,
+    read_training_data,
     shorten,
-    training_rows,
     with_margins,
 )
 
@@ -94,7 +95,7 @@ def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_p
     for part in ("checkpoint-2", "_mined-negatives"):
         (tmp_path / "a" / part).rename(tmp_path / "b" / part)
     # What was mined is not mined again.
-    monkeypatch.setattr("retromae_hf.training.rows.training_rows.mine_with_model", None)
+    monkeypatch.setattr("retromae_hf.training.rows.training_rows.mine", None)
     resumed = weights(tmp_path / "b", "--resume_from_checkpoint", "true")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uncut.items())
 
@@ -111,25 +112,26 @@ def test_large_batches_in_small_pieces_have_the_same_loss(encoder_folder, beir, 
 
 
 def test_a_judged_corpus_gives_pairs(beir):
-    pairs = load_training_data(str(beir)).pairs()
+    pairs = load_training_data(FinetuneArguments("m", str(beir))).pairs()
     assert pairs[1] == {"query": "wolf asleep in a meadow", "positive": "The wolf sleeps in the meadow."}
 
 
 def test_a_split_of_a_judged_corpus_is_its_qrels(beir):
     (beir / "qrels" / "train.tsv").rename(beir / "qrels" / "dev.tsv")
-    assert len(load_training_data(str(beir), split="dev").pairs()) == 8
+    assert len(load_training_data(FinetuneArguments("m", str(beir), dataset_split="dev")).pairs()) == 8
     with pytest.raises(RetroMAEError, match="dataset_config_name='small' is unknown"):
-        load_training_data(str(beir), "small", "dev")
+        load_training_data(FinetuneArguments("m", str(beir), "small", "dev"))
 
 
 @pytest.mark.parametrize("miner", ["bm25", "model"])
 def test_a_positive_is_never_mined_as_a_negative(miner, corpus, encoder_folder):
     corpus.positives["q0"].append("d1")
     pairs, documents = corpus.pairs(), list(corpus.documents.values())
+    args = FinetuneArguments("m", "d", num_negatives=3, negative_depth=8, mini_batch_size=4)
     if miner == "bm25":
-        mined = mine_with_bm25(pairs, documents, 3, 20, seed=0)
+        mined = mine_with_bm25(args, pairs, documents, seed=0)
     else:
-        mined = mine_with_model(pairs, documents, load_sentence_transformer(encoder_folder), 3, 8, 4, seed=0)
+        mined = mine_with_model(args, pairs, documents, load_sentence_transformer(encoder_folder), seed=0)
     relevant = {
         corpus.queries[query]: {corpus.documents[one] for one in found} for query, found in corpus.positives.items()
     }
@@ -170,13 +172,7 @@ def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [["a", 1]], "line 1 must be a list of 2"),
         ([{"query_id": "q0", "positive_id": "d3", "negative_ids": ["d1"]}], [[1, 2]], "'d3' is no positive of query"),
-        (
-            [{"query_id": [1], "positive_id": "d0", "negative_ids": ["d1"]}],
-            [[1, 2]],
-            "line 1 is not a JSON object with",
-        ),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": [["d1"]]}], [[1, 2]], "line 1 is not a JSON object"),
-        ([[{"query_id": "q0", "negative_ids": ["d1"]}]], [[1, 2]], "line 1 is not a JSON object with"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1, float("nan")]], "be a list of 2"),
         ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with the ids 'query_id'"),
     ],
@@ -196,12 +192,6 @@ def test_files_of_ids_may_have_a_byte_order_mark_and_blank_lines(corpus, tmp_pat
     assert read_hard_negatives(tmp_path / "negatives.jsonl", corpus, 1, seed=0)["query"][:] == [corpus.queries["q0"]]
 
 
-def test_a_line_of_very_many_brackets_is_one_sentence(corpus, tmp_path):
-    (tmp_path / "negatives.jsonl").write_text("[" * 100_000)
-    with pytest.raises(RetroMAEError, match="line 1 is not JSON"):
-        read_hard_negatives(tmp_path / "negatives.jsonl", corpus, 1, seed=0)
-
-
 def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
     rows = corpus.pairs()
     cut = shorten(rows, tokenizer, {"query": 4, "positive": 32}, {"query": "", "positive": ""})
@@ -214,14 +204,10 @@ def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--objective triplet", "objective='triplet' is unknown"),
-        ("--similarity l2", "similarity='l2' is unknown"),
-        ("--temperature 0", "temperature=0.0 must be above 0"),
         ("--num_negatives 9 --negative_depth 4", "negative_depth=4 leaves less"),
         ("--teacher_scores s.jsonl --objective kl", "teacher_scores belong to a file of hard_negatives"),
         ("--teacher_scores s.jsonl --hard_negatives n.jsonl", "teacher_scores are for the objectives kl"),
         ("--objective kl", "objective=kl needs a teacher's scores"),
-        ("--objective kl --hard_negatives bm25", "scores, which mined negatives have not"),
         ("--objective margin_mse", "margin_mse cannot reach a teacher's margins with cosines"),
         ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("--per_device_train_batch_size 64 --max_steps 2", "8 rows fill no batch of 64"),
@@ -233,22 +219,16 @@ def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, beir, 
     assert message in capsys.readouterr().err
 
 
-def test_a_training_checkpoint_is_refused_with_the_remedy(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path)
-    with pytest.raises(RetroMAEError, match="retromae-hf export"):
-        load_sentence_transformer(str(tmp_path))
-
-
 def test_scores_become_margins():
     assert with_margins(Dataset.from_dict({"query": ["a"], "label": [[5.0, 1.0, 2.0]]}))["label"][:] == [[4.0, 3.0]]
 
 
 def test_rows_with_a_text_missing_are_dropped_and_counted(encoder_folder, tmp_path, caplog):
-    lines = [{"q": "otter", "p": "river"}, {"q": None, "p": "river"}, {"q": " ", "p": "x"}, {"q": "wolf", "p": None}]
-    file = write_lines(tmp_path / "rows.jsonl", lines)
+    rows = [("otter", "river"), (None, "river"), (" ", "x"), ("wolf", None)]
+    file = write_lines(tmp_path / "rows.jsonl", [{"query": query, "pos": positive} for query, positive in rows])
     args = FinetuneArguments(model_name_or_path=encoder_folder, dataset=str(file), query_prompt="where is the ")
     with caplog.at_level(logging.WARNING):
-        rows = training_rows(args, load_sentence_transformer(encoder_folder), seed=0)
+        rows = read_training_data(args, seed=0).rows
     assert rows[:] == {"query": ["otter"], "positive": ["river"]}
     assert "3 rows have an empty query or a text missing" in caplog.text
 
@@ -258,10 +238,11 @@ def test_a_sample_of_the_rows_follows_from_the_seed(encoder_folder, tmp_path):
     file = write_lines(tmp_path / "rows.jsonl", lines)
     args = FinetuneArguments(encoder_folder, str(file), max_train_samples=3)
     model = load_sentence_transformer(encoder_folder)
-    samples = [training_rows(args, model, seed)["query"][:] for seed in (0, 0, 1)]
+    rows = read_training_data(args, 0).rows
+    samples = [fitted_rows(args, rows, model, seed)["query"][:] for seed in (0, 0, 1)]
     assert [len(sample) for sample in samples] == [3, 3, 3]
     assert samples[0] == samples[1] != samples[2]
-    assert len(training_rows(replace(args, max_train_samples=10), model, 0)) == 9
+    assert len(fitted_rows(replace(args, max_train_samples=10), rows, model, 0)) == 9
 
 
 def test_a_prompt_counts_towards_the_length(tokenizer):

@@ -10,10 +10,9 @@ from datasets import Dataset
 from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, RetroMAEForPreTraining, tokenize_passages
-from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.arguments.pretraining import RunArguments
 from retromae_hf.commands.pretrain import main as pretrain
 from retromae_hf.training.resuming.run_folder import Run
-from retromae_hf.training.resuming.training_run import check_trainable
 from retromae_hf.training.trainer import AccumulatingTrainer, HeadWarmup, plan_head_warmup
 
 
@@ -167,50 +166,50 @@ def test_by_default_a_tenth_of_the_steps_and_not_too_many():
     assert [plan.steps_of(total) for total in (5, 30, 1999, 100_000)] == [0, 3, 199, 200]
 
 
+@pytest.fixture
+def plan(tmp_path):
+    def plan(model, steps=None, checkpoint=None, noted=None, **arguments):
+        run = Run(tmp_path, {}, checkpoint, noted or {}, None, None)
+        args = TrainingArguments(str(tmp_path), use_cpu=True, **arguments)
+        return plan_head_warmup(RunArguments(head_warmup_steps=steps), args, model, run), run
+
+    return plan
+
+
 @pytest.mark.parametrize(
     ("asked", "start", "planned"),
     [(None, "bare", True), (0, "bare", False), (5, "bare", True), (None, "whole", False), (5, "whole", True)],
 )
-def test_it_is_on_where_the_head_is_new(bare_model, encoder_folder, tmp_path, asked, start, planned):
+def test_it_is_on_where_the_head_is_new(bare_model, encoder_folder, plan, asked, start, planned):
     model = bare_model if start == "bare" else RetroMAEForPreTraining.from_encoder(encoder_folder)
-    run = Run(tmp_path, {}, None, {}, None, None)
-    plan = plan_head_warmup(DataArguments(["text"], head_warmup_steps=asked), model, run)
-    assert (plan is not None) == planned
+    warmup, run = plan(model, asked)
+    assert (warmup is not None) == planned
     assert run.arguments["new_parameters"] == sorted(model.new_parameters)
 
 
-def test_from_scratch_there_is_none(model, tmp_path):
-    run = Run(tmp_path, {}, None, {}, None, None)
-    assert plan_head_warmup(DataArguments(["text"]), model, run) is None
+def test_from_scratch_there_is_none(model, plan):
+    assert plan(model)[0] is None
     with pytest.raises(RetroMAEError, match="head_warmup_steps=5 needs new parts beside a trained encoder"):
-        plan_head_warmup(DataArguments(["text"], head_warmup_steps=5), model, run)
+        plan(model, 5)
 
 
-def test_a_run_that_goes_on_cannot_have_another_one(model, tmp_path):
+def test_a_run_that_goes_on_cannot_have_another_one(model, plan):
     noted = {"new_parameters": ["decoder.x"], "head_warmup_steps": 5, "head_learning_rate": 1e-3}
-    run = Run(tmp_path, {}, "run/checkpoint-3", noted, None, None)
-    plan = plan_head_warmup(DataArguments(["text"], head_warmup_steps=5), model, run)
-    assert (plan.names, plan.steps) == (["decoder.x"], 5)
+    warmup, _ = plan(model, 5, "run/checkpoint-3", noted)
+    assert (warmup.names, warmup.steps) == (["decoder.x"], 5)
     with pytest.raises(RetroMAEError, match="of a run with head_warmup_steps=5, not 7"):
-        plan_head_warmup(DataArguments(["text"], head_warmup_steps=7), model, run)
+        plan(model, 7, "run/checkpoint-3", noted)
 
 
-def test_what_cannot_be_is_told_before_the_data_are_there(bare_model, tmp_path):
-    def check(steps=None, **arguments):
-        args = TrainingArguments(str(tmp_path), use_cpu=True, **arguments)
-        plan = HeadWarmup(bare_model.new_parameters, steps, 1e-3)
-        check_trainable(
-            args, bare_model, True, lambda *given, **named: AccumulatingTrainer(*given, head_warmup=plan, **named)
-        )
-
-    check(5000)  # of epochs that nobody has counted yet
-    check(7, max_steps=8)
+def test_what_cannot_be_is_told_before_the_data_are_there(bare_model, plan):
+    plan(bare_model, 5000)  # of epochs that nobody has counted yet
+    plan(bare_model, 7, max_steps=8)
     with pytest.raises(RetroMAEError, match="head_warmup_steps=8 leaves none of the run's 8 steps"):
-        check(8, max_steps=8)
+        plan(bare_model, 8, max_steps=8)
     with pytest.raises(RetroMAEError, match=r"lr_scheduler_type=.*give --head_warmup_steps 0"):
-        check(eval_strategy="steps", eval_steps=1, lr_scheduler_type="reduce_lr_on_plateau")
+        plan(bare_model, eval_strategy="steps", eval_steps=1, lr_scheduler_type="reduce_lr_on_plateau")
     with pytest.raises(RetroMAEError, match="head_learning_rate=0 must be above 0"):
-        DataArguments(["text"], head_learning_rate=0)
+        RunArguments(head_learning_rate=0)
 
 
 def test_cut_runs_go_on_to_the_same_bits(bare_encoder, texts, tmp_path, one_thread, caplog):

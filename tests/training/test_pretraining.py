@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import TrainingArguments
 
-from retromae_hf.arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, DataArguments, ModelArguments
+from retromae_hf.arguments.pretraining import DEFAULT_TRAINING_ARGUMENTS, Cutting, Masking, StartArguments, TextSource
 from retromae_hf.commands.pretrain import main
 from retromae_hf.model.errors import RetroMAEError
 from retromae_hf.training import pretraining
@@ -54,9 +54,10 @@ def test_what_was_not_tuned_keeps_the_papers_way(rate_of, encoder_folder, caplog
 
 
 def test_a_comparison_trains_every_start_at_one_rate(tuned, tmp_path, monkeypatch):
-    """It calls the function, for which the rate in the arguments is somebody's choice."""
-    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, **DEFAULT_TRAINING_ARGUMENTS)
+    """It calls the function with a rate, as anybody may who wants a rate of his own."""
+    arguments = DEFAULT_TRAINING_ARGUMENTS | {"learning_rate": 1e-4}
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, **arguments)
     monkeypatch.setattr(pretraining, "begin_run", lambda *unused: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        pretraining.pretrain(DataArguments(["pydocs"]), ModelArguments(tuned), args)
-    assert args.learning_rate == DEFAULT_TRAINING_ARGUMENTS["learning_rate"]
+        pretraining.pretrain(TextSource("pydocs"), Cutting(), Masking(), StartArguments(tuned), args)
+    assert args.learning_rate == 1e-4

@@ -33,44 +33,17 @@ from retromae_hf.model.counting import counts_of
 from retromae_hf.training.resuming.training_run import check_processes
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
-RUNNER = process_runs.__file__
-EQUAL = ["retromae", "single-precision", "by-length", "dupmae-sop", "contrast"]
-WITH_FOUR = ["by-length", "dupmae-sop", "contrast"]
+EQUAL, WITH_FOUR = process_runs.EQUAL, process_runs.WITH_FOUR
 PARTS = ("loss", "mlm_loss", "decoder_loss", "bow_loss", "pair_loss")
 
 
-def start(launcher, *command):
-    """Start a launcher, a module of Python, with its arguments and the command that it is to run."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(*command):
+    """The exit status and what was written of Python with these arguments."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher.split(), *map(str, command)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def torchrun(processes, *command):
-    return start(f"torch.distributed.run --standalone --nproc_per_node={processes}", *command)
-
-
-def accelerate_launch(configuration, *command):
-    """With two processes, whatever the configuration says, and without autocast."""
-    options = f"--config_file {CONFIGURATIONS / configuration} --num_processes 2 --mixed_precision no"
-    return start(f"accelerate.commands.launch {options} --main_process_port 0", *command)
-
-
-def finish(process, timeout=120):
-    """Exit status, standard output and standard error."""
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher ends its processes
-        process.wait()
-        raise
-    return process.returncode, output, errors
+    line = [sys.executable, *map(str, command)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +68,9 @@ def start_folder(tmp_path_factory, texts, tokenizer, encoder_config) -> Path:
 @pytest.fixture(scope="module")
 def runs(start_folder):
     """Every run with one, two and some with four processes."""
-    two = accelerate_launch("ddp.yaml", RUNNER, start_folder, *EQUAL, "uneven", "tiny", "accumulated")
-    status, _, errors = finish(two)
+    status, errors = start(process_runs.__file__, start_folder)
     assert status == 0, errors[-3000:]
-    # The last of these ends with the launcher's report of a killed process, for a test below.
-    status, _, errors = finish(torchrun(4, RUNNER, start_folder, *WITH_FOUR, "tiny", "killed"))
-    (start_folder / "killed.log").write_text(f"{status}\n{errors}")
+    (start_folder / "errors.log").write_text(errors)
     for name in EQUAL:
         process_runs.run(start_folder, name)
     return start_folder
@@ -197,8 +167,9 @@ def test_a_last_batch_that_is_short_is_filled_up_for_every_process(runs, name, w
 
 def test_a_sharded_run_saves_resumes_and_exports_what_the_others_do(runs):
     """FSDP2, the model in shares over two processes, through accelerate as on GPUs."""
-    launched = accelerate_launch("fsdp2.yaml", RUNNER, runs, "sharded", "sharded-resumed")
-    status, _, errors = finish(launched)
+    options = f"--config_file {CONFIGURATIONS / 'fsdp2.yaml'} --num_processes 2 --mixed_precision no"
+    launch = f"-m accelerate.commands.launch {options} --main_process_port 0".split()
+    status, errors = start(*launch, process_runs.__file__, runs, "sharded", "sharded-resumed")
     assert status == 0, errors[-3000:]
     assert "returned a view" not in errors
     for name in ("sharded", "sharded-resumed"):
@@ -221,27 +192,14 @@ def test_a_sharded_run_saves_resumes_and_exports_what_the_others_do(runs):
     assert torch.allclose(*states, atol=1e-6)
 
 
-def test_the_others_stop_when_a_process_is_killed(runs):
-    status, errors = (runs / "killed.log").read_text().split("\n", 1)
-    assert status != "0"
-    first_failure = errors.split("Root Cause")[1]
-    assert "rank      : 3" in first_failure
-    assert "SIGKILL" in first_failure
-
-
-def test_the_others_stop_when_a_process_hangs(start_folder):
-    """After `ddp_timeout`, with a message that says so."""
-    status, _, errors = finish(torchrun(2, RUNNER, start_folder, "stuck"))
-    assert status != 0
+def test_the_others_stop_when_a_process_is_killed_or_hangs_or_gets_bad_input(runs):
+    """A hang ends after `ddp_timeout`, with a message that says so; bad input is told once by all together."""
+    failures, errors = json.loads((runs / "failures.json").read_text()), (runs / "errors.log").read_text()
+    assert failures.keys() == {"four", "stuck", "bad input"}
+    assert not [*runs.glob("killed-4-*.json"), *runs.glob("stuck-2-*.json")]
+    assert failures["bad input"] == {"0": 2}
     assert "Timed out waiting 4000ms" in errors, errors[-3000:]
-    assert "rank      : 0" in errors.split("Root Cause")[1]
-
-
-def test_bad_input_is_told_once_by_all_processes_together(tmp_path):
-    line = ["-m", "retromae_hf.commands.pretrain", "--use_cpu", "--output_dir", tmp_path, "--dataset", "missing.jsonl"]
-    status, _, errors = finish(torchrun(2, *line))
-    assert status != 0
-    assert errors.count("retromae-hf: error:") == 1, errors
+    assert errors.count("retromae-hf: error:") == 1, errors[-3000:]
     assert "missing.jsonl" in errors.split("retromae-hf: error:")[1].split("\n")[0]
 
 

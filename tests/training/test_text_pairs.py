@@ -14,15 +14,20 @@ from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError
 from retromae_hf.arguments.finetuning import PAIRS, FinetuneArguments
-from retromae_hf.arguments.pretraining import DataArguments
+from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.data.documents import fingerprint_of_rows
 from retromae_hf.data.text import split_first_sentence
 from retromae_hf.data.text_pairs import CROPPED_WORDS, MIN_CROPPED_WORDS, _crops, pairs_from_text
 from retromae_hf.data.words import spans_of_words
-from retromae_hf.training.pretraining import load_text
-from retromae_hf.training.rows.training_rows import JudgedCorpus, mined_rows, training_rows
-from retromae_hf.training.stages import describe_finetuning
+from retromae_hf.training.pretraining import read_text
+from retromae_hf.training.rows.training_rows import (
+    JudgedCorpus,
+    TrainingData,
+    fitted_rows,
+    mined_rows,
+    read_training_data,
+)
 
 WORDS = st.sampled_from(["otter", "wolf", "我", "们", "ไก่", "re-tie,", "e\u0301t\u00e9", "🦊", "meadow."])
 GAPS = st.sampled_from([" ", "\n", " \t ", "\n\n"])
@@ -48,7 +53,8 @@ def rows_of(encoder_folder, dataset, kind, seed=0, **options):
         passage_length=512,
         **options,
     )
-    return training_rows(args, load_sentence_transformer(encoder_folder), seed)
+    data, model = read_training_data(args, seed), load_sentence_transformer(encoder_folder)
+    return fitted_rows(args, mined_rows(args, data, model, seed) if args.hard_negatives else data.rows, model, seed)
 
 
 def folded(text):
@@ -57,7 +63,7 @@ def folded(text):
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_what_pretraining_holds_out_is_in_no_pair(kind, notes, texts, encoder_folder):
-    _, task = load_text(DataArguments([notes]), 42)
+    _, task, _ = read_text(TextSource(notes), 42)
     assert len(task.queries) == 12
     held_out = {*map(folded, task.queries.values())}
     rows = rows_of(encoder_folder, notes, kind)
@@ -78,11 +84,11 @@ def test_of_pydocs_the_reported_queries_are_never_in_a_pair(documents_held_out, 
 
 @pytest.fixture
 def documents_held_out(texts, monkeypatch):
-    from retromae_hf.data.pydocs import hold_out
+    from retromae_hf.data.held_out import hold_out
 
     documents = Dataset.from_dict({"name": [f"name{number}" for number in range(len(texts))], "text": texts})
     held_out = hold_out(documents, 10, 50)
-    monkeypatch.setattr("retromae_hf.training.pretraining.load_held_out_pydocs", lambda num_proc=None: held_out)
+    monkeypatch.setattr("retromae_hf.data.held_out.load_held_out_pydocs", lambda num_proc=None: held_out)
     return held_out
 
 
@@ -171,28 +177,6 @@ def test_text_that_yields_no_pair_is_one_sentence(documents, kind, message):
         pairs_from_text(Dataset.from_dict(documents), kind, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"pairs": "crops"}, "pairs='crops' is unknown"),
-        ({"pairs": "crop", "objective": "kl"}, "teacher's scores, which pairs of text have not"),
-        ({"pairs": "crop", "hard_negatives": "n.jsonl"}, "names ids of queries, which pairs of text have not"),
-        ({"text_column": "body"}, "text_column is about text that pairs are made of"),
-        ({"pairs": "crop", "dev_queries": -1}, "dev_queries=-1"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_one_sentence(options, message):
-    with pytest.raises(RetroMAEError, match=message):
-        FinetuneArguments(model_name_or_path="m", dataset="d", **options)
-
-
-def test_a_file_whose_titles_are_all_empty_has_none(texts, tmp_path, encoder_folder):
-    file = tmp_path / "notes.jsonl"
-    file.write_text("".join(json.dumps({"title": "", "text": text}) + "\n" for text in texts))
-    with pytest.raises(RetroMAEError, match="needs a column 'title' that is not empty"):
-        rows_of(encoder_folder, str(file), "title")
-
-
 def test_text_without_queries_is_told_of_pairs(notes, beir, encoder_folder, tmp_path):
     (tmp_path / "lines.txt").write_text("An otter.\nA wolf.\n")
     (beir / "qrels" / "train.tsv").unlink()
@@ -224,7 +208,7 @@ def test_a_query_that_is_a_document_itself_is_never_its_own_negative(miner, enco
     queries = {"otter": "an otter sleeps in the meadow", "q": documents["wolf"]}
     corpus = JudgedCorpus(queries, documents, {"otter": ["horse"], "q": ["raven"]})
     args = FinetuneArguments(encoder_folder, "d", hard_negatives=miner, num_negatives=3, negative_depth=5)
-    rows = mined_rows(args, corpus.pairs(), corpus, load_sentence_transformer(encoder_folder), seed=0)
+    rows = mined_rows(args, TrainingData(corpus.pairs(), corpus), load_sentence_transformer(encoder_folder), seed=0)
     assert {(row["query"], row["positive"]) for row in rows} == {
         (queries["otter"], documents["horse"]),
         (queries["q"], documents["raven"]),
@@ -233,18 +217,13 @@ def test_a_query_that_is_a_document_itself_is_never_its_own_negative(miner, enco
         assert documents[own] not in {row[f"negative_{number}"] for number in (1, 2, 3)}
     too_few = dataclasses.replace(args, num_negatives=4)
     with pytest.raises(RetroMAEError, match="no query has 4 hard negatives"):
-        mined_rows(too_few, corpus.pairs(), corpus, load_sentence_transformer(encoder_folder), seed=0)
+        mined_rows(too_few, TrainingData(corpus.pairs(), corpus), load_sentence_transformer(encoder_folder), seed=0)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_rows_are_the_same_at_every_start(kind, notes, encoder_folder):
     first, again = (rows_of(encoder_folder, notes, kind) for _ in range(2))
     assert fingerprint_of_rows(first) == fingerprint_of_rows(again)
-
-
-def test_the_record_says_what_pairs_are_made_of():
-    args = FinetuneArguments(model_name_or_path="m", dataset="d", pairs="title")
-    assert describe_finetuning(args, Dataset.from_dict({"query": ["a"]}), 32)["objective"]["pairs"] == "title"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "saved", "beir"])

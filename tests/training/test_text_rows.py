@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from retromae_hf import RetroMAEError
+from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.data.documents import load_rows
 from retromae_hf.training.rows.text_rows import role_of, uniform_rows
 from retromae_hf.training.rows.training_rows import load_training_data
@@ -31,6 +32,10 @@ def rows_of(*rows, num_negatives=4, objective="contrastive", seed=0):
     return read.to_list()
 
 
+def load(file, num_negatives=4, **options):
+    return load_training_data(FinetuneArguments("m", str(file), num_negatives=num_negatives, **options))
+
+
 def write(file, *rows):
     """Rows as a file of the kind that its ending says."""
     table = pd.DataFrame(list(rows))
@@ -46,27 +51,24 @@ def write(file, *rows):
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
 def test_a_column_is_what_its_name_says_in_every_kind_of_file(ending, tmp_path):
     row = {"qid": 12, "Negative": "a wolf", "is_duplicate": 1, "Positive": "an otter", "Anchor": "who swims"}
-    read = load_training_data(write(tmp_path / f"rows.{ending}", row, row | {"is_duplicate": 0}), num_negatives=1)
+    read = load(write(tmp_path / f"rows.{ending}", row, row | {"is_duplicate": 0}), 1)
     assert read.to_list() == [PAIR | {"negative_1": "a wolf"}]
 
 
 @pytest.mark.parametrize(
-    ("row", "guessed"),
+    "row",
     [
-        ({"positive": "P", "query": "Q"}, False),
-        ({"answer": "P", "question": "Q", "answer_id": "x", "language": "en"}, False),
-        ({"passage": "P", "anchor": "Q", "title": "T", "__index_level_0__": "i"}, False),
-        ({"Positive Passage": "P", "queryText": "Q"}, False),
-        ({"sentence2": "P", "sentence1": "Q", "genre": "g"}, False),
-        ({"text_b": "P", "text_a": "Q"}, False),
-        ({"hit": "P", "query": "Q"}, True),
-        ({"title": "Q", "abstract": "P", "url": "u"}, True),
+        {"positive": "P", "query": "Q"},
+        {"answer": "P", "question": "Q", "answer_id": "x", "language": "en"},
+        {"passage": "P", "anchor": "Q", "title": "T", "__index_level_0__": "i"},
+        {"Positive Passage": "P", "queryText": "Q"},
+        {"sentence2": "P", "sentence1": "Q", "genre": "g"},
+        {"text_b": "P", "text_a": "Q"},
     ],
 )
-def test_the_names_tell_or_the_guess_is_said(row, guessed, caplog):
+def test_the_names_tell_and_what_they_tell_is_said(row, caplog):
     with caplog.at_level(logging.INFO):
         assert rows_of(row) == [{"query": "Q", "positive": "P"}]
-    assert [record.levelname for record in caplog.records] == ["WARNING" if guessed else "INFO"]
     assert f"the query is {next(name for name, text in row.items() if text == 'Q')!r}" in caplog.text
 
 
@@ -76,11 +78,9 @@ def test_the_names_tell_or_the_guess_is_said(row, guessed, caplog):
         ({"anchor": "a", "query": "b", "positive": "c"}, "several columns for the query, anchor, query"),
         ({"query": "a", "positive": "b", "answer": "c"}, "several columns for the positive, positive, answer"),
         (PAIR | {"label": 1, "score": 0.5}, "several columns for the label, label, score"),
-        ({"anchor": "a", "hit": "b", "miss": "c"}, "anchor, hit, miss, do not tell the positive"),
-        ({"a": "a", "b": "b", "c": "c"}, "do not tell the query and the positive"),
+        ({"anchor": "a", "hit": "b"}, "anchor, hit, do not tell the positive .* with --positive_column"),
+        ({"title": "a", "abstract": "b"}, "tell the query and the positive .* --query_column and --positive_column"),
         ({"query_id": "a", "positive_id": "b", "negative_id": "c"}, "do not tell the query and the positive"),
-        ({"query": "a", "neg": "b", "type": "normal"}, "do not tell the positive"),
-        ({"text": "a", "source": "b"}, "do not tell the query and the positive"),
         ({"query": 1, "positive": 2}, "row 1 has 1 for 'query', which is no text"),
         (PAIR | {"negative": "34"}, "the negative_1 of rows is no text but '34'"),
         ({"query": "a", "pos": "['b', 'c']"}, "the positive of rows is no text but"),
@@ -101,8 +101,9 @@ def test_a_label_that_does_not_tell_whether_a_pair_matches_is_refused(label):
 
 
 def test_where_0_is_entailment_labels_are_refused():
+    rows = Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 1}])
     with pytest.raises(RetroMAEError, match="for 'label'"):
-        rows_of({"premise": "a", "hypothesis": "b", "label": 1})
+        uniform_rows("rows", rows, 1, "contrastive", 0, {"premise": "query", "hypothesis": "positive"})
     classes = ClassLabel(names=["entailment", "not_entailment"])
     rows = Dataset.from_dict({"question": ["a"], "answer": ["b"], "label": [1]}).cast_column("label", classes)
     with pytest.raises(RetroMAEError, match="for 'label'"):
@@ -222,13 +223,12 @@ def test_what_was_read_once_is_not_read_again(tmp_path):
         "\ufeffanchor\tpositive",
         "question\tanswer\r",
         "sentence1\tsentence2",
-        "query\ttext",
     ],
 )
 def test_a_first_line_of_names_is_a_header(header, tmp_path):
     file = tmp_path / "pairs.tsv"
     file.write_text(f"{header}\nwho swims\tan otter\n", encoding="utf-8", newline="\n")
-    assert load_training_data(str(file)).to_list() == [PAIR]
+    assert load(file).to_list() == [PAIR]
 
 
 @pytest.mark.parametrize("name", ["triples.tsv", "triples[1].TSV", "$HOME.tsv"])
@@ -236,7 +236,7 @@ def test_a_tsv_without_a_header_is_text_as_it_stands(name, tmp_path):
     file = tmp_path / name
     file.write_text('\ufeffis it paid "na"\tNA\t12\r\n"open\tquote\tnull\n\n', encoding="utf-8", newline="\n")
     (tmp_path / "triples1.tsv").write_text("another\tfile\n")
-    assert load_training_data(str(file), num_negatives=1)[:] == {
+    assert load(file, 1)[:] == {
         "query": ['is it paid "na"', '"open'],
         "positive": ["NA", "quote"],
         "negative_1": ["12", "null"],
@@ -259,14 +259,14 @@ def test_a_tsv_without_a_header_is_text_as_it_stands(name, tmp_path):
 def test_a_tsv_that_holds_no_texts_is_one_sentence(content, message, tmp_path):
     (tmp_path / "rows.tsv").write_text(content)
     with pytest.raises(RetroMAEError, match=message):
-        load_training_data(str(tmp_path / "rows.tsv"), num_negatives=4)
+        load(tmp_path / "rows.tsv")
 
 
 def test_a_split_of_what_has_none_is_refused(tmp_path):
     (tmp_path / "rows.tsv").write_text("a\tb\n")
-    for source in ("pydocs", str(tmp_path / "rows.tsv")):
+    for source in ("pydocs", tmp_path / "rows.tsv"):
         with pytest.raises(RetroMAEError, match="dataset_split='dev' is unknown"):
-            load_training_data(source, split="dev")
+            load(source, dataset_split="dev")
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import filelock
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
@@ -27,7 +27,6 @@ from .saving import (
     is_marked,
     is_resumable,
     last_complete_checkpoint,
-    last_sound_checkpoint,
     mark_complete,
 )
 
@@ -37,20 +36,11 @@ RUN_FILE = "_run.json"
 """The arguments of the run that a folder holds, and on how many processes and on which data it trains; what begins so
 stays behind when `Trainer` pushes to the Hub."""
 
-DATA = "data"
-"""In `RUN_FILE`, the fingerprint of the data; not known before they have been read."""
+DATA, NEW_PARAMETERS, OVERWRITTEN = "data", "new_parameters", "overwritten"
+"""In `RUN_FILE`: the data's fingerprint; the names of what the model that the run starts from did not have, which no
+checkpoint tells; that an earlier run is being deleted, of which nothing counts any more."""
 
-NEW_PARAMETERS = "new_parameters"
-"""In `RUN_FILE`, the names of what the model that the run starts from did not have; no checkpoint tells them."""
-
-OVERWRITTEN = "overwritten"
-"""In `RUN_FILE` while an earlier run is deleted, of which nothing counts any more."""
-
-MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-"""What makes a model of a folder."""
-
-LOCK_FILE = "_lock"
-"""Locked while a run is under way."""
+MODEL_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "logging_dir"}
 """Arguments that may differ when a run goes on."""
@@ -58,23 +48,14 @@ NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"
 
 @dataclass(frozen=True)
 class Run:
-    """A training run and where it stands.
-
-    Attributes:
-        folder: its output folder.
-        arguments: what tells it from another run, as JSON holds it.
-        checkpoint: where it goes on from, None where it starts.
-        noted: what was noted of the run that it goes on with, empty where nothing is known.
-        again: how a run that is cut goes on, as the subject of a sentence; None where it cannot.
-        lock: keeps other runs out of the folder while it is open.
-    """
+    """A training run and where it stands."""
 
     folder: Path
-    arguments: dict[str, Any]
-    checkpoint: str | None
-    noted: dict[str, Any]
-    again: str | None
-    lock: TextIO | None
+    arguments: dict[str, Any]  # what tells it from another run, as JSON holds it
+    checkpoint: str | None  # where it goes on from, None where it starts
+    noted: dict[str, Any]  # of the run that it goes on with, empty where nothing is known
+    again: str | None  # how a run that is cut goes on, as the subject of a sentence; None where it cannot
+    lock: Any  # keeps other runs out of the folder while it is held
 
     def is_at_its_end(self, args: TrainingArguments) -> bool:
         """Whether the checkpoint is its last one, after which `Trainer` would take one step more."""
@@ -86,14 +67,9 @@ class Run:
         return (state.epoch or 0) >= args.num_train_epochs
 
     def take_data(self, rows: Dataset, *more: str) -> None:
-        """Note what the run trains on; it would not go on, at a place in other data, to the weights of an uncut run.
+        """Note what the run trains on, `rows` (of a stream those at its head) and more fingerprints.
 
-        Args:
-            rows: the data; of a stream those at its head.
-            *more: fingerprints of what else is known of a stream.
-
-        Raises:
-            RetroMAEError: the checkpoint is of a run on other data.
+        On other data it would not go on to the weights of an uncut run, and is refused.
         """
         found = "-".join([fingerprint_of_rows(rows), *more])
         if self.noted.get(DATA, found) != found:
@@ -112,18 +88,18 @@ class Run:
         """Write down whose folder it is; not before everything has been checked that may be wrong with the run.
 
         What is left of an earlier run goes, all of it at once whenever this is cut off. The model goes in any case: it
-        is not the one that the run is about to train. Checkpoints that another program or an earlier version wrote are
-        taken for whole, since nothing tells.
+        is not the one that the run is about to train. Checkpoints that a plain `Trainer` wrote are taken for whole.
         """
         file = self.folder / RUN_FILE
         anew = self.checkpoint is None or not _lies_in(self.checkpoint, self.folder)
         if anew:
             write_json(file, self.arguments | {OVERWRITTEN: True})
         elif not file.exists():
-            for old in _unmarked(self.folder):
-                mark_complete(old, resumable=is_resumable(old))
-        for old in _model_files(self.folder):
-            old.unlink()
+            for old in checkpoints(self.folder):
+                if not is_marked(old):
+                    mark_complete(old, resumable=is_resumable(old))
+        for model in _model_files(self.folder):
+            model.unlink()
         if anew:
             for old in checkpoints(self.folder):
                 shutil.rmtree(old)
@@ -134,36 +110,33 @@ class Run:
 def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable[str | None], *others: Any) -> Run:
     """Find out where a run stands; a folder that holds another one, or in which one is under way, is refused.
 
-    The same command goes on from the last checkpoint that was written to its end.
-
-    Args:
-        args: the output folder, and whether to resume.
-        overwrite: whether an earlier run may go.
-        started_from: models that the run is to start from, none of which may be among what goes.
-        *others: the command's other arguments, dataclasses, which tell one run from another.
+    The same command goes on from the last checkpoint that was written to its end. `overwrite` lets an earlier run go,
+    with none of what the run is `started_from`; `others` are dataclasses that tell one run from another.
     """
     folder, arguments = Path(args.output_dir), _run_arguments(args, *others)
     lock = None
     if args.should_save:
         with in_one_sentence(f"output_dir={args.output_dir!r} cannot be written"):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(folder, wanted=args.process_index == 0)
+            lock = lock_folder(folder) if args.process_index == 0 else None
     resume, again = str(args.resume_from_checkpoint or False), "the same command"
+    named = None if resume.lower() in ("true", "false") else resume
+    resumes_here = resume.lower() == "true" or (named is not None and _lies_in(named, folder))
     void = bool((read_json(folder / RUN_FILE) or {}).get(OVERWRITTEN))
-    if void and resume.lower() != "false" and (resume.lower() == "true" or _lies_in(resume, folder)):
+    if void and resumes_here:
         raise RetroMAEError(
             f"the checkpoints in {folder} were being deleted, and none counts any more; leave resume_from_checkpoint "
             "out to start anew"
         )
-    if resume.lower() == "true":
-        checkpoint: str | None = str(_last_checkpoint(folder))
-    elif resume.lower() != "false" and _lies_in(resume, folder):
-        checkpoint, again = _named_checkpoint(resume), "the same command with --resume_from_checkpoint true"
+    if named is not None:
+        _check_named(Path(named))
+    checkpoint: str | None
+    if resumes_here:
+        checkpoint = named or _last_checkpoint(folder)
+        again += " with --resume_from_checkpoint true" if named else ""
     else:
-        named = None if resume.lower() == "false" else _named_checkpoint(resume)
         checkpoint = None if overwrite or void else _checkpoint_of_the_same_run(folder, arguments)
-        if overwrite:
-            again = "the same command without --overwrite_output_dir"
+        again += " without --overwrite_output_dir" if overwrite else ""
         if checkpoint is None:
             checkpoint = named
             _check_not_overwritten(folder, [*started_from, named])
@@ -180,15 +153,13 @@ def _run_arguments(args: TrainingArguments, *others: Any) -> dict[str, Any]:
     values = args.to_dict()
     for other in others:
         values |= dataclasses.asdict(other)
-    values |= {
-        "world_size": args.world_size,
-        "passages_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-    }
+    values["world_size"] = args.world_size
+    values["passages_a_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return json.loads(json.dumps({k: v for k, v in values.items() if k not in NOT_OF_THE_RUN}, default=str))
 
 
 def _check_same_place(checkpoint: str | None, noted: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Raise `RetroMAEError` where a step has another size now; tell what else is not as it was."""
+    """Refuse a step of another size; tell what else is not as it was."""
     before, now = noted.get("passages_a_step", arguments["passages_a_step"]), arguments["passages_a_step"]
     if before != now:
         raise RetroMAEError(
@@ -201,11 +172,7 @@ def _check_same_place(checkpoint: str | None, noted: dict[str, Any], arguments: 
 
 
 def read_state(checkpoint: str | Path) -> TrainerState:
-    """The state of `Trainer` in a checkpoint.
-
-    Raises:
-        RetroMAEError: it is broken.
-    """
+    """The state of `Trainer` in a checkpoint."""
     with in_one_sentence(f"{checkpoint} has a broken {TRAINER_STATE_NAME}; resume from another checkpoint"):
         state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
         state.global_step, state.epoch = int(state.global_step), float(state.epoch or 0)
@@ -213,81 +180,58 @@ def read_state(checkpoint: str | Path) -> TrainerState:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return [file for pattern in MODEL_FILES for file in folder.glob(pattern)]
+    return [file for pattern in MODEL_PATTERNS for file in folder.glob(pattern)]
 
 
 def _lies_in(checkpoint: str, folder: Path) -> bool:
     return Path(checkpoint).resolve().parent == folder.resolve()
 
 
-def lock_folder(folder: Path, wanted: bool = True) -> TextIO:
-    """A file in the folder, which shows that it can be written to; locked where that is wanted.
-
-    The lock ends with the process, however that ends; a loader's workers do not have it.
-    """
-    file = (folder / LOCK_FILE).open("a", encoding="utf-8")
+def lock_folder(folder: Path) -> Any:
+    """Keep other processes from training in a folder until the lock that is returned, or this process, ends."""
     try:
-        import fcntl
-    except ImportError:  # not on POSIX: two runs in one folder are not noticed there
-        return file
-    try:
-        if wanted:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise RetroMAEError(
-                f"another process trains in {folder} at this moment; wait for its end, or name another folder"
-            ) from error
-        logger.warning("%s is on a file system without locks: see that no other run goes on there", folder)
-    return file
+        return filelock.FileLock(folder / "_lock", thread_local=False, is_singleton=True).acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise RetroMAEError(
+            f"another process trains in {folder} at this moment; wait for its end, or name another folder"
+        ) from error
 
 
-def _last_checkpoint(folder: Path) -> Path:
-    """The one to go on from."""
-    last = last_sound_checkpoint(folder)
-    if last is not None:
-        return last
+def _last_checkpoint(folder: Path) -> str:
+    if (last := last_complete_checkpoint(folder, read=True)) is not None:
+        return str(last)
     if not checkpoints(folder):
         raise RetroMAEError(f"there is no checkpoint to resume from in {folder}")
-    if not (folder / RUN_FILE).exists() and (old := _unmarked(folder)):
-        raise RetroMAEError(
-            f"the checkpoints in {folder} are of another program or an earlier version, which does not tell whether "
-            f"they are whole; name the one to go on from, as in --resume_from_checkpoint {old[-1]}"
-        )
     raise RetroMAEError(
         f"no checkpoint in {folder} was written to its end with all that it takes to go on; "
         "start anew with --overwrite_output_dir"
     )
 
 
-def _named_checkpoint(name: str) -> str:
-    """A checkpoint that the user has named, after a look at it; one without a list is taken as it is."""
-    checkpoint = Path(name)
+def _check_named(checkpoint: Path) -> None:
+    """Look at a checkpoint that the user has named; one of a plain `Trainer`, which has no list, is taken as it is."""
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
-        raise RetroMAEError(f"there is no checkpoint to resume from in {name}")
-    ours = is_marked(checkpoint) or (checkpoint.parent / RUN_FILE).exists()
-    if ours and not is_complete(checkpoint):
-        raise RetroMAEError(f"{name} was not written to its end, or some of it is gone; resume from another checkpoint")
-    if ours and not is_resumable(checkpoint):
+        raise RetroMAEError(f"there is no checkpoint to resume from in {checkpoint}")
+    if not is_marked(checkpoint) and not (checkpoint.parent / RUN_FILE).exists():
+        return
+    if not is_complete(checkpoint):
         raise RetroMAEError(
-            f"{name} was saved without what it takes to go on (save_only_model); start a new run from it with "
+            f"{checkpoint} was not written to its end, or some of it is gone; resume from another checkpoint"
+        )
+    if not is_resumable(checkpoint):
+        raise RetroMAEError(
+            f"{checkpoint} was saved without what it takes to go on (save_only_model); start a new run from it with "
             "--model_name_or_path"
         )
     if (damaged := damaged_file(checkpoint)) is not None:
-        raise RetroMAEError(f"{name}/{damaged} does not hold any more what was written; resume from another checkpoint")
-    return name
-
-
-def _unmarked(folder: Path) -> list[Path]:
-    """Checkpoints that look whole and of which nothing tells whether they are."""
-    return [one for one in checkpoints(folder) if not is_marked(one) and (one / TRAINER_STATE_NAME).is_file()]
+        raise RetroMAEError(f"{checkpoint}/{damaged} is damaged; resume from another checkpoint")
 
 
 def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
     """The last whole checkpoint of a run with these arguments, None where there is none; another run is an error."""
     old = read_json(folder / RUN_FILE)
     different = "" if old is None else _different(old, arguments)
-    checkpoint = last_complete_checkpoint(folder) if different else last_sound_checkpoint(folder)
+    checkpoint = last_complete_checkpoint(folder, read=not different)
     if old is not None and not different:
         if checkpoint is not None:
             logger.info("%s holds this run up to %s; it goes on from there", folder, checkpoint.name)
@@ -297,13 +241,8 @@ def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str 
     if not (checkpoints(folder) or _model_files(folder)):
         return None
     why = f" with other arguments ({different})" if different else ""
-    if checkpoint is None and old is None:
-        checkpoint = next(reversed(_unmarked(folder)), None)
-        resume = f"go on with --resume_from_checkpoint {checkpoint}, "
-    else:
-        resume = "go on with --resume_from_checkpoint true, "
     raise RetroMAEError(
-        f"{folder} already holds a run{why}; {resume if checkpoint else ''}"
+        f"{folder} already holds a run{why}; {'go on with --resume_from_checkpoint true, ' if checkpoint else ''}"
         "start anew with --overwrite_output_dir, or name another folder"
     )
 
@@ -326,10 +265,7 @@ def _check_not_overwritten(folder: Path, started_from: Iterable[str | None]) -> 
 
 
 def check_all_agree(args: TrainingArguments, checkpoint: str | None) -> None:
-    """Raise `RetroMAEError` where processes would go on from different places.
-
-    Nothing is written before all have looked.
-    """
+    """Refuse, before anything is written, that processes go on from different places."""
     if args.world_size == 1:
         return
     found = gather_object(["no checkpoint" if checkpoint is None else Path(checkpoint).name])

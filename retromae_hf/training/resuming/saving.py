@@ -12,7 +12,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -23,19 +22,142 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ...data.disk import checksum, read_json
 
 logger = logging.getLogger(__name__)
 
+MANIFEST = "complete.json"
+"""The list of a checkpoint's files, which is written last; a checkpoint without it is not whole."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What a cluster sends before it takes a machine back, and what Ctrl-C sends."""
 
 AGREE_EVERY = 5.0
-"""Seconds, about, after which several processes ask one another whether any was told to stop; each waits for its device
+"""Seconds, about, after which several processes ask one another whether any got a signal; each waits for its device
 then. A launcher leaves them half a minute."""
+
+NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""Answers of file systems, some of networks among them, that cannot flush a file or a folder."""
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not, by their step."""
+    found = [folder for folder in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return sorted(filter(Path.is_dir, found), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def mark_complete(checkpoint: Path, resumable: bool) -> None:
+    """Write the list of the checkpoint's files, after they have reached the disk; `resumable` with an optimizer's."""
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != MANIFEST]
+    for file in files:
+        _flush(file)
+    names = {file.relative_to(checkpoint).as_posix(): file for file in files}
+    manifest = {
+        "resumable": resumable,
+        "files": {name: file.stat().st_size for name, file in names.items()},
+        "checksums": {name: checksum(file) for name, file in names.items()},
+    }
+    aside = checkpoint / f"{MANIFEST}.new"
+    aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _flush(aside)
+    aside.replace(checkpoint / MANIFEST)
+    _flush(checkpoint)
+
+
+def is_marked(checkpoint: Path) -> bool:
+    """Whether there is a list of the checkpoint's files, whatever has become of them."""
+    return (checkpoint / MANIFEST).is_file()
+
+
+def is_resumable(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds what it takes to go on; where no list tells, the generators' state does."""
+    manifest = _manifest(checkpoint)
+    return any(checkpoint.glob("rng_state*.pth")) if manifest is None else bool(manifest.get("resumable"))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of its list is there in its full size."""
+    manifest = _manifest(checkpoint)
+    if manifest is None:
+        return False
+    files = [(checkpoint / name, size) for name, size in manifest["files"].items()]
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
+def damaged_file(checkpoint: Path) -> str | None:
+    """The first file of a whole checkpoint's list that does not hold what was written; None where all do."""
+    checksums = (_manifest(checkpoint) or {}).get("checksums", {})
+    return next((name for name, known in checksums.items() if checksum(checkpoint / name) != known), None)
+
+
+def last_complete_checkpoint(run: Path, read: bool = False) -> Path | None:
+    """The run's latest whole checkpoint that training can go on from, or None; with `read` one of undamaged files."""
+    for folder in reversed(checkpoints(run)):
+        if is_complete(folder) and is_resumable(folder):
+            if not read or (damaged := damaged_file(folder)) is None:
+                return folder
+            logger.warning("%s/%s is damaged; the checkpoint does not count", folder, damaged)
+    return None
+
+
+def remove_incomplete(run: Path) -> list[Path]:
+    """Delete the half-written checkpoints of a run and return their former folders."""
+    halves = [folder for folder in checkpoints(run) if not is_complete(folder)]
+    for folder in halves:
+        shutil.rmtree(folder, ignore_errors=True)
+    return halves
+
+
+def remove_beyond(run: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest whole checkpoints of a run that are more than `limit`, but neither the newest nor the best.
+
+    Those that do not count, left of a run that went on from an earlier one of its checkpoints, are not counted.
+    """
+    if limit is None or limit < 1:
+        return
+    whole = [folder for folder in checkpoints(run) if is_complete(folder)]
+    names = {"" if best is None else Path(best).name, *(folder.name for folder in whole[-1:])}
+    others = [folder for folder in whole if folder.name not in names]
+    room = max(limit - (len(whole) - len(others)), 0)
+    for folder in others[: max(len(others) - room, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+    manifest = read_json(checkpoint / MANIFEST)
+    return manifest if manifest is not None and isinstance(manifest.get("files"), dict) else None
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk and would survive a power cut."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSHING:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def best_checkpoint(run: Path, state: TrainerState) -> str | None:
+    """The run's best checkpoint, where it is there."""
+    best = run / f"checkpoint-{state.best_global_step}"
+    return str(best) if best.is_dir() else None
+
+
+def save_without_paths(state: TrainerState, file: str) -> None:
+    """Save a state of `Trainer` as the class does, but for the path of the best checkpoint."""
+    TrainerState.save_to_json(dataclasses.replace(state, best_model_checkpoint=None), file)
 
 
 def weights_are_finite(model: nn.Module) -> bool:
@@ -50,22 +172,14 @@ class SavingCallback(TrainerCallback):
 
     - `Trainer` deletes old checkpoints for `save_total_limit` before anyone knows that the new one is whole. This
       callback does it instead, after the new one is marked, so that there is always a whole one.
-    - What a run leaves half-deleted goes when the next one begins and ends.
     - `trainer_state.json` names the best checkpoint by its step alone: it goes to the Hub, where a path of the machine
       that trained is nobody's business.
     - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
       it at once. In a distributed run all processes stop after the same step.
-
-    Add it before training, and give the evaluation's loader to `spare_workers`; `saving` and `stopped_by` tell
-    afterwards how it ended.
-
-    Attributes:
-        saving: a checkpoint is being written, or was when training ended with an error.
-        stopped_by: the signal that ended the run, None if none did.
     """
 
     def __init__(self) -> None:
-        self.saving = False
+        self.saving = False  # or it was, when training ended with an error
         self.stopped_by: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
@@ -73,14 +187,7 @@ class SavingCallback(TrainerCallback):
         self._limit: int | None = None
         self._talked_after, self._talked_at, self._talk_after = 0, 0.0, 0
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Clear away what an earlier run left half-written or will be written again, and listen for signals."""
         self.saving, self.stopped_by, self._asked = False, None, None
         self._under_way.value = True
@@ -94,7 +201,7 @@ class SavingCallback(TrainerCallback):
                 logger.warning("%s was not written to its end and is deleted", half)
             for later in checkpoints(run):
                 if step_of(later) > state.global_step:
-                    unmark(later)
+                    (later / MANIFEST).unlink(missing_ok=True)
         self._limit, args.save_total_limit = args.save_total_limit, None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
@@ -105,7 +212,7 @@ class SavingCallback(TrainerCallback):
         if train_dataloader is not None:
             self.spare_workers(train_dataloader)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop where a signal asks for it; after the last step the run ends anyway."""
         if state.global_step < state.max_steps and self._all_stop(args, state):
             if args.save_strategy == SaveStrategy.BEST and control.should_evaluate:
@@ -119,19 +226,16 @@ class SavingCallback(TrainerCallback):
             control.should_save |= args.save_strategy != SaveStrategy.EPOCH or not _ends_epoch(state)
         self.saving = control.should_save
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note that a checkpoint will be written.
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run that stops within an epoch comes here too.
 
-        A run that stops within an epoch comes here too. It has saved; and an evaluation that an uncut run never makes
-        could become its best.
+        It has saved; and an evaluation that an uncut run never makes could become its best.
         """
         if self.stopped_by is not None and not _ends_epoch(state):
             control.should_log = control.should_evaluate = control.should_save = False
         self.saving = control.should_save
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint after every process has written its part, and delete those beyond the limit."""
         PartialState().wait_for_everyone()
         if args.should_save:
@@ -140,10 +244,7 @@ class SavingCallback(TrainerCallback):
             remove_beyond(run, self._limit, state.best_model_checkpoint)
         self.saving = False
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Give the signals back, and delete what does not count."""
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop_listening()
         args.save_total_limit = self._limit
         if args.should_save:
@@ -189,164 +290,18 @@ class SavingCallback(TrainerCallback):
         return asked > 0
 
 
-def best_checkpoint(run: Path, state: TrainerState) -> str | None:
-    """The run's best checkpoint, where it is there; a state that was saved names it by its step alone."""
-    best = run / f"checkpoint-{state.best_global_step}"
-    return str(best) if best.is_dir() else None
-
-
-def save_without_paths(state: TrainerState, file: str) -> None:
-    """Save a state of `Trainer` as the class does, but for the path of the best checkpoint."""
-    TrainerState.save_to_json(dataclasses.replace(state, best_model_checkpoint=None), file)
-
-
 def _ends_epoch(state: TrainerState) -> bool:
     return float(state.epoch or 0).is_integer()
 
 
 def _live_on(under_way: Any, init: Any, worker: int) -> None:
     """What a loader's worker does first."""
+
+    def end_after_the_run(number: int, frame: FrameType | None) -> None:
+        if not under_way.value:
+            os._exit(0)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, partial(_end_after_the_run, under_way))
+    signal.signal(signal.SIGTERM, end_after_the_run)
     if init is not None:
         init(worker)
-
-
-def _end_after_the_run(under_way: Any, number: int, frame: FrameType | None) -> None:
-    if not under_way.value:
-        os._exit(0)
-
-
-MANIFEST = "complete.json"
-
-NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""What file systems answer, some of networks among them, that cannot be asked to flush a file or a folder."""
-
-_NAME = re.compile(r"checkpoint-\d+")
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, whole or not, by their step."""
-    found = [folder for folder in run.glob("checkpoint-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written, which its name says."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def mark_complete(checkpoint: Path, resumable: bool) -> None:
-    """Write the list of the checkpoint's files, after they have reached the disk.
-
-    Args:
-        checkpoint: a folder that nobody writes to any more.
-        resumable: whether the optimizer's state is in it.
-    """
-    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != MANIFEST]
-    for file in files:
-        _flush(file)
-    names = {file.relative_to(checkpoint).as_posix(): file for file in files}
-    manifest = {
-        "resumable": resumable,
-        "files": {name: file.stat().st_size for name, file in names.items()},
-        "checksums": {name: checksum(file) for name, file in names.items()},
-    }
-    aside = checkpoint / f"{MANIFEST}.new"
-    aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _flush(aside)
-    aside.replace(checkpoint / MANIFEST)
-    _flush(checkpoint)
-
-
-def is_marked(checkpoint: Path) -> bool:
-    """Whether there is a list of the checkpoint's files, whatever has become of them."""
-    return (checkpoint / MANIFEST).is_file()
-
-
-def is_resumable(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds what it takes to go on; where no list tells, the generators' state does."""
-    manifest = _manifest(checkpoint)
-    return any(checkpoint.glob("rng_state*.pth")) if manifest is None else bool(manifest.get("resumable"))
-
-
-def unmark(checkpoint: Path) -> None:
-    """Make sure that a checkpoint that is to be written again does not count meanwhile."""
-    (checkpoint / MANIFEST).unlink(missing_ok=True)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of its list is there in its full size."""
-    manifest = _manifest(checkpoint)
-    if manifest is None:
-        return False
-    files = [(checkpoint / name, size) for name, size in manifest["files"].items()]
-    return all(file.is_file() and file.stat().st_size == size for file, size in files)
-
-
-def damaged_file(checkpoint: Path) -> str | None:
-    """The first file of a whole checkpoint's list that does not hold what was written; None where all do."""
-    checksums = (_manifest(checkpoint) or {}).get("checksums", {})
-    differing = (name for name, known in checksums.items() if checksum(checkpoint / name) != known)
-    return next(differing, None)
-
-
-def last_complete_checkpoint(run: Path) -> Path | None:
-    """The run's latest whole checkpoint that training can go on from, or None."""
-    return next(_resumable_checkpoints(run), None)
-
-
-def last_sound_checkpoint(run: Path) -> Path | None:
-    """Likewise, but the latest one whose files hold what was written; later ones are told."""
-    for folder in _resumable_checkpoints(run):
-        if (name := damaged_file(folder)) is None:
-            return folder
-        logger.warning("%s/%s does not hold any more what was written; the checkpoint does not count", folder, name)
-    return None
-
-
-def _resumable_checkpoints(run: Path) -> Iterator[Path]:
-    """Whole checkpoints that training can go on from, the latest first."""
-    return (folder for folder in reversed(checkpoints(run)) if is_complete(folder) and is_resumable(folder))
-
-
-def remove_incomplete(run: Path) -> list[Path]:
-    """Delete the half-written checkpoints of a run and return their former folders."""
-    halves = [folder for folder in checkpoints(run) if not is_complete(folder)]
-    for folder in halves:
-        shutil.rmtree(folder, ignore_errors=True)
-    return halves
-
-
-def remove_beyond(run: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest whole checkpoints of a run that are more than `limit`, but neither the newest nor the best.
-
-    Those that do not count, left of a run that went on from an earlier one of its checkpoints, are not counted.
-    """
-    if limit is None or limit < 1:
-        return
-    whole = [folder for folder in checkpoints(run) if is_complete(folder)]
-    names = {"" if best is None else Path(best).name, *(folder.name for folder in whole[-1:])}
-    others = [folder for folder in whole if folder.name not in names]
-    room = max(limit - (len(whole) - len(others)), 0)
-    for folder in others[: max(len(others) - room, 0)]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _manifest(checkpoint: Path) -> dict[str, Any] | None:
-    manifest = read_json(checkpoint / MANIFEST)
-    return manifest if manifest is not None and isinstance(manifest.get("files"), dict) else None
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk and would survive a power cut."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in NO_FLUSHING:
-            raise
-    finally:
-        os.close(descriptor)

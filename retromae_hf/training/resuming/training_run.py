@@ -7,9 +7,8 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import is_liger_kernel_available
 
 from ...checkpoints.hub import prepare_pushes, pushing
 from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
@@ -51,13 +51,12 @@ def begin_run(
 ) -> Run:
     """See whether the arguments make a run, whether it may push to the Hub, and where it stands, before any work.
 
-    The arguments are those of `check_trainable` and of `prepare_run`.
+    `evaluates` tells whether there will be data to evaluate on; for the other arguments see `prepare_run`.
     """
     check_training_arguments(args)
     prepare_pushes(args)
     run = prepare_run(args, overwrite, started_from, *others)
-    if args.optim_target_modules is None:  # which only the model has
-        check_trainable(args, nn.Linear(1, 1), evaluates)
+    check_trainable(args, evaluates)
     if run.checkpoint is not None:
         args.eval_on_start = False  # a run that goes on has the row of step 0
     if not torch.accelerator.is_available():
@@ -66,7 +65,7 @@ def begin_run(
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
-    """Raise `RetroMAEError` for values that `TrainingArguments` lets pass and that fail only after the preparation."""
+    """Refuse values that `TrainingArguments` lets pass and that fail only after the preparation."""
     check_processes(args)
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least(1, **{name: getattr(args, name) for name in positive})
@@ -80,30 +79,20 @@ def check_training_arguments(args: TrainingArguments) -> None:
         raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
 
 
-def check_trainable(
-    args: TrainingArguments, model: nn.Module, evaluates: bool, trainer: Callable[..., Trainer] = Trainer
-) -> None:
-    """Make on a copy of the model what `Trainer` makes of the arguments when training begins, hours before that.
+def check_trainable(args: TrainingArguments, evaluates: bool) -> None:
+    """Make of the arguments what `Trainer` makes of them when training begins, for one weight and hours before that.
 
-    Args:
-        args: the run.
-        model: what is to be trained; it is left as it is.
-        evaluates: whether there will be data to evaluate on.
-        trainer: what makes optimizer and schedule.
-
-    Raises:
-        RetroMAEError: optimizer, schedule, loader or reporter cannot be made, for want of a package for example.
+    Optimizer, schedule, loader or a reporter may fail, for want of a package for example.
     """
     quiet = copy.copy(args)
     quiet.push_to_hub = False
     rows = Dataset.from_dict({"input_ids": [[0]]})
     with in_one_sentence("the training arguments cannot be used"):
-        trial = trainer(copy.deepcopy(model), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
-        if args.use_liger_kernel:
-            from transformers.integrations.liger import apply_liger_kernel
-
-            apply_liger_kernel(trial.model, args.liger_kernel_config)
-        if not trial.is_deepspeed_enabled:
+        trial = Trainer(nn.Linear(1, 1), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            raise RetroMAEError("liger-kernel >= 0.3.0 is not available; install it, or leave use_liger_kernel out")
+        # Where optim_target_modules names parts of the model, `check_model` looks at those.
+        if args.optim_target_modules is None and not trial.is_deepspeed_enabled:
             trial.create_optimizer_and_scheduler(args.max_steps if args.max_steps > 0 else STEPS_OF_A_TRIAL)
         DataLoader(
             rows,
@@ -114,14 +103,14 @@ def check_trainable(
 
 
 def check_reporters(names: str | list[str]) -> None:
-    """Raise `RetroMAEError` for a reporter that is unknown or not installed, in `Trainer`'s words."""
+    """Refuse a reporter that is unknown or not installed, in `Trainer`'s words."""
     with in_one_sentence("report_to cannot be used"):
         for reporter in get_reporting_integration_callbacks(names):
             reporter()
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Raise `RetroMAEError` where a launcher has started several processes and `Trainer` takes each for the only one.
+    """Refuse processes that a launcher has started and of which `Trainer` takes each for the only one.
 
     They would all train the same and write to the same files.
     """
@@ -140,8 +129,10 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
         RetroMAEError: no step was taken, the disk is full, or the Hub does not take the model.
         RunInterruptedError: a signal ended the run; it can go on from the checkpoint that was saved.
     """
+    for name in ("_save", "_push_from_checkpoint"):
+        setattr(trainer, name, _no_arguments_saved()(getattr(trainer, name)))
     if run.is_at_its_end(trainer.args):
-        with pushing(trainer), _no_arguments_saved():
+        with pushing(trainer):
             _save_again(trainer, run)
         return
     if trainer.args.should_save:
@@ -151,14 +142,16 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
     names = [type(callback) for callback in trainer.callback_handler.callbacks]
     trainer.callback_handler.callbacks.insert(names.index(DefaultFlowCallback) + 1, saving)
     if run.checkpoint is not None:
+        broken = (
+            f"{run.checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, and "
+            "was not read; resume from another checkpoint"
+        )
         for name in STATES:
-            setattr(trainer, name, _broken_state_told(run.checkpoint)(getattr(trainer, name)))
-    with (
-        pushing(trainer),
-        _no_arguments_saved(),
-        _full_disk_told(saving, run),
-        _workers_of_evaluation_spared(saving, trainer),
-    ):
+            setattr(trainer, name, in_one_sentence(broken)(getattr(trainer, name)))
+    # Callbacks do not see the loader of an evaluation before its workers have started.
+    loader = trainer.get_eval_dataloader
+    trainer.get_eval_dataloader = lambda *args, **options: saving.spare_workers(loader(*args, **options))
+    with pushing(trainer), _full_disk_told(saving, run):
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
         finally:
@@ -204,20 +197,6 @@ def _save_again(trainer: Trainer, run: Run) -> None:
 
 
 @contextmanager
-def _broken_state_told(checkpoint: str) -> Iterator[None]:
-    """What cannot be loaded of a checkpoint becomes a sentence. transformers reads tensors alone."""
-    try:
-        yield
-    except (RetroMAEError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise RetroMAEError(
-            f"{checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, and was "
-            "not read; resume from another checkpoint"
-        ) from error
-
-
-@contextmanager
 def _no_arguments_saved() -> Iterator[None]:
     """`Trainer` pickles its arguments beside every model, and pushes them: paths of this machine that nothing reads."""
     save = torch.save
@@ -234,34 +213,18 @@ def _no_arguments_saved() -> Iterator[None]:
 
 
 @contextmanager
-def _workers_of_evaluation_spared(saving: SavingCallback, trainer: Trainer) -> Iterator[None]:
-    """A signal in the midst of an evaluation; callbacks do not see its loader before the workers have started."""
-    loader = trainer.get_eval_dataloader
-    trainer.get_eval_dataloader = lambda *args, **options: saving.spare_workers(loader(*args, **options))
-    try:
-        yield
-    finally:
-        del trainer.get_eval_dataloader  # of this object; that of its class is behind it
-
-
-@contextmanager
 def _full_disk_told(saving: SavingCallback, run: Run) -> Iterator[None]:
     """A write that fails for want of space becomes a sentence; what was written of that checkpoint goes."""
-    folder = run.folder
     try:
         yield
     except Exception as error:
-        if not saving.saving or not _is_for_want_of_space(error, folder):
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        # safetensors and torch raise errors of their own; torch's does not say why it could not write.
+        full = full or "No space left" in str(error) or shutil.disk_usage(run.folder).free < LITTLE_SPACE
+        if not (saving.saving and full):
             raise
-        remove_incomplete(folder)
-        last = last_complete_checkpoint(folder)
+        remove_incomplete(run.folder)
+        last = last_complete_checkpoint(run.folder)
         kept = f"the last whole checkpoint is {last}" if last else "there is no whole checkpoint yet"
         then = f", and {run.again} goes on from there" if run.again and last else ""
-        raise RetroMAEError(f"the disk that holds {folder} is full; {kept}; make room{then}") from error
-
-
-def _is_for_want_of_space(error: BaseException, folder: Path) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # safetensors and torch raise errors of their own; torch's does not say why it could not write.
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < LITTLE_SPACE
+        raise RetroMAEError(f"the disk that holds {run.folder} is full; {kept}; make room{then}") from error

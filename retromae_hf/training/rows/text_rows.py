@@ -38,11 +38,6 @@ ROLES = {
 }
 """What a column is by its name, the first that fits; names are compared in lower case, words joined by "_"."""
 
-KNOWN = (
-    "query (or anchor, question), positive (or pos, passage, document, answer, context), negative (or neg, negatives, "
-    "negative_1 ...) and label"
-)
-
 
 def role_of(column: str) -> str | None:
     """What a column's name says that it is, one of `ROLES`; None where it says nothing."""
@@ -52,39 +47,20 @@ def role_of(column: str) -> str | None:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of some rows are what.
-
-    Attributes:
-        query: a text.
-        positive: a text, or a list of texts, each of which makes a row.
-        negatives: texts or lists of texts.
-        label: of a pair or a tuple: 0 or 1, a margin, or a list of scores.
-        scores: a teacher's scores of the positives and of the negatives.
-    """
+    """Which columns of some rows are what."""
 
     query: str
-    positive: str
-    negatives: list[str]
-    label: str | None
-    scores: list[str]
+    positive: str  # a text, or a list of texts, each of which makes a row
+    negatives: list[str]  # texts or lists of texts
+    label: str | None  # of a pair or a tuple: 0 or 1, a margin, or a list of scores
+    scores: list[str]  # a teacher's, of the positives and of the negatives
 
 
 def find_columns(source: str, rows: Dataset, named: Mapping[str, str] | None = None) -> Columns:
-    """Go by the names of the columns, and say what becomes of each.
+    """Go by the names of the columns, and say what becomes of each; what they do not tell is refused.
 
-    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. Two columns of text whose
-    names say nothing are a pair in their own order, and one beside a query or a positive is the other: that is a guess,
-    and said to be one.
-
-    Args:
-        source: what to call the rows in messages.
-        rows: with any columns.
-        named: what the user says that columns are, "query", "positive" or "negative" by their names; no other column
-            is one then.
-
-    Raises:
-        RetroMAEError: there is no such column, or the names contradict each other or do not tell which is the query
-            and which the positive.
+    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. `named` is what the user says
+    that columns are, "query", "positive" or "negative" by their names; no other column is one then.
     """
     found: dict[str | None, list[str]] = {role: [] for role in (*ROLES, None)}
     named = named or {}
@@ -95,41 +71,31 @@ def find_columns(source: str, rows: Dataset, named: Mapping[str, str] | None = N
     for name in rows.column_names:
         role = named.get(name) or role_of(name)
         found["other" if name not in named and role in named.values() else role].append(name)
+    if not found["query"] and not found["positive"] and len(found["pair"]) == 2:
+        found["query"], found["positive"] = ([name] for name in sorted(found["pair"]))
     for role in ("query", "positive", "label", "positive scores", "negative scores"):
         if len(found[role]) > 1:
             raise RetroMAEError(
                 f"{source} has several columns for the {role}, {', '.join(found[role])}; leave all but one out"
             )
-    missing = [role for role in ("query", "positive") if not found[role]]
-    unknown = [name for name in found[None] if _is_text(rows.features[name])]
-    paired = len(missing) == len(found["pair"]) == 2
-    texts = sorted(found["pair"]) if paired else found["pair"] + unknown
-    if missing and len(missing) != len(texts):
-        made = "; or make pairs of the text alone with --pairs first-sentence" if len(missing) == 2 else ""
+    if missing := [role for role in ("query", "positive") if not found[role]]:
+        made = ", or make pairs of the text alone with --pairs first-sentence" if len(missing) == 2 else ""
         raise RetroMAEError(
             f"the columns of {source}, {', '.join(rows.column_names)}, do not tell the {' and the '.join(missing)} "
-            f"(ids are no text); name them {KNOWN}{made}"
+            f"(ids are no text); name them with {' and '.join(f'--{role}_column' for role in missing)}{made}"
         )
-    found |= {role: [name] for role, name in zip(missing, texts, strict=False)}
     scores = found["positive scores"] + found["negative scores"]
     label = next(iter(found["label"]), None)
     columns = Columns(
-        found["query"][0], found["positive"][0], found["negative"], label, scores[:2] if scores[1:] else []
+        found["query"][0], found["positive"][0], found["negative"], label, scores if len(scores) == 2 else []
     )
     taken = [columns.query, columns.positive, *columns.negatives, label, *columns.scores]
     left_out = [name for name in rows.column_names if name not in taken]
-    told = f"{source}: the query is {columns.query!r}, the positive {columns.positive!r}"
-    told += f", negatives {', '.join(map(repr, columns.negatives))}" if columns.negatives else ""
-    told += f"; not used: {', '.join(map(repr, left_out))}" if left_out else ""
-    if missing and not paired:
-        logger.warning("%s; this is a guess, names that tell are %s", told, KNOWN)
-    else:
-        logger.info("%s", told)
+    negatives = f", negatives {', '.join(map(repr, columns.negatives))}" if columns.negatives else ""
+    unused = f"; not used: {', '.join(map(repr, left_out))}" if left_out else ""
+    told = "%s: the query is %r, the positive %r%s%s"
+    logger.info(told, source, columns.query, columns.positive, negatives, unused)
     return columns
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
 # Of a column that is no text: numbers (ids, labels), and lists that a .csv file holds as Python writes them.
@@ -140,9 +106,6 @@ def read_tsv(file: Path) -> Dataset:
     """A .tsv file of query, positive and negatives; a first line that names its columns is a header.
 
     Text is taken as it stands: there are no quotes, and "NA" is a word.
-
-    Raises:
-        RetroMAEError: the file cannot be read, or a line has more or fewer columns than the first.
     """
     first: list[str] = []
     total = 0
@@ -197,19 +160,12 @@ def uniform_rows(
     Each positive of a row makes one. Of more negatives than are wanted some are drawn, which depends on the seed and
     the place of the row alone; where no row has as many, all get the most that one has. Of a shorter list some come
     twice, but not for a teacher: such a row is left out, as is one that has none. A negative that is a positive of its
-    row is dropped. A text that is missing is None.
+    row is dropped. A text that is missing is None. For `contrastive` rows of label 0 are left out.
 
-    Args:
-        source: what to call the rows in messages.
-        rows: with any columns.
-        num_negatives: negatives of a row at most.
-        objective: one of `OBJECTIVES`. For contrastive rows of label 0 are left out.
-        seed: of the draw.
-        columns: what the user says of them, see `find_columns`.
-
-    Raises:
-        RetroMAEError: the columns do not tell what they are, or hold something else than that.
+    `source` is what messages call the rows; `columns` is what the user says of them, see `find_columns`.
     """
+    if columns and not num_negatives:  # then nothing is lost with the negatives that are not there
+        columns = {name: role for name, role in columns.items() if role != "negative" or name in rows.column_names}
     found = find_columns(source, rows, columns)
     teacher = None if objective == "contrastive" else objective
     if teacher is None:
@@ -279,8 +235,7 @@ def _draw(batch: dict[str, list], places: list[int], count: int, seed: int, teac
 def _matching(source: str, rows: Dataset, columns: Columns) -> Dataset:
     """The rows whose label is not 0. Labels of tuples are a teacher's, those of a list tell which of it are positives.
 
-    Raises:
-        RetroMAEError: the labels do not tell which pairs match.
+    Labels that do not tell which pairs match are refused.
     """
     label = columns.label
     if label is None:
@@ -356,39 +311,38 @@ class _Reader:
                     f"(a negative) for each of its {len(positives)} texts"
                 )
             negatives, positives = (
-                [p for p, one in zip(positives, label, strict=True) if one == kind] for kind in (0, 1)
+                [text for text, one in zip(positives, label, strict=True) if one == kind] for kind in (0, 1)
             )
             of_positives, of_negatives = of_positives[: len(positives)], [0.0] * len(negatives)
-        scored = dict(zip(positives, of_positives, strict=True))
-        scored.pop(None, None)
+        scored = {text: score for text, score in zip(positives, of_positives, strict=True) if text is not None}
         found = {text: score for text, score in zip(negatives, of_negatives, strict=True) if text is not None}
         kept = {text: score for text, score in found.items() if text not in scored}
-        dropped = len(found) - len(kept)
         for place, (positive, score) in enumerate(scored.items() or [(None, 0.0)]):
             yield {
                 "query": queries[0],
                 "positive": positive,
                 "negatives": list(kept),
                 "scores": [score, *kept.values()],
-                "dropped": 0 if place else dropped,
+                "dropped": 0 if place else len(found) - len(kept),
             }
 
     def texts(self, row: dict[str, Any], column: str, number: int) -> list[str | None]:
-        """The texts that a column has in a row: itself, or those of a list; None for one that is blank."""
+        """The texts that a column has in a row: itself, or those of a list; None for one that is blank.
+
+        Of a passage as Tevatron and DPR have it they are the title and the text.
+        """
         listed = isinstance(row[column], str) and row[column].startswith(('["', '[{"'))
         found = _parsed(row[column]) if listed else row[column]  # where a file has both lists and texts
-        texts = [self.text(one) for one in (found if isinstance(found, list) else [found])]
-        if not all(isinstance(text, str | None) for text in texts):
-            raise RetroMAEError(
-                f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
-            )
-        return [text if text and text.strip() else None for text in texts]
-
-    def text(self, found: Any) -> Any:
-        """Of a passage as Tevatron and DPR have it the title and the text."""
-        if isinstance(found, dict) and isinstance(found.get("text"), str):
-            return titled(found.get("title") or "", found["text"])
-        return found
+        texts = []
+        for one in found if isinstance(found, list) else [found]:
+            if isinstance(one, dict) and isinstance(one.get("text"), str):
+                one = titled(one.get("title") or "", one["text"])
+            if not isinstance(one, str | None):
+                raise RetroMAEError(
+                    f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
+                )
+            texts.append(one if one and one.strip() else None)
+        return texts
 
     def scores(self, row: dict[str, Any], number: int, *counts: int) -> tuple[list[float], list[float]]:
         """A teacher's scores of so many positives and negatives of a row; where it has margins, the positive's is 0."""

@@ -10,25 +10,25 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, load_from_disk
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ...arguments.finetuning import MINERS, FinetuneArguments
+from ...arguments.pretraining import TextSource
 from ...data.documents import fingerprint_of_mapped, load_rows
 from ...data.files import WHOLE, check_whole, numbered_lines
-from ...data.pydocs import load_held_out_pydocs
+from ...data.held_out import load_held_out, load_held_out_pydocs
 from ...data.text import head_of
 from ...data.text_pairs import pairs_from_text
 from ...model.errors import RetroMAEError, in_one_sentence
 from ...retrieval.tasks import MAX_MISSING_SHARE, load_beir
-from ..pretraining import load_held_out
-from .negatives import checked, drawn_places, mine_with_bm25, mine_with_model
+from .negatives import drawn_places, mine
 from .text_rows import read_scores, read_tsv, uniform_rows
 
 if TYPE_CHECKING:
@@ -39,17 +39,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JudgedCorpus:
-    """Training queries and documents by id.
-
-    Attributes:
-        queries: text of each query.
-        documents: text of each document.
-        positives: ids of the relevant documents of each query, at least one.
-    """
+    """Training queries and documents by id."""
 
     queries: dict[str, str]
     documents: dict[str, str]
-    positives: dict[str, list[str]]
+    positives: dict[str, list[str]]  # the relevant documents of each query, at least one
 
     def own_documents(self) -> list[tuple[str, str]]:
         """Queries that are documents too, under the same id, and those, which are no answer (ArguAna, Quora)."""
@@ -67,28 +61,42 @@ class JudgedCorpus:
         )
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to train on, before negatives are mined for them."""
+
+    rows: Dataset
+    corpus: JudgedCorpus | None = None  # where they come from, if that is a folder in BEIR's layout
+    held_out: frozenset[str] = frozenset()  # positives of held-out queries, which are no negatives of others
+
+
 def load_training_data(
-    source: str,
-    config_name: str | None = None,
-    split: str = "train",
-    num_negatives: int = 0,
-    objective: str = "contrastive",
-    seed: int = 0,
-    columns: Mapping[str, str] | None = None,
+    args: FinetuneArguments, seed: int = 0, num_negatives: int | None = None
 ) -> JudgedCorpus | Dataset:
-    """A folder in BEIR's layout with qrels/SPLIT.tsv, or rows of text.
+    """Pairs of a text, a folder in BEIR's layout with qrels/SPLIT.tsv, or rows of text.
 
     Rows of text are "pydocs" (first sentence -> body), a .tsv file (MS MARCO's triples: query, positive, negative), any
     other file that `datasets` reads, or a Hub data set; the last three become what `uniform_rows` says.
-
-    Raises:
-        RetroMAEError: there is no such source, or it does not fit.
     """
+    source, config_name, split = args.dataset, args.dataset_config_name, args.dataset_split
+    if args.pairs is not None:
+        held_out = load_held_out(
+            TextSource(
+                [source],
+                dataset_config_name=config_name,
+                dataset_split=split,
+                text_column=args.text_column,
+                dev_queries=args.dev_queries,
+            )
+        )
+        if args.dev_queries:
+            logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
+        return pairs_from_text(held_out.untouched, args.pairs, seed)
     path = Path(source).expanduser()
     tsv, beir = path.suffix.lower() == ".tsv" and path.is_file(), (path / "corpus.jsonl").is_file()
     if tsv or beir or source == "pydocs":
         check_whole(source, config_name, WHOLE if beir else split)
-    if columns and (beir or source == "pydocs"):
+    if args.columns() and (beir or source == "pydocs"):
         raise RetroMAEError(f"{source} has no columns to choose from; leave query_column and the like out")
     if source == "pydocs":
         return load_held_out_pydocs().pairs.rename_column("body", "positive")
@@ -105,7 +113,120 @@ def load_training_data(
         }
         return JudgedCorpus(task.queries, task.documents, {query: found for query, found in judged.items() if found})
     rows = read_tsv(path) if tsv else load_rows(source, config_name, split)
-    return uniform_rows(source, rows, num_negatives, objective, seed, columns)
+    wanted = args.num_negatives if num_negatives is None else num_negatives
+    return uniform_rows(source, rows, wanted, args.objective, seed, args.columns())
+
+
+def read_training_data(args: FinetuneArguments, seed: int) -> TrainingData:
+    """The rows that the arguments ask for; where negatives are to be mined, pairs."""
+    mined = args.hard_negatives in MINERS
+    data = load_training_data(args, seed, 0 if mined else None)
+    corpus = data if isinstance(data, JudgedCorpus) else None
+    if args.hard_negatives is None or mined:
+        rows = data.pairs() if isinstance(data, JudgedCorpus) else data
+    elif corpus is None:
+        raise RetroMAEError("a file of hard_negatives names ids; it goes with a folder in BEIR's layout")
+    elif args.teacher_scores is None:
+        rows = read_hard_negatives(args.hard_negatives, corpus, args.num_negatives, seed)
+    else:
+        rows = read_scored_negatives(args.hard_negatives, args.teacher_scores, corpus, args.num_negatives)
+    if args.objective != "contrastive" and "label" not in rows.column_names:
+        raise RetroMAEError(
+            f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
+        )
+    return TrainingData(whole_rows(rows, args.dataset), corpus)
+
+
+def whole_rows(rows: Dataset, source: str) -> Dataset:
+    """The rows that have all their texts; how many have not is said, and none is an error."""
+    texts = [name for name in rows.column_names if name != "label"]
+    whole = rows.filter(lambda *row: all(text and text.strip() for text in row), input_columns=texts)
+    if len(whole) < len(rows):
+        logger.warning("%d rows have an empty query or a text missing and were dropped", len(rows) - len(whole))
+    if len(whole) == 0:
+        raise RetroMAEError(f"{source} holds no rows to train on; give query and positive as text")
+    return whole
+
+
+def prepare_rows(
+    args: FinetuneArguments,
+    training_args: TrainingArguments,
+    model: SentenceTransformer,
+    data: TrainingData,
+    resumes: bool,
+) -> Dataset:
+    """Rows as the loss takes them; mined ones are kept in the output folder, for other processes and to resume with."""
+    if args.hard_negatives not in MINERS:
+        return fitted_rows(args, data.rows, model, training_args.seed)
+    kept = Path(training_args.output_dir) / "_mined-negatives"  # "_" keeps Trainer from pushing the texts to the Hub
+    if training_args.process_index == 0 and not (resumes and kept.is_dir()):
+        aside = kept.with_name("_mined-negatives-new")
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was cut off
+        rows = mined_rows(args, data, model, training_args.seed)
+        fitted_rows(args, rows, model, training_args.seed).save_to_disk(aside)
+        shutil.rmtree(kept, ignore_errors=True)  # of an earlier run
+        aside.rename(kept)
+    return load_from_disk(kept)
+
+
+def mined_rows(args: FinetuneArguments, data: TrainingData, model: SentenceTransformer, seed: int) -> Dataset:
+    """Pairs with hard negatives out of their corpus, or of all positives; no query finds a document that it is."""
+    pairs, corpus = data.rows, data.corpus
+    texts = corpus.documents.values() if corpus else pairs["positive"][:]
+    documents = [text for text in texts if text.strip() and text not in data.held_out]
+    own = {(query, query) for query in {*pairs["query"][:]}.intersection(documents)}
+    own |= {(query, document) for query, document in (corpus.own_documents() if corpus else []) if document.strip()}
+    own -= set(zip(pairs["query"][:], pairs["positive"][:], strict=True))
+    return mine(args, pairs, documents, own, model, seed)
+
+
+def fitted_rows(args: FinetuneArguments, rows: Dataset, model: SentenceTransformer, seed: int) -> Dataset:
+    """A sample of the rows, the label as the loss takes it, and texts no longer than the model reads them."""
+    if args.max_train_samples is not None:
+        rows = rows.shuffle(seed).select(range(min(args.max_train_samples, len(rows))))
+    texts = [name for name in rows.column_names if name != "label"]
+    if args.objective == "margin_mse":
+        rows = with_margins(rows)
+    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # a static model, which reads all of a text
+        return rows
+    lengths = {name: args.query_length if name == "query" else args.passage_length for name in texts}
+    prompts = {name: (args.query_prompt if name == "query" else args.passage_prompt) or "" for name in texts}
+    return shorten(rows, model.tokenizer, lengths, prompts)
+
+
+def with_margins(rows: Dataset) -> Dataset:
+    """Rows whose `label`, the scores of all passages, becomes the margins between the positive's and each other."""
+    labels = [[scores[0] - other for other in scores[1:]] for scores in rows["label"][:]]
+    return rows.remove_columns("label").add_column("label", labels)
+
+
+def shorten(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int], prompts: dict[str, str]
+) -> Dataset:
+    """Cut every text behind the last token that it may have, so that what is cut off is tokenised once.
+
+    `lengths` are tokens of each column, special tokens and its prompt included.
+    """
+
+    def cut(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+        shortened = {}
+        for name, length in lengths.items():
+            prompt = prompts[name]
+            texts = [prompt + head_of(text) for text in columns[name]]
+            encodings = tokenizer(texts, truncation=True, max_length=length).encodings
+            shortened[name] = [
+                text[len(prompt) : _end_of_text(encoding)] for text, encoding in zip(texts, encodings, strict=True)
+            ]
+        return shortened
+
+    key = fingerprint_of_mapped(rows, shorten, tokenizer, lengths=lengths, prompts=prompts)
+    return rows.map(cut, batched=True, new_fingerprint=key, desc="Shortening texts")
+
+
+def _end_of_text(encoding: Encoding) -> int:
+    """Where in the text the last token ends; special tokens are nowhere in it."""
+    spans = (encoding.token_to_chars(place) for place in reversed(range(len(encoding))))
+    return next((span[1] for span in spans if span is not None and span[1]), 0)
 
 
 def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed: int) -> Dataset:
@@ -113,30 +234,20 @@ def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed
 
     A line is `{"query_id": ..., "negative_ids": [...]}`, and where it names a `"positive_id"` too it is about that
     positive alone. Of longer lists `count` are drawn; of shorter ones some come twice. Negatives that are positives of
-    their query are dropped, and queries that keep none.
-
-    Args:
-        file: the JSON lines.
-        corpus: where the ids come from.
-        count: negatives a row.
-        seed: of the draw.
-
-    Raises:
-        RetroMAEError: the file cannot be read, or over 1 % of its ids are missing from the corpus.
+    their query are dropped, and queries that keep none. Over 1 % of ids that the corpus does not have are an error.
     """
     draw = random.Random(seed)
     rows: list[list[str]] = []
     dropped = 0
     for line in _known_lines(Path(file), corpus, list(_json_lines(Path(file)))):
-        relevant = set(corpus.positives[line["query_id"]])
+        relevant = corpus.positives[line["query_id"]]
         negatives = [document for document in line["negative_ids"] if document not in relevant]
         dropped += len(line["negative_ids"]) - len(negatives)
         if negatives:
             chosen = [negatives[place] for place in drawn_places(len(negatives), count, draw)]
-            positives = [line["positive_id"]] if "positive_id" in line else corpus.positives[line["query_id"]]
+            positives = [line["positive_id"]] if "positive_id" in line else relevant
             rows += [[line["query_id"], positive, *chosen] for positive in positives]
-    if dropped:
-        logger.warning("%s: %d negatives are positives of their query and were dropped", file, dropped)
+    _tell_dropped(file, dropped)
     if not rows:
         raise RetroMAEError(f"{file} holds no negatives for the training queries; mine some with --hard_negatives bm25")
     return _texts_of(rows, corpus)
@@ -145,15 +256,8 @@ def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed
 def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: JudgedCorpus, count: int) -> Dataset:
     """Rows with a teacher's scores as `label`: those of the positive and of the first `count` negatives of a line.
 
-    Args:
-        file: as in `read_hard_negatives`; every line names its `"positive_id"`.
-        scores_file: JSON lines, each the list of the scores of the same line of `file`: the positive's, then those of
-            all its negatives.
-        corpus: where the ids come from.
-        count: negatives a row; lines that have fewer are dropped.
-
-    Raises:
-        RetroMAEError: the two files do not go together.
+    Every line of `file` names its `"positive_id"`; the same line of `scores_file` is the list of scores of the positive
+    and then of all its negatives. Lines that have fewer negatives are dropped.
     """
     lines, scores = list(_json_lines(Path(file))), list(_json_lines(Path(scores_file)))
     if len(lines) != len(scores):
@@ -173,22 +277,25 @@ def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: Jud
             )
         if id(line) not in known:
             continue
-        relevant = set(corpus.positives[line["query_id"]])
         scored = zip(line["negative_ids"], row_scores[1:], strict=True)
-        kept = [(document, score) for document, score in scored if document not in relevant]
+        kept = [one for one in scored if one[0] not in corpus.positives[line["query_id"]]]
         dropped += expected - 1 - len(kept)
         if len(kept) < count:
             short += 1
             continue
         rows.append([line["query_id"], line["positive_id"], *(document for document, _ in kept[:count])])
         labels.append([float(score) for score in (row_scores[0], *(score for _, score in kept[:count]))])
-    if dropped:
-        logger.warning("%s: %d negatives are positives of their query and were dropped", file, dropped)
+    _tell_dropped(file, dropped)
     if short:
         logger.warning("%s: %d lines have fewer than %d negatives and were dropped", file, short, count)
     if not rows:
         raise RetroMAEError(f"{file} holds no line with {count} negatives; lower num_negatives")
     return _texts_of(rows, corpus).add_column("label", labels)
+
+
+def _tell_dropped(file: str | Path, count: int) -> None:
+    if count:
+        logger.warning("%s: %d negatives are positives of their query and were dropped", file, count)
 
 
 def _texts_of(rows: list[list[str]], corpus: JudgedCorpus) -> Dataset:
@@ -199,28 +306,27 @@ def _texts_of(rows: list[list[str]], corpus: JudgedCorpus) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]]) -> Iterator[dict[str, Any]]:
-    """Lines with ids that exist; few others are reported and left out, many are an error."""
+def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]]) -> list[dict[str, Any]]:
+    """Lines with ids that exist, all ids made text; few others are reported and left out, many are an error."""
     kept, seen, missing = [], 0, []
     for number, line in lines:
-        if not isinstance(line, dict) or not isinstance(line.get("negative_ids"), list):
-            line = {"negative_ids": [None]}
-        ids = [line.get("query_id"), line.get("positive_id", ""), *line["negative_ids"]]
+        listed = isinstance(line, dict) and isinstance(line.get("negative_ids"), list)
+        ids = [line.get("query_id"), line.get("positive_id", ""), *line["negative_ids"]] if listed else [None]
         if not all(isinstance(one, str | int) for one in ids):
             raise RetroMAEError(
                 f"{file} line {number} is not a JSON object with the ids 'query_id' and a list of ids 'negative_ids'"
             )
-        line["query_id"] = str(line["query_id"])  # MS MARCO's files have numbers
-        line["negative_ids"] = [str(one) for one in line["negative_ids"]]
-        documents = list(line["negative_ids"])
-        unknown = [line["query_id"]] if line["query_id"] not in corpus.positives else []
+        # MS MARCO's files have numbers.
+        query = line["query_id"] = str(line["query_id"])
+        documents = line["negative_ids"] = [str(one) for one in line["negative_ids"]]
+        unknown = [] if query in corpus.positives else [query]
         if "positive_id" in line:
-            line["positive_id"] = str(line["positive_id"])
-            documents.append(line["positive_id"])
-            if not unknown and line["positive_id"] not in corpus.positives[line["query_id"]]:
+            positive = line["positive_id"] = str(line["positive_id"])
+            documents = [*documents, positive]
+            if not unknown and positive not in corpus.positives[query]:
                 raise RetroMAEError(
-                    f"{file} line {number}: document {line['positive_id']!r} is no positive of query "
-                    f"{line['query_id']!r}; take the file that belongs to this data"
+                    f"{file} line {number}: document {positive!r} is no positive of query {query!r}; take the file "
+                    "that belongs to this data"
                 )
         unknown += [one for one in documents if one not in corpus.documents]
         seen += len(documents) + 1
@@ -228,11 +334,11 @@ def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]])
         if not unknown:
             kept.append(line)
     if missing:
-        told = f"{len(missing)} of {seen} ids in {file} ({', '.join(map(str, missing[:3]))} ...)"
+        told = f"{len(missing)} of {seen} ids in {file} ({', '.join(missing[:3])} ...)"
         if len(missing) > MAX_MISSING_SHARE * seen:
             raise RetroMAEError(f"{told} are no training queries or documents; take the file that belongs to this data")
         logger.warning("%s are no training queries or documents; their lines were left out", told)
-    yield from kept
+    return kept
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
@@ -243,135 +349,3 @@ def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise RetroMAEError(f"{file} line {number} is not JSON") from error
-
-
-def _end_of_text(encoding: Encoding) -> int:
-    """Where in the text the last token ends; special tokens are nowhere in it."""
-    spans = (encoding.token_to_chars(place) for place in reversed(range(len(encoding))))
-    return next((span[1] for span in spans if span is not None and span[1]), 0)
-
-
-def shorten(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int], prompts: dict[str, str]
-) -> Dataset:
-    """Cut every text behind the last token that it may have, so that what is cut off is tokenised once.
-
-    Args:
-        rows: text columns.
-        tokenizer: a fast tokenizer.
-        lengths: tokens of each column, special tokens and its prompt included.
-        prompts: what will stand in front of each column's texts.
-    """
-
-    def cut(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-        shortened = {}
-        for name, length in lengths.items():
-            prompt = prompts[name]
-            texts = [prompt + head_of(text) for text in columns[name]]
-            encodings = tokenizer(texts, truncation=True, max_length=length).encodings
-            shortened[name] = [
-                text[len(prompt) : _end_of_text(encoding)] for text, encoding in zip(texts, encodings, strict=True)
-            ]
-        return shortened
-
-    key = fingerprint_of_mapped(rows, shorten, tokenizer, lengths=lengths, prompts=prompts)
-    return rows.map(cut, batched=True, new_fingerprint=key, desc="Shortening texts")
-
-
-def prepare_rows(
-    args: FinetuneArguments, model: SentenceTransformer, training_args: TrainingArguments, resumes: bool
-) -> Dataset:
-    """`training_rows`; mined ones are kept in the output folder, for the other processes and to resume with."""
-    if args.hard_negatives not in MINERS:
-        return training_rows(args, model, training_args.seed)
-    kept = Path(training_args.output_dir) / "_mined-negatives"  # "_" keeps Trainer from pushing the texts to the Hub
-    if training_args.process_index == 0 and not (resumes and kept.is_dir()):
-        aside = kept.with_name("_mined-negatives-new")
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was cut off
-        training_rows(args, model, training_args.seed).save_to_disk(aside)
-        shutil.rmtree(kept, ignore_errors=True)  # of an earlier run
-        aside.rename(kept)
-    return load_from_disk(kept)
-
-
-def training_rows(args: FinetuneArguments, model: SentenceTransformer, seed: int) -> Dataset:
-    """Rows as the loss takes them: query, positive, negatives, label."""
-    mined = args.hard_negatives in MINERS
-    source = args.dataset, args.dataset_config_name, args.dataset_split
-    if args.pairs is not None:
-        held_out = load_held_out(*source, args.text_column, args.dev_queries)
-        if args.dev_queries:
-            logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
-        data: JudgedCorpus | Dataset = pairs_from_text(held_out.untouched, args.pairs, seed)
-    else:
-        data = load_training_data(*source, 0 if mined else args.num_negatives, args.objective, seed, args.columns())
-    if args.hard_negatives is None or mined:
-        rows = whole_rows(data.pairs() if isinstance(data, JudgedCorpus) else data, args.dataset)
-        if mined:
-            rows = mined_rows(args, rows, data if isinstance(data, JudgedCorpus) else None, model, seed)
-    elif not isinstance(data, JudgedCorpus):
-        raise RetroMAEError("a file of hard_negatives names ids; it goes with a folder in BEIR's layout")
-    elif args.teacher_scores is None:
-        rows = whole_rows(read_hard_negatives(args.hard_negatives, data, args.num_negatives, seed), args.dataset)
-    else:
-        scored = read_scored_negatives(args.hard_negatives, args.teacher_scores, data, args.num_negatives)
-        rows = whole_rows(scored, args.dataset)
-    if args.objective != "contrastive" and "label" not in rows.column_names:
-        raise RetroMAEError(
-            f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
-        )
-    if args.max_train_samples is not None:
-        rows = rows.shuffle(seed).select(range(min(args.max_train_samples, len(rows))))
-    texts = [name for name in rows.column_names if name != "label"]
-    if args.objective == "margin_mse":
-        rows = with_margins(rows)
-    lengths = {name: args.query_length if name == "query" else args.passage_length for name in texts}
-    prompts = {name: (args.query_prompt if name == "query" else args.passage_prompt) or "" for name in texts}
-    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # a static model, which reads all of a text
-        return rows
-    return shorten(rows, model.tokenizer, lengths, prompts)
-
-
-def mined_rows(
-    args: FinetuneArguments, pairs: Dataset, corpus: JudgedCorpus | None, model: SentenceTransformer, seed: int
-) -> Dataset:
-    """Pairs with hard negatives out of their corpus, or of all positives; no query finds a document that it is itself.
-
-    Raises:
-        RetroMAEError: no query has enough.
-    """
-    documents = [text for text in (corpus.documents.values() if corpus else pairs["positive"][:]) if text.strip()]
-    own = {(query, query) for query in {*pairs["query"][:]}.intersection(documents)}
-    own |= {(query, document) for query, document in (corpus.own_documents() if corpus else []) if document.strip()}
-    own -= set(zip(pairs["query"][:], pairs["positive"][:], strict=True))
-    # Miners keep a query's positives from its negatives, so for as long as they work these are some.
-    columns = {"query": [query for query, _ in sorted(own)], "positive": [document for _, document in sorted(own)]}
-    known = concatenate_datasets([pairs, Dataset.from_dict(columns, features=pairs.features)])
-    options = args.num_negatives, args.negative_depth
-    if args.hard_negatives == "bm25":
-        found = mine_with_bm25(known, documents, *options, seed)
-    else:
-        found = mine_with_model(known, documents, model, *options, args.mini_batch_size, seed)
-    kept = found.filter(lambda *pair: pair not in own, input_columns=["query", "positive"])
-    return checked(kept, pairs, args.num_negatives)
-
-
-def whole_rows(rows: Dataset, source: str) -> Dataset:
-    """The rows that have all their texts; how many have not is said.
-
-    Raises:
-        RetroMAEError: none has.
-    """
-    texts = [name for name in rows.column_names if name != "label"]
-    whole = rows.filter(lambda *row: all(text and text.strip() for text in row), input_columns=texts)
-    if len(whole) < len(rows):
-        logger.warning("%d rows have an empty query or a text missing and were dropped", len(rows) - len(whole))
-    if len(whole) == 0:
-        raise RetroMAEError(f"{source} holds no rows to train on; give query and positive as text")
-    return whole
-
-
-def with_margins(rows: Dataset) -> Dataset:
-    """Rows whose `label`, the scores of all passages, becomes the margins between the positive's and each other."""
-    labels = [[scores[0] - other for other in scores[1:]] for scores in rows["label"][:]]
-    return rows.remove_columns("label").add_column("label", labels)

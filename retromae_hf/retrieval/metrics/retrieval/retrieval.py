@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from ....model.errors import RetroMAEError
-from ...measures import DEFAULT_MEASURES, mean_values, paired_test, score_queries
+from retromae_hf.model.errors import RetroMAEError
+from retromae_hf.retrieval.measures import DEFAULT_MEASURES, mean_values, paired_test, score_queries
 
 DESCRIPTION = """
 Retrieval measures by ir-measures, equal to those of trec_eval: ndcg@k, mrr@k, recall@k and map, means over the judged

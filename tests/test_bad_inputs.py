@@ -216,8 +216,8 @@ LINES: dict[str, dict[str, str]] = {
     },
     # Judgments
     "evaluate --model_name_or_path bm25 --dataset": {
-        "absent": "corpus.jsonl does not exist",
-        "nothing": "corpus.jsonl does not exist",
+        "absent": ".jsonl does not exist",
+        "nothing": ".jsonl does not exist",
         "task task": "two datasets are called task",
         "task --split ../../x": "split '../../x'",
         "task --split dev": "dev.tsv does not exist",
@@ -264,7 +264,7 @@ LINES: dict[str, dict[str, str]] = {
         "coded-tokenizer": "coded-tokenizer brings code of its own",
     },
     "convert": {
-        "pickled out": "cannot be converted",
+        "pickled out": "cannot be converted: Weights only load failed",
         "encoder out": "holds no pytorch_model",
         "pickled encoder": "exists and is not an empty folder",
     },

@@ -379,14 +379,14 @@ def main(argv: list[str] | None = None) -> None:
     args.compile = args.compile == "true"
     if PROFILE in args.parts and (args.device == "cuda" or args.compile):
         parser.error("the profile is of a plain step on a CPU; give --device cpu, without --compile")
-    from benchmark_report import conditions, measure, table
+    from benchmark_report import measure, show
 
     setting = Setting(**{name: getattr(args, name) for name in Setting.__dataclass_fields__})
     command = shlex.join(["python", "examples/measure/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
     report = {"command": command, **measure(setting, args.parts, args.lengths, args.against)}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.output, report)
-    print(f"{table(report)}\n\n{conditions(report)} The figures are in {args.output}.")
+    print(f"{show(report)} The figures are in {args.output}.")
 
 
 if __name__ == "__main__":

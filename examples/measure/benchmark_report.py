@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import transformers
 from benchmark import (
+    PARTS,
     PRETENSE,
+    PROFILE,
     SHAPES,
     SIDES,
     Setting,
@@ -73,51 +75,37 @@ def _processor() -> str:
     return next(iter(names), platform.processor() or "cpu")
 
 
-ROWS = {
-    "collator": {
-        "collator, passages a second": ("passages_per_second", 1, ",.0f"),
-        "bytes shipped a passage": ("bytes_per_passage", 1, ",.0f"),
-    },
-    "step": {
-        "step, seconds": ("seconds", 1, ".3f"),
-        "step, GFLOP": ("flops", 1e9, ",.1f"),
-        "step, share of the matrix product's rate": ("utilisation", 1, ".2f"),
-    },
-    "memory": {"peak memory of a step, MB": ("peak_bytes", 2**20, ",.0f")},
-    "trainer": {
-        "`Trainer`, tokens a second": ("tokens_per_second", 1, ",.0f"),
-        "`Trainer`, share of the matrix product's rate": ("utilisation", 1, ".2f"),
-        "`Trainer`, tokens lost to padding": ("padding_share", 1, ".1%"),
-    },
-}
-"""What is shown of each part: where it lies, what it is divided by, and its form."""
+SCALES = {"flops": 1e9, "peak_bytes": 2**20}
+"""GFLOP and MB are shown."""
 
 
-def table(report: dict[str, Any]) -> str:
-    against = report["setting"]["against"]
-    sides = [*SIDES, *([against] if against else [])]
-    titles = {"retromae": "RetroMAE", "mlm": "plain MLM", PRETENSE: "pretense"}
-    lines = [
-        f"| what | tokens a passage | {' | '.join(titles[side] for side in sides)} | RetroMAE / plain |",
-        "|---|---:|" + "---:|" * (len(sides) + 1),
-    ]
-
-    def add(what: str, length: int, values: dict[str, float], form: str) -> None:
-        cells = [f"{values[side]:{form}}" if side in values else "" for side in sides]
-        ratio = f"{values['retromae'] / values['mlm']:.2f}" if {*SIDES} <= values.keys() else ""
-        lines.append(" ".join(f"| {what} | {length} | {' | '.join(cells)} | {ratio} |".split()))
-
-    for part, rows in ROWS.items():
-        for row in report.get(part, []):
-            for what, (name, scale, form) in rows.items():
-                values = row[name] if isinstance(row[name], dict) else {"retromae": row[name]}
-                add(what, row["length"], {side: value / scale for side, value in values.items()}, form)
-    for row in report.get("profile", []):
-        seconds = {side: parts | {"all": sum(parts.values())} for side, parts in row["seconds_by_part"].items()}
-        for part in seconds["retromae"]:
-            values = {side: parts[part] for side, parts in seconds.items() if part in parts}
-            add(f"{part}, seconds a step", row["length"], values, ",.3f")
+def table(rows: Mapping[str, Mapping[str, Any]], sides: Sequence[str] = SIDES) -> str:
+    """What was measured as a Markdown table: a line for each figure of each row, with the sides beside each other."""
+    lines = [f"| what | figure | {' | '.join(sides)} | retromae / mlm |", "|---|---|" + "---:|" * (len(sides) + 1)]
+    for what, row in rows.items():
+        if "refused" in row:
+            lines.append(f"| {what} | not measured: {row['refused']} |{' |' * (len(sides) + 1)}")
+        figures = {
+            name: value for name, value in row.items() if isinstance(value, int | float | dict) and name != "length"
+        }
+        by_part = figures.pop("seconds_by_part", {})
+        for part in by_part.get("retromae", ()):
+            figures[f"seconds, {part}"] = {side: parts[part] for side, parts in by_part.items() if part in parts}
+        for name, value in figures.items():
+            values = value if isinstance(value, dict) else {"retromae": value}
+            scaled = {side: value / SCALES.get(name, 1) for side, value in values.items()}
+            forms = {side: ",.0f" if value >= 100 else ".3g" for side, value in scaled.items()}
+            cells = [f"{scaled[side]:{forms[side]}}" if side in scaled else "" for side in sides]
+            ratio = f"{values['retromae'] / values['mlm']:.2f}" if {*SIDES} <= values.keys() else ""
+            lines.append(f"| {what} | {name} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines)
+
+
+def show(report: dict[str, Any]) -> str:
+    """A report's table, and what its figures hold for."""
+    rows = {f"{part}, {row['length']} tokens": row for part in (*PARTS, PROFILE) for row in report.get(part, [])}
+    against = report["setting"]["against"]
+    return f"{table(rows, [*SIDES, *([against] if against else [])])}\n\n{conditions(report)}"
 
 
 def conditions(report: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     report = measure(Setting(shape=args.shape))
     write_json(args.output, report)
-    print(f"{table(report)}\n\n{conditions(report)}")
+    print(*report["rows"], f"The figures are in {args.output}.", sep="\n")
 
 
 def measure(setting: Setting) -> dict:
@@ -59,30 +59,6 @@ def measure(setting: Setting) -> dict:
         )
     machine = describe_machine(setting.device)
     return {"setting": dataclasses.asdict(setting) | SHAPES[setting.shape], "environment": machine, "rows": rows}
-
-
-def table(report: dict) -> str:
-    lines = [
-        "| tokens a passage | graphs compiled | first step, seconds | later, compiled | plain | compiled / plain |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in report["rows"]:
-        plain, compiled = (row["seconds"][name] for name in ("plain", "compiled"))
-        lines.append(
-            f"| {row['length']} | {row['graphs']} | {row['first_step_seconds']:.0f} | {compiled:.3f} | {plain:.3f} | "
-            f"{compiled / plain:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def conditions(report: dict) -> str:
-    setting, environment = report["setting"], report["environment"]
-    return (
-        f"Batches of three lengths, one after the other, medians of {setting['rounds']} turns on "
-        f"{environment['machine']} ({environment['threads']} threads, torch {environment['torch']}, "
-        f"{setting['dtype']}); {setting['num_hidden_layers']} layers x {setting['hidden_size']}, "
-        f"{setting['tokens_per_batch']:,} tokens a batch."
-    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import benchmark
 import torch
 from benchmark import SHAPES, SIDES, VOCAB_SIZE, Setting
-from benchmark_report import describe_machine
+from benchmark_report import describe_machine, table
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from tqdm.auto import tqdm
@@ -58,14 +58,14 @@ def main(argv: list[str] | None = None) -> None:
         rounds=args.rounds,
     )
     report = {"setting": asdict(setting), "environment": describe_machine(args.device), "parts": {}}
-    lengths, long = ((16, 32), 64) if args.tiny else ((128, 512), 8192)
+    lengths, long = ((16,), 64) if args.tiny else ((128, 512), 8192)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     rate = benchmark.measure_matmul(setting)
     report["matmul_flops_per_second"] = rate
     for name, measure in tqdm(measurements(setting, lengths, long, rate).items(), desc="Measuring"):
         report["parts"][name] = measured(measure)
         write_json(Path(args.output), report)
-    print(f"\n{table(report)}\n\n{conditions(report)} The figures are in {args.output}.")
+    print(f"\n{table(report['parts'])}\n\n{conditions(report)} The figures are in {args.output}.")
 
 
 def measured(measure: Callable[[], Any]) -> Any:
@@ -77,12 +77,12 @@ def measured(measure: Callable[[], Any]) -> Any:
 
 
 def measurements(
-    setting: Setting, lengths: tuple[int, int], long: int, rate: float
+    setting: Setting, lengths: tuple[int, ...], long: int, rate: float
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     words = benchmark.new_tokenizer()
     texts = functools.cache(lambda: load_pydocs()["text"][:3000])
     tokenizer = functools.cache(lambda: train_wordpiece(texts(), 8192, max(lengths)))
-    parts: dict[str, Callable[[], dict[str, Any]]] = {"waits": lambda: count_waits(setting, lengths[0])}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {"waits": lambda: check_waits(setting, lengths[0])}
     for length in lengths:
         parts |= {
             f"collator {length}": lambda length=length: benchmark.measure_collators(setting, words, length, None),
@@ -104,7 +104,7 @@ def measurements(
     return parts
 
 
-def count_waits(setting: Setting, length: int) -> dict[str, Any]:
+def check_waits(setting: Setting, length: int) -> dict[str, Any]:
     """Whether forward and backward pass let the host wait: on a GPU torch says so, else its device "meta" does."""
     device = "cuda" if setting.device == "cuda" else "meta"
     on_device = replace(setting, device=device)
@@ -191,32 +191,6 @@ def measure_loss(setting: Setting, hidden: int, loss: Callable[..., Tensor]) -> 
         features.grad = weight.grad = None
 
     return {"rows": rows, **timed(setting, call, "loss")}
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table; where both sides were measured, the plain one behind a stroke."""
-    columns = {
-        "seconds": ("seconds", 1, ".4f"),
-        "tokens_per_second": ("tokens a second", 1, ",.0f"),
-        "passages_per_second": ("passages a second", 1, ",.0f"),
-        "utilisation": ("share of the matrix rate", 1, ".2f"),
-        "padding_share": ("padding", 1, ".1%"),
-        "peak_bytes": ("peak memory, GB", 1e9, ".2f"),
-        "waits": ("waits", 1, ".0f"),
-    }
-    titles = [title for title, _, _ in columns.values()]
-    lines = [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(columns)]
-    for name, part in report["parts"].items():
-        if "refused" in part:
-            lines.append(f"| {name} | not measured: {part['refused']} |{' |' * (len(columns) - 1)}")
-            continue
-        cells = []
-        for key, (_, scale, form) in columns.items():
-            value = part.get(key)
-            values = value.values() if isinstance(value, dict) else [] if value is None else [value]
-            cells.append(" / ".join(f"{one / scale:{form}}" for one in values))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def conditions(report: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,11 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs=2, default=[10, 1000], help="small and large text, in MB")
     parser.add_argument("--readers", type=int, default=32, help="readers among which this one is")
     parser.add_argument("--output", default="runs/benchmark/stream-memory.json", help="JSON file for the results")
-    parser.add_argument("--measure", nargs=2, metavar=("FILE", "PASSAGES"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.measure:
-        print(json.dumps(measure(Path(args.measure[0]), int(args.measure[1]), args.readers)))
-        return
     with tempfile.TemporaryDirectory() as folder:
         files = [write_text(Path(folder) / f"{size}.jsonl", size * 10**6) for size in args.sizes]
         texts = [json.loads(line)["text"] for line in islice(files[0].open(encoding="utf-8"), 500)]
@@ -53,21 +49,12 @@ def main(argv: list[str] | None = None) -> None:
         base = in_a_process(files[0], 0, args.readers)
         large = in_a_process(files[1], -1, args.readers)
         small = in_a_process(files[0], large["passages"], args.readers)
+    command = ["python", "examples/measure/stream_memory.py", *(sys.argv[1:] if argv is None else argv)]
+    sizes = {"max_length": MAX_LENGTH, "batch_size": BATCH_SIZE, "shuffle_buffer_size": BUFFER_SIZE}
     report = {
-        "command": shlex.join(
-            ["python", "examples/measure/stream_memory.py", *(sys.argv[1:] if argv is None else argv)]
-        ),
-        "setting": {
-            "readers": args.readers,
-            "max_length": MAX_LENGTH,
-            "batch_size": BATCH_SIZE,
-            "shuffle_buffer_size": BUFFER_SIZE,
-        },
-        "environment": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "datasets": datasets.__version__,
-        },
+        "command": shlex.join(command),
+        "setting": {"readers": args.readers, **sizes},
+        "environment": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
         "base": base,
         "small": {"megabytes": args.sizes[0]} | small,
         "large": {"megabytes": args.sizes[1]} | large,
@@ -75,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{table(report)}\n\n{conditions(report)} The figures are in {output}.")
+    print(f"{table(report)}\n\nThe figures are in {output}.")
 
 
 def write_text(file: Path, size: int) -> Path:
@@ -91,8 +78,9 @@ def write_text(file: Path, size: int) -> Path:
 
 
 def in_a_process(file: Path, passages: int, readers: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", str(file), str(passages), "--readers", str(readers)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    """`measure` in a fresh process: one never forgets its peak."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (file, passages, readers))
 
 
 def measure(file: Path, passages: int, readers: int) -> dict[str, Any]:
@@ -122,17 +110,6 @@ def table(report: dict[str, Any]) -> str:
     rows += [(f"{report[name]['megabytes']:,} MB", report[name]) for name in ("small", "large")]
     lines += [f"| {what} | {row['passages']:,} | {row['peak_bytes'] / 2**20:,.0f} |" for what, row in rows]
     return "\n".join(lines)
-
-
-def conditions(report: dict[str, Any]) -> str:
-    setting, environment = report["setting"], report["environment"]
-    return (
-        f"One reader of {setting['readers']}, which reads all of the text, one `.jsonl` file, and tokenises its share; "
-        "the small text is read again and again until it has given as many passages as one pass over the large one. "
-        f"{setting['max_length']} tokens a passage at most, batches of {setting['batch_size']}, "
-        f"{setting['shuffle_buffer_size']:,} passages to shuffle, torch {environment['torch']}, datasets "
-        f"{environment['datasets']}; no model."
-    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,15 @@ from ..model.configuration_retromae import (
 from ..model.counting import counts_of
 from ..model.errors import RetroMAEError, check_at_least
 from ..model.masking import IGNORE_INDEX
-from .draws import DECODER_ACTION, DECODER_CHOOSE, DECODER_REPLACEMENT, corrupt_tokens, draw_rows, passage_seeds
+from .draws import (
+    DECODER_ACTION,
+    DECODER_CHOOSE,
+    DECODER_REPLACEMENT,
+    Corruption,
+    corrupt_tokens,
+    draw_rows,
+    passage_seeds,
+)
 from .pairs import SEGMENT_COLUMNS, PairMaker, Row, draw_spans
 from .words import number_words, word_starts, word_table
 
@@ -216,17 +224,9 @@ class DataCollatorForRetroMAE:
                 word_ids = number_words(word_starts(self._word_table, input_ids))
         if lengths.min() < size:  # attention is quicker without a mask, and only here it costs nothing to know
             batch["attention_mask"] = real.to(torch.int64)
-        corrupt = partial(
-            corrupt_tokens,
-            input_ids,
-            candidates,
-            seeds,
-            mask_token_id=self.tokenizer.mask_token_id,
-            replacement_ids=self._ordinary_ids,
-            word_ids=word_ids,
-            mask_replace_prob=self.mask_replace_prob,
-            random_replace_prob=self.random_replace_prob,
-        )
+        shares = self.mask_replace_prob, self.random_replace_prob
+        corruption = Corruption(self.tokenizer.mask_token_id, self._ordinary_ids, *shares)
+        corrupt = partial(corrupt_tokens, input_ids, candidates, seeds, corruption=corruption, word_ids=word_ids)
         batch["input_ids"], batch["labels"] = corrupt(self.encoder_mask_ratio)
         passage = input_ids.masked_fill(~candidates, IGNORE_INDEX)
         if self.bow_source == "sentence":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -77,17 +79,23 @@ def draw_rows(candidates: Tensor, seeds: Tensor, ratio: float) -> Tensor:
     return rows.masked_fill(rows == length, 0).to(torch.int64)
 
 
+class Corruption(NamedTuple):
+    """What becomes of the chosen tokens: [MASK], a random one of `replacement_ids` (int64 `[R]`), or they stay."""
+
+    mask_token_id: int
+    replacement_ids: Tensor
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
+
+
 def corrupt_tokens(
     input_ids: Tensor,
     candidates: Tensor,
     seeds: Tensor,
     ratio: float,
-    mask_token_id: int,
-    replacement_ids: Tensor,
+    corruption: Corruption,
     streams: tuple[int, int, int] = (CHOOSE, ACTION, REPLACEMENT),
     word_ids: Tensor | None = None,
-    mask_replace_prob: float = 0.8,
-    random_replace_prob: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
     """BERT's corruption: of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay (BERT, section 3.1).
 
@@ -96,13 +104,10 @@ def corrupt_tokens(
         candidates: bool `[B, L]`, True at the ordinary tokens, which alone may be chosen.
         seeds: int64 `[B]`, one a passage.
         ratio: probability that a candidate is chosen, each on its own.
-        mask_token_id: id of [MASK].
-        replacement_ids: int64 `[R]`, the ids that a random token is drawn from.
+        corruption: what becomes of a chosen token.
         streams: the three rows of the hash to draw from; a second, independent mask of the same passage takes others.
         word_ids: the number of each token's word, int32 `[B, L]`: words are chosen as a whole, and what becomes of
             their tokens is drawn for each token, as BERT's whole-word masking does.
-        mask_replace_prob: share of the chosen tokens that become [MASK].
-        random_replace_prob: share of the chosen tokens that become a random token; the others stay.
 
     Returns:
         The corrupted ids and the labels (the original id where a token was chosen, else -100), both int64 `[B, L]`.
@@ -114,8 +119,9 @@ def corrupt_tokens(
     choices, actions, replacements = random_bits(seeds[:, None], rows, columns)
     chosen = candidates & below(choices, ratio)
     labels = input_ids.masked_fill(~chosen, IGNORE_INDEX)
-    masked = below(actions, mask_replace_prob)
+    mask_token_id, replacement_ids, mask_share, random_share = corruption
+    masked = below(actions, mask_share)
     corrupted = input_ids.masked_fill(chosen & masked, mask_token_id)
-    replaced = chosen & ~masked & below(actions, mask_replace_prob + random_replace_prob)
+    replaced = chosen & ~masked & below(actions, mask_share + random_share)
     random_ids = replacement_ids[(replacements & 0x7FFFFFFF) % len(replacement_ids)]
     return torch.where(replaced, random_ids, corrupted), labels

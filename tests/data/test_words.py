@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, tokenize_passages
-from retromae_hf.data.draws import corrupt_tokens
+from retromae_hf.data.draws import Corruption, corrupt_tokens
 from retromae_hf.data.tokenizers import train_tokenizer
 from retromae_hf.data.words import chinese_segmenter, number_words, word_starts, word_table
 from retromae_hf.model.masking import IGNORE_INDEX, visibility_mask
@@ -101,7 +101,9 @@ def test_a_word_is_chosen_as_a_whole(seed, starts, ratio):
     word_ids = number_words(torch.tensor([starts]))
     ids = torch.full((1, len(starts)), 7)
     every = torch.ones_like(ids, dtype=torch.bool)
-    _, labels = corrupt_tokens(ids, every, torch.tensor([seed]), ratio, 4, torch.arange(5, 9), word_ids=word_ids)
+    _, labels = corrupt_tokens(
+        ids, every, torch.tensor([seed]), ratio, Corruption(4, torch.arange(5, 9)), word_ids=word_ids
+    )
     assert chosen_as_a_whole(labels[0], word_ids[0])
 
 
@@ -127,7 +129,8 @@ def test_words_of_one_token_are_masked_as_tokens_are():
     every = torch.ones_like(ids, dtype=torch.bool)
     words = torch.arange(30, dtype=torch.int32).expand(40, 30)
     by_token, by_word = (
-        corrupt_tokens(ids, every, seeds, 0.3, 4, torch.arange(5, 90), word_ids=given) for given in (None, words)
+        corrupt_tokens(ids, every, seeds, 0.3, Corruption(4, torch.arange(5, 90)), word_ids=given)
+        for given in (None, words)
     )
     assert all(map(torch.equal, by_token, by_word))
     lengths = torch.full((40,), 30)

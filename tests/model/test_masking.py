@@ -9,12 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retromae_hf.data.draws import DECODER_ACTION, DECODER_CHOOSE, DECODER_REPLACEMENT, corrupt_tokens, passage_seeds
+from retromae_hf.data.draws import (
+    DECODER_ACTION,
+    DECODER_CHOOSE,
+    DECODER_REPLACEMENT,
+    Corruption,
+    corrupt_tokens,
+    passage_seeds,
+)
 from retromae_hf.model.masking import IGNORE_INDEX, is_visible, random_bits, visibility_mask
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 RATIOS = st.floats(0.05, 0.95)
 MASK, FIRST_ORDINARY, VOCABULARY = 4, 5, 100
+CORRUPTION = Corruption(MASK, torch.arange(FIRST_ORDINARY, VOCABULARY))
 
 
 @settings(max_examples=100, deadline=None)
@@ -103,7 +111,7 @@ def test_corruption_touches_chosen_ordinary_tokens_only(seed, length, ratio):
     ids = torch.randint(0, VOCABULARY, (2, length))
     candidates = ids >= FIRST_ORDINARY
     seeds = torch.tensor([seed, seed ^ 1])
-    corrupted, labels = corrupt_tokens(ids, candidates, seeds, ratio, MASK, torch.arange(FIRST_ORDINARY, VOCABULARY))
+    corrupted, labels = corrupt_tokens(ids, candidates, seeds, ratio, CORRUPTION)
     chosen = labels != IGNORE_INDEX
     assert not (chosen & ~candidates).any()
     assert torch.equal(labels[chosen], ids[chosen])
@@ -114,9 +122,7 @@ def test_corruption_touches_chosen_ordinary_tokens_only(seed, length, ratio):
 def test_corruption_has_berts_shares():
     ids = torch.randint(FIRST_ORDINARY, VOCABULARY, (2000, 100))
     every = torch.ones_like(ids, dtype=torch.bool)
-    corrupted, labels = corrupt_tokens(
-        ids, every, torch.arange(2000), 0.3, MASK, torch.arange(FIRST_ORDINARY, VOCABULARY)
-    )
+    corrupted, labels = corrupt_tokens(ids, every, torch.arange(2000), 0.3, CORRUPTION)
     chosen = labels != IGNORE_INDEX
     count = chosen.sum()
     assert abs(chosen.float().mean() - 0.3) < 3 * math.sqrt(0.3 * 0.7 / ids.numel())
@@ -130,10 +136,10 @@ def test_corruption_has_berts_shares():
 
 def test_the_decoders_mask_is_independent_of_the_encoders():
     ids = torch.randint(FIRST_ORDINARY, VOCABULARY, (2000, 50))
-    every, seeds, replacements = torch.ones_like(ids, dtype=torch.bool), torch.arange(2000), torch.arange(5, 100)
-    _, first = corrupt_tokens(ids, every, seeds, 0.5, MASK, replacements)
+    every, seeds = torch.ones_like(ids, dtype=torch.bool), torch.arange(2000)
+    _, first = corrupt_tokens(ids, every, seeds, 0.5, CORRUPTION)
     streams = (DECODER_CHOOSE, DECODER_ACTION, DECODER_REPLACEMENT)
-    _, second = corrupt_tokens(ids, every, seeds, 0.5, MASK, replacements, streams)
+    _, second = corrupt_tokens(ids, every, seeds, 0.5, CORRUPTION, streams)
     both = ((first != IGNORE_INDEX) & (second != IGNORE_INDEX)).float().mean()
     assert abs(both - 0.25) < 3 * math.sqrt(0.25 * 0.75 / ids.numel())
 

@@ -29,7 +29,7 @@ from retromae_hf import DataCollatorForRetroMAE
 from retromae_hf.arguments.pretraining import Cutting, TextSource
 from retromae_hf.checkpoints.loading import load_tokenizer
 from retromae_hf.data.passages import PassageCutter
-from retromae_hf.data.streams import Bookmarks, DocumentStream, PassageStream
+from retromae_hf.data.streams import DocumentStream, PassageStream
 from retromae_hf.data.tokenizers import train_wordpiece
 
 MAX_LENGTH, BATCH_SIZE, BUFFER_SIZE, VOCAB_SIZE = 128, 32, 10_000, 4000
@@ -103,7 +103,7 @@ def measure(file: Path, passages: int, readers: int) -> dict[str, Any]:
     documents.hold_out_head()
     cut = PassageCutter(Cutting(MAX_LENGTH), tokenizer)
     length = 10**9 if passages == -1 else passages
-    stream = PassageStream(documents, cut, length, BATCH_SIZE, readers, BUFFER_SIZE, Bookmarks(file.parent))
+    stream = PassageStream(documents, cut, length, BATCH_SIZE, readers, BUFFER_SIZE, file.parent)
     # Every `readers`-th batch is of this reader.
     batches = (range(first, first + BATCH_SIZE) for first in range(0, length * readers, BATCH_SIZE * readers))
     collator, done = DataCollatorForRetroMAE(tokenizer, seed=0, compact=True), 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..arguments import argument
 from ..arguments.pretraining import CardArguments
 from ..model.errors import in_one_sentence
 from .common import command, parse, process_rank
@@ -15,16 +16,12 @@ from .common import command, parse, process_rank
 class RewriteArguments:
     """Options of `retromae-hf card`."""
 
-    results: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "JSON files that retromae-hf evaluate has written of this model; their tasks are added. "
-            "'none' takes the card's results out; files may follow it."
-        },
+    results: list[str] | None = argument(
+        "JSON files that retromae-hf evaluate has written of this model; their tasks are added. 'none' takes the "
+        "card's results out; files may follow it.",
+        None,
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace a README.md that somebody else has written or edited."}
-    )
+    overwrite: bool = argument("Replace a README.md that retromae-hf has not written.", False)
 
 
 @command

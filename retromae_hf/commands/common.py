@@ -83,21 +83,9 @@ def parse(
 ) -> tuple[Any, ...]:
     """Fill dataclasses from an optional YAML recipe, named first, and from flags, which go before the recipe.
 
-    Args:
-        command: name of the command, for the help.
-        description: what it does, likewise.
-        classes: dataclasses. One of a library is given by its dotted name: it takes seconds to import, so `--help`
-            shows what stands in `RUN` in its place, and only `--help-all` lists its arguments.
-        argv: the arguments; None takes those of the process.
-        defaults: defaults that differ from the classes' own.
-        positionals: names and help of arguments without a flag.
-
-    Returns:
-        The dataclasses, and a namespace of the positional arguments where there are any.
-
-    Raises:
-        RetroMAEError: the recipe cannot be read, or an argument is unknown or of the wrong type.
-        SystemExit: the help was asked for, and is printed.
+    A dataclass of a library is given by its dotted name: it takes seconds to import, so `--help` shows what stands in
+    `RUN` in its place, and only `--help-all` lists its arguments. `defaults` are those that differ from the classes'
+    own, `positionals` the names and the help of arguments without a flag, of which a namespace comes last.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     asked = set(HELP) & set(arguments)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
+from ..arguments import argument
 from .common import command, parse
 
 
@@ -14,20 +15,15 @@ from .common import command, parse
 class ExplainArguments:
     """Arguments of `retromae-hf explain`."""
 
-    model_name_or_path: str = field(metadata={"help": "Training checkpoint, decoder included: a folder or a Hub name."})
-    text: str = field(metadata={"help": "The passage."})
-    visible: float = field(
-        default=0.0,
-        metadata={"help": "Share of the other tokens that each is rebuilt from, 0 (the embedding alone) to 1."},
+    model_name_or_path: str = argument("Training checkpoint, decoder included: a folder or a Hub name.")
+    text: str = argument("The passage.")
+    visible: float = argument("Share of the other tokens that each is rebuilt from, 0 (the embedding alone) to 1.", 0.0)
+    dataset: str | None = argument(
+        "Where the other passages come from that the embedding is compared with, as a rule the training text: pydocs, "
+        "a file, a folder or a Hub data set; default: some of Python's own descriptions.",
+        None,
     )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the other passages come from that the embedding is compared with, the training text as a "
-            "rule: pydocs, a file, a folder or a Hub data set; default: some of Python's own descriptions."
-        },
-    )
-    json: bool = field(default=False, metadata={"help": "Print every token's figures as JSON."})
+    json: bool = argument("Print every token's figures as JSON.", False)
 
 
 @command

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..arguments import argument
 from ..model.errors import RetroMAEError, in_one_sentence
 from .common import command, parse, process_rank
 
@@ -14,28 +15,17 @@ from .common import command, parse, process_rank
 class ExportArguments:
     """Arguments of `retromae-hf export`."""
 
-    model_name_or_path: str = field(metadata={"help": "Training checkpoint: a folder or a Hub name."})
-    output_dir: str = field(metadata={"help": "Folder to write; it must be empty or new."})
-    pooling: str | None = field(
-        default=None, metadata={"help": "Sentence embedding: cls or mean; default: the checkpoint's."}
+    model_name_or_path: str = argument("Training checkpoint: a folder or a Hub name.")
+    output_dir: str = argument("Folder to write; it must be empty or new.")
+    pooling: str | None = argument("Sentence embedding: cls or mean; default: the checkpoint's.", None)
+    sparse: bool = argument(
+        "Export the lexical half of a DupMAE encoder, for SparseEncoder, instead of the dense one.", False
     )
-    sparse: bool = field(
-        default=False,
-        metadata={"help": "Export the lexical half of a DupMAE encoder, for SparseEncoder, instead of the dense one."},
-    )
-    onnx: bool = field(
-        default=False, metadata={"help": "Write onnx/model.onnx too, which sentence-transformers' ONNX backend loads."}
-    )
-    quantize: str | None = field(
-        default=None, metadata={"help": "int8: write onnx/model_int8.onnx, with 8-bit weights, beside it."}
-    )
-    push_to_hub: str | None = field(
-        default=None, metadata={"help": "Repository on the Hub to push the folder to, in one commit: USER/NAME."}
-    )
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private if it is new."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a tokenizer; have read it before."}
-    )
+    onnx: bool = argument("Write onnx/model.onnx too, which sentence-transformers' ONNX backend loads.", False)
+    quantize: str | None = argument("int8: write onnx/model_int8.onnx, with 8-bit weights, beside it.", None)
+    push_to_hub: str | None = argument("Repository on the Hub to push the folder to, in one commit: USER/NAME.", None)
+    hub_private_repo: bool = argument("Make the repository private if it is new.", False)
+    trust_remote_code: bool = argument("Run code that comes with a tokenizer; read it first.", False)
 
     def __post_init__(self) -> None:
         from ..checkpoints.onnx import check_quantization, import_onnxruntime

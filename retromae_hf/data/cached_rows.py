@@ -16,14 +16,11 @@ from datasets import ArrowBasedBuilder, BuilderConfig, Dataset, DatasetInfo, Fea
 
 from ..arguments.pretraining import LINE
 from ..model.errors import RetroMAEError, in_one_sentence
-from .files import ROWS_A_BATCH, Broken, SourceFiles, in_batches, kind_of, read_documents, read_rows
+from .files import ROWS_A_BATCH, Broken, SourceFiles, in_batches, read_documents, read_rows
 from .text import without_surrogates
 
 DOCUMENT = Features(dict.fromkeys(("text", "title", "name", "broken"), Value("large_string")))
 """A document as `document_of` has it."""
-
-TEACHERS = ("label", "score", "scores")
-"""Columns of a .csv file that hold numbers, where they do; all others are text."""
 
 
 def read_cached(
@@ -90,10 +87,7 @@ class _CachedRows(ArrowBasedBuilder):
         for file, *_ in self.config.states:
             for rows in in_batches(self._rows(file), ROWS_A_BATCH):
                 for name in dict.fromkeys(name for row in rows for name in row):
-                    values = [row.get(name) for row in rows]
-                    if kind_of(file) == "csv" and name in TEACHERS:
-                        values = list(map(_number, values))
-                    types[name] = _common_type(types.get(name, pa.null()), values)
+                    types[name] = _common_type(types.get(name, pa.null()), [row.get(name) for row in rows])
         return pa.schema(types)
 
 
@@ -109,17 +103,8 @@ def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
     values = [row.get(field.name) for row in rows]
     if pa.types.is_string(field.type):
         values = [value if value is None else _as_text(value) for value in values]
-    elif pa.types.is_floating(field.type):
-        values = list(map(_number, values))
     return pa.array(values, field.type)
 
 
 def _as_text(value: Any) -> str:
     return without_surrogates(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value

@@ -114,8 +114,9 @@ def read_source(source: str, text: TextSource, rows: Iterable[str | Mapping[str,
         report_broken(broken[0].as_py() if num_broken else None, num_broken, len(documents), text.on_broken_line)
         documents = documents.remove_columns("broken")
     else:
-        options = {"num_proc": text.preprocessing_num_workers}
-        documents = _text_of(load_hub(source, text, **options) if found is None else found, source, text)
+        if found is None:
+            found = load_hub(source, text, num_proc=text.preprocessing_num_workers)
+        documents = _text_of(found, source, text)
     valid = documents.with_format("arrow")["text"][:].is_valid().to_numpy()
     report_null(len(valid) - int(valid.sum()) - num_broken, source)
     if not valid.any():
@@ -175,8 +176,7 @@ def _listed(rows: Iterable[str | Mapping[str, Any]], source: str, text: TextSour
 def load_rows(source: str, config_name: str | None, split: str) -> Dataset:
     """The rows of a file, a folder of files or a Hub data set with all their columns.
 
-    Values of a column of files that are of different kinds become text. All of a .csv file is text, but for the numbers
-    of a teacher.
+    Values of a column of files that are of different kinds become text, and so does all of a .csv file.
     """
     text = TextSource([source], dataset_config_name=config_name, dataset_split=split)
     found = find_source(source, text)
@@ -215,19 +215,12 @@ def load_hub(source: str, text: TextSource, **options: Any) -> Any:
 
 
 def mix_documents(
-    documents: Sequence[tuple[str, Dataset]],
-    weights: Sequence[float] | None,
-    max_documents: int | None,
-    seed: int,
+    documents: Sequence[tuple[str, Dataset]], weights: Sequence[float] | None, max_documents: int | None, seed: int
 ) -> Dataset:
-    """The documents of several sources, one source behind the other; `Trainer` shuffles them as one.
+    """The documents of several sources by name, one source behind the other; `Trainer` shuffles them as one.
 
-    Args:
-        documents: of each source its name and its documents, with the column `text`. Of a single one others stay.
-        weights: of each source its share of the documents, in any unit. The source that has too few for its share is
-            taken whole, and the others are as large as their shares then; nothing is there twice. None takes all.
-        max_documents: how many at most, drawn by the seed; None for all.
-        seed: of what is drawn.
+    `weights` are each source's share of the documents, in any unit: the source that has too few for its share is taken
+    whole, and the others are as large as their shares then. So nothing is there twice.
     """
     parts = [part for _, part in documents]
     if len(parts) > 1:
@@ -243,9 +236,8 @@ def mix_documents(
         if not count:
             raise RetroMAEError(f"the share of {name} in {round(total)} documents is none; give it a larger weight")
         logger.info("%s of the %s documents of %s", f"{count:,}", f"{len(part):,}", name)
-    return concatenate_datasets(
-        [sample_documents(part, count, seed) for part, count in zip(parts, counts, strict=True)]
-    )
+    drawn = [sample_documents(part, count, seed) for part, count in zip(parts, counts, strict=True)]
+    return concatenate_datasets(drawn)
 
 
 def sample_documents(documents: Dataset, count: int | None, seed: int) -> Dataset:

@@ -47,8 +47,8 @@ HEAD_SHARE = 0.1
 class Place(NamedTuple):
     """Where a reader stands: the pass over the source, how many shards of it are behind, the next row of the shard.
 
-    This is all that it takes to go on. The shard is read up to the row again then, without being taken apart; so does
-    the `load_state_dict` of `datasets`, whose states are of no use to another version of it.
+    To go on, the shard is read up to the row again, as by the `load_state_dict` of `datasets`, whose states are of no
+    use to another version of it.
     """
 
     epoch: int = 0
@@ -224,44 +224,6 @@ def _open(source: str, text: TextSource) -> DatasetShards | FileShards:
     return DatasetShards(rows, source, text)
 
 
-@dataclass(frozen=True)
-class Bookmarks:
-    """Where the blocks of passages begin in the stream, on disk, so that a resumed run need not read from the start.
-
-    They are facts of the stream, not of a checkpoint: whichever are there are true, and a run that finds none gets
-    the same passages, only later.
-
-    Attributes:
-        folder: holds a file for each lane, a line for each bookmark; None keeps none.
-    """
-
-    folder: Path | None = None
-
-    def note(self, lane: int, passages: int, place: Place) -> None:
-        """A block begins at `place`, with so many passages of the lane before it."""
-        if self.folder is not None:
-            # What cannot be written, on a full disk, costs time when the run is resumed and nothing else. A line that
-            # a killed run left without its end spoils no line behind it.
-            with suppress(OSError), self._file(lane).open("a", encoding="utf-8") as lines:
-                lines.write(f"\n{json.dumps([passages, *place])}\n")
-
-    def last(self, lane: int, passages: int) -> tuple[int, Place]:
-        """The last bookmark that has no more than so many passages before it: how many, and the place."""
-        best = (0, Place())
-        if self.folder is None or not self._file(lane).is_file():
-            return best
-        with self._file(lane).open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                with suppress(ValueError, TypeError, RecursionError):
-                    before, epoch, shards, row = map(int, json.loads(line))
-                    if before <= passages:
-                        best = max(best, (before, Place(epoch, shards, row)))
-        return best
-
-    def _file(self, lane: int) -> Path:
-        return Path(self.folder or "") / f"lane-{lane:05}.jsonl"
-
-
 @dataclass
 class _Block:
     """Passages that are shuffled among themselves, and where they begin in the stream."""
@@ -303,10 +265,8 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
         batch_size: passages of a batch of one process.
         lanes: number of lanes.
         buffer_size: passages of a block at least; 1 leaves them in the order of the stream.
-        bookmarks: where to note where blocks begin.
-
-    Raises:
-        RetroMAEError: while reading: a shard cannot be read, or there is no passage in the stream.
+        bookmarks: a folder for where blocks begin, so that a resumed run need not read from the start; None keeps none.
+            They are facts of the stream, not of a checkpoint: a run that finds none gets the same passages, only later.
     """
 
     documents: DocumentStream
@@ -315,7 +275,7 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
     batch_size: int
     lanes: int
     buffer_size: int
-    bookmarks: Bookmarks
+    bookmarks: Path | None = None
 
     def __post_init__(self) -> None:
         # Per lane: how many of its passages have been given out, and what gives out the next.
@@ -336,7 +296,7 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
         """The passage at a place of a lane. It is quick to go forward."""
         given, passages = self._open.get(lane, (place + 1, iter(())))
         if given > place:
-            given, start = self.bookmarks.last(lane, place)
+            given, start = self._last_bookmark(lane, place)
             passages = self._shuffled(lane, given, start)
         for _ in range(place - given):
             next(passages)
@@ -350,7 +310,7 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
         block = _Block()
         block.fill(reading, self.buffer_size)
         while True:
-            self.bookmarks.note(lane, given, block.start or start)
+            self._note(lane, given, block.start or start)
             following = _Block()
             for done, passage in enumerate(block.shuffled(self.documents.seed), start=1):
                 # As much is read as is given out, so that no batch has to wait for a whole block.
@@ -379,3 +339,28 @@ class PassageStream(torch.utils.data.Dataset[dict[str, Any]]):
                     "give a source with more text"
                 )
             yield place, passages
+
+    def _note(self, lane: int, passages: int, place: Place) -> None:
+        """A block begins at `place`, with so many passages of the lane before it."""
+        if self.bookmarks is not None:
+            # What cannot be written, on a full disk, costs time when the run is resumed and nothing else. A line that
+            # a killed run left without its end spoils no line behind it.
+            with suppress(OSError), _lane_file(self.bookmarks, lane).open("a", encoding="utf-8") as lines:
+                lines.write(f"\n{json.dumps([passages, *place])}\n")
+
+    def _last_bookmark(self, lane: int, passages: int) -> tuple[int, Place]:
+        """The last one that has no more than so many passages before it: how many, and the place."""
+        best = (0, Place())
+        if self.bookmarks is None or not (file := _lane_file(self.bookmarks, lane)).is_file():
+            return best
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError, TypeError, RecursionError):
+                    before, epoch, shards, row = map(int, json.loads(line))
+                    if before <= passages:
+                        best = max(best, (before, Place(epoch, shards, row)))
+        return best
+
+
+def _lane_file(folder: Path, lane: int) -> Path:
+    return folder / f"lane-{lane:05}.jsonl"

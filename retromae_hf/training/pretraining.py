@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from ..arguments.pretraining import (
     LEARNING_RATE,
@@ -29,7 +29,7 @@ from ..data.documents import fingerprint_of_files
 from ..data.held_out import DEV_QUERIES, hold_out_head, load_held_out
 from ..data.passages import PassageCutter, cut_documents
 from ..data.pydocs import PYDOCS
-from ..data.streams import Bookmarks, DocumentStream, PassageStream
+from ..data.streams import DocumentStream, PassageStream
 from ..data.text import MIN_BODY_WORDS, MIN_QUERY_WORDS
 from ..data.words import chinese_segmenter
 from ..model.configuration_retromae import SEGMENT_OBJECTIVES
@@ -91,19 +91,19 @@ def pretrain(
         check_model(training_args, model, task)
         check_label_ratio(masking.decoder_label_ratio, model.config.decoding)
         warmup = plan_head_warmup(run_args, training_args, model, run)
-        pairs = model.config.pair_objective in SEGMENT_OBJECTIVES
-        cutter = PassageCutter(cutting, tokenizer, training_args.seed, pairs, segmenter)
+        objective = model.config.pair_objective
+        cutter = PassageCutter(cutting, tokenizer, training_args.seed, objective in SEGMENT_OBJECTIVES, segmenter)
         passages = cut_documents(documents, cutter, text.preprocessing_num_workers).with_format("numpy")
         if stream is None:
             trained, evaluated = split_passages(passages)
         else:
-            trained = open_passage_stream(
-                stream, cutter, text, model.config.pair_objective, training_args, run.checkpoint
-            )
+            trained = open_passage_stream(stream, cutter, text, objective, training_args, run.checkpoint)
             evaluated = passages.select(evaluated_rows(passages, EVAL_PASSAGES))
-    collator = collator_for(model, tokenizer, masking, training_args.seed, trained)
-    passages = trained, evaluated
-    trainer = pretraining_trainer(model, training_args, run_args, collator, passages, task, cutting.max_length, warmup)
+    partners = trained if objective == "nsp" else None
+    options = {"seed": training_args.seed, "compact": True, "pair_partners": partners, **masking.collator_options()}
+    collator = DataCollatorForRetroMAE.from_config(tokenizer, model.config, **options)
+    data = (trained, evaluated)
+    trainer = pretraining_trainer(model, training_args, run_args, collator, data, task, cutting.max_length, warmup)
     stage = describe_pretraining(text, cutting, masking, start, model, documents, trained)
     with describing(trainer, stage, start.model_name_or_path, card_args):
         run_and_save(trainer, run)
@@ -114,10 +114,8 @@ def complete_arguments(training_args: TrainingArguments, start: StartArguments) 
     """Give a run the learning rate that suits its start, where it has none, and refuse what no model here can do."""
     if training_args.label_smoothing_factor:
         raise RetroMAEError("label_smoothing_factor needs logits, which this model never holds; leave it at 0")
-    tuned = False
-    if (source := start.model_name_or_path) is not None:
-        tuned = is_tuned_retriever(source)
-    if tuned:
+    source = start.model_name_or_path
+    if tuned := source is not None and is_tuned_retriever(source):
         logger.warning(
             "%s was tuned for retrieval already; fine-tuning it on pairs as it is usually gives more: "
             "retromae-hf finetune --model_name_or_path %s",
@@ -192,7 +190,7 @@ def open_passage_stream(
     cutter: PassageCutter,
     text: TextSource,
     pair_objective: str | None,
-    training_args: TrainingArguments,
+    args: TrainingArguments,
     checkpoint: str | None,
 ) -> PassageStream:
     """The passages that the run trains on, in the order of the run that is resumed where there is one.
@@ -211,21 +209,19 @@ def open_passage_stream(
         "segment_chinese": cutter.word_segmenter is not None,
         "shuffle_buffer_size": text.shuffle_buffer_size,
     }
-    args = training_args
     lanes = args.world_size * max(args.dataloader_num_workers, 1)
     settings = identity | {"lanes": lanes, "batch_size": args.train_batch_size}
     folder = Path(args.output_dir) / FOLDER
-    left = Path(checkpoint).parent / FOLDER if checkpoint else None  # by the run that is resumed
-    earlier = read_json(left / SETTINGS_FILE) if left else None
-    if left and not earlier:
+    left = Path(checkpoint).parent / FOLDER if checkpoint else folder  # by the run that is resumed
+    earlier = (read_json(left / SETTINGS_FILE) if checkpoint else None) or {}
+    if checkpoint and not earlier:
         logger.warning("%s holds no settings of a stream; it is read from the start to where the run stopped", left)
-    if earlier:
-        if changed := [name for name in identity if identity[name] != earlier.get(name)]:
-            raise RetroMAEError(
-                f"{checkpoint} is of a run on another stream, which differs in {', '.join(changed)}; resume it with "
-                "the arguments and the data that it was started with"
-            )
-        settings |= earlier
+    if changed := [name for name in identity if earlier and identity[name] != earlier.get(name)]:
+        raise RetroMAEError(
+            f"{checkpoint} is of a run on another stream, which differs in {', '.join(changed)}; resume it with "
+            "the arguments and the data that it was started with"
+        )
+    settings |= earlier
     if args.local_process_index == 0:
         with in_one_sentence(f"the folder {folder} cannot be written"):
             _prepare_folder(folder, settings, left if earlier else None)
@@ -234,7 +230,7 @@ def open_passage_stream(
     args.remove_unused_columns = False
     length = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
     order = settings["batch_size"], settings["lanes"], text.shuffle_buffer_size
-    return PassageStream(documents, cutter, length, *order, Bookmarks(folder))
+    return PassageStream(documents, cutter, length, *order, folder)
 
 
 def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None) -> None:
@@ -246,19 +242,6 @@ def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None
         if earlier is not None:
             shutil.copytree(earlier, folder, dirs_exist_ok=True)
     write_json(folder / SETTINGS_FILE, settings)
-
-
-def collator_for(
-    model: RetroMAEForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    masking: Masking,
-    seed: int,
-    passages: Dataset | PassageStream,
-) -> DataCollatorForRetroMAE:
-    """The collator of a run; for NSP it draws false successors from the passages."""
-    partners = passages if model.config.pair_objective == "nsp" else None
-    options = {"seed": seed, "compact": True, "pair_partners": partners, **masking.collator_options()}
-    return DataCollatorForRetroMAE.from_config(tokenizer, model.config, **options)
 
 
 def describe_pretraining(
@@ -277,8 +260,8 @@ def describe_pretraining(
     """
     counts: dict[str, Any] = {}
     if isinstance(passages, Dataset):
-        tokens = int(passages["length"][:].sum())
-        counts = {"documents": len(documents), "passages": len(passages), "tokens": tokens}
+        counts = {"documents": len(documents), "passages": len(passages)}
+        counts["tokens"] = int(passages["length"][:].sum())
     config = model.config
     names = ["decoding", "pooling", "mlm_loss_weight", "pair_objective"]
     if config.decoding != "none":

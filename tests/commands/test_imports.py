@@ -24,9 +24,14 @@ FIND = """
 found = AutoConfig.from_pretrained({folder!r}), AutoModel.from_pretrained({folder!r})
 assert [type(one).__module__.split(".")[0] for one in found] == ["retromae_hf"] * 2, found
 """
+LIGHT = f"import retromae_hf; retromae_hf.RetroMAEError\nassert {LOADED} == []\n"
 ORDERS = {
-    "before them": "import retromae_hf; from transformers import AutoConfig, AutoModel",
+    "before them": f"{LIGHT}from transformers import AutoConfig, AutoModel",
     "behind them": "from transformers import AutoConfig, AutoModel; import retromae_hf",
+    # As in `finetune`: it begins with transformers' models, which import the Auto classes before they are whole.
+    "before sentence-transformers": (
+        "import retromae_hf.commands.common, sentence_transformers; from transformers import AutoConfig, AutoModel"
+    ),
 }
 
 
@@ -43,21 +48,10 @@ def test_no_help_loads_a_library():
     run(f"from retromae_hf.commands.main import main\n{shown}\nassert {LOADED} == []")
 
 
-def test_the_package_loads_what_is_asked_for():
-    run(f"import retromae_hf; retromae_hf.RetroMAEError\nassert {LOADED} == []\nretromae_hf.RetroMAEConfig.model_type")
-
-
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_auto_classes_know_the_package_imported(order, model, tmp_path):
+def test_the_package_loads_what_is_asked_for_and_the_auto_classes_know_it(order, model, tmp_path):
     model.save_pretrained(tmp_path)
     run(f"{ORDERS[order]}\n{FIND.format(folder=str(tmp_path))}")
-
-
-def test_sentence_transformers_may_be_the_first_to_import_transformers(model, tmp_path):
-    """As in `finetune`: it begins with transformers' models, which import the Auto classes before they are whole."""
-    model.save_pretrained(tmp_path)
-    first = "import retromae_hf.commands.common, sentence_transformers; from transformers import AutoConfig, AutoModel"
-    run(f"{first}\n{FIND.format(folder=str(tmp_path))}")
 
 
 def test_an_unknown_name_is_an_attribute_error():

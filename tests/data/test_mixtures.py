@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError, load_documents
+from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.arguments.pretraining import TextSource
 from retromae_hf.commands.main import main
 from retromae_hf.data.documents import mix_documents, sample_documents
@@ -138,3 +139,19 @@ def test_of_pydocs_among_others_the_test_is_left_out(two_files, monkeypatch):
     documents = load_held_out(TextSource(["pydocs", two_files[0]], dev_queries=0)).pretraining
     assert documents["text"][:5] == ["a body"] * 5
     assert len(documents) == 45
+
+
+def test_finetuning_says_when_it_holds_out_other_queries_than_pretraining(tmp_path, texts):
+    rows = "".join(f"{json.dumps({'text': text, 'head': 'On animals.'})}\n" for text in texts)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    file = str(tmp_path / "a.jsonl")
+    alone = load_held_out(TextSource(file)).queries
+    told = FinetuneArguments.__dataclass_fields__["dev_queries"].metadata["help"]
+    for option, text in {
+        "max_documents": TextSource(file, max_documents=50),
+        "title_column": TextSource(file, title_column="head"),
+        "other data sets": TextSource([file, str(tmp_path / "b.jsonl")]),
+    }.items():
+        assert load_held_out(text).queries != alone
+        assert option in told

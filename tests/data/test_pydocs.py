@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from retromae_hf.data import pydocs
+from retromae_hf.data import held_out, pydocs
 from retromae_hf.data.held_out import hold_out
 from retromae_hf.data.pydocs import load_pydocs, read_docstrings
 from retromae_hf.data.text import split_first_sentence
@@ -73,20 +73,20 @@ def documents():
 
 
 def test_held_out_queries_stand_nowhere_in_the_pretraining_text(documents):
-    held_out = hold_out(documents, queries=40, bodies=50)
-    text = " ".join(" ".join(held_out.pretraining["text"]).lower().split())
-    assert len(held_out.queries) == 40
-    assert "name3" not in held_out.queries
-    assert not any(query.lower() in text for query in held_out.queries.values())
-    assert not set(held_out.queries.values()) & set(held_out.pairs["query"])
-    assert len(held_out.pretraining) == len(documents)
+    divided = hold_out(documents, queries=40, bodies=50)
+    text = " ".join(" ".join(divided.pretraining["text"]).lower().split())
+    assert len(divided.queries) == 40
+    assert "name3" not in divided.queries
+    assert not any(query.lower() in text for query in divided.queries.values())
+    assert not set(divided.queries.values()) & set(divided.pairs["query"])
+    assert len(divided.pretraining) == len(documents)
 
 
 def test_the_right_body_is_among_the_searched_ones_and_only_once(documents):
-    held_out = hold_out(documents, queries=40, bodies=50)
-    assert len(held_out.bodies) == len(set(held_out.bodies.values())) == 50
-    for name in held_out.queries.keys() - {"name8", "name9"}:
-        assert held_out.bodies[name].startswith(f"The body {name.removeprefix('name')} has")
+    divided = hold_out(documents, queries=40, bodies=50)
+    assert len(divided.bodies) == len(set(divided.bodies.values())) == 50
+    for name in divided.queries.keys() - {"name8", "name9"}:
+        assert divided.bodies[name].startswith(f"The body {name.removeprefix('name')} has")
 
 
 def test_the_division_does_not_depend_on_the_order(documents):
@@ -96,10 +96,18 @@ def test_the_division_does_not_depend_on_the_order(documents):
 
 def test_tasks(documents, monkeypatch):
     monkeypatch.setattr("retromae_hf.retrieval.tasks.TEST_QUERIES", 30)
-    held_out = hold_out(documents, queries=40, bodies=50)
-    test, dev = reported_task(held_out), dev_task(held_out, queries=10, documents=20)
+    divided = hold_out(documents, queries=40, bodies=50)
+    test, dev = reported_task(divided), dev_task(divided, queries=10, documents=20)
     assert (len(test.queries), len(test.documents)) == (30, 50)
     assert (len(dev.queries), len(dev.documents)) == (10, 20)
     assert not set(test.queries) & set(dev.queries)
     for task in (test, dev):
         assert all(task.documents.keys() >= relevant.keys() for relevant in task.qrels.values())
+
+
+def test_an_environment_is_read_once_whatever_the_number_of_processes(documents, monkeypatch):
+    read = []
+    monkeypatch.setattr(held_out, "_of_pydocs", [])
+    monkeypatch.setattr(held_out, "load_pydocs", lambda num_proc: read.append(num_proc) or documents)
+    assert held_out.load_held_out_pydocs(2) is held_out.load_held_out_pydocs()
+    assert read == [2]

@@ -13,7 +13,7 @@ from datasets import Dataset
 from retromae_hf import RetroMAEError
 from retromae_hf.arguments.pretraining import Cutting, TextSource
 from retromae_hf.data.passages import PassageCutter
-from retromae_hf.data.streams import ROWS_AT_ONCE, Bookmarks, DocumentStream, PassageStream, Place
+from retromae_hf.data.streams import ROWS_AT_ONCE, DocumentStream, PassageStream, Place
 
 
 def open_stream(folder, seed=0) -> DocumentStream:
@@ -82,7 +82,7 @@ def make_stream(tmp_path, texts, tokenizer):
     def make(lanes=1, batch_size=4, buffer_size=50, bookmarks=None, length=10_000):
         documents = open_stream(folder)
         documents.hold_out_head()
-        return PassageStream(documents, cut, length, batch_size, lanes, buffer_size, Bookmarks(bookmarks))
+        return PassageStream(documents, cut, length, batch_size, lanes, buffer_size, bookmarks)
 
     return make
 

@@ -11,7 +11,8 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, tokenize_passages
 from retromae_hf.data.draws import corrupt_tokens
@@ -52,18 +53,13 @@ def words_of(tokenizer, text) -> list[str]:
     ],
 )
 def test_words_are_what_bert_takes_for_them(any_tokenizer, text, words):
-    if "," in text and any_tokenizer.convert_tokens_to_ids(",") in (None, any_tokenizer.unk_token_id):
-        pytest.fail("the vocabulary lacks what this test is about")
     assert words_of(any_tokenizer, text) == words
 
 
-def test_a_newline_parts_words_in_bytes():
-    tokenizer = train_tokenizer("bpe", TEXTS, 300, 64, lowercase=False)
-    assert words_of(tokenizer, "title\nThe fox\n\nOne") == ["title", "\n", "The", "fox", "\n", "\n", "One"]
-
-
-def test_characters_cut_into_bytes_stay_whole():
+def test_words_in_bytes():
+    """A newline parts words, and characters that are cut into bytes stay whole."""
     tokenizer = train_tokenizer("bpe", ["abc"], 262, 64, lowercase=False)  # bytes alone
+    assert words_of(tokenizer, "title\nThe fox\n\nOne") == ["title", "\n", "The", "fox", "\n", "\n", "One"]
     assert words_of(tokenizer, "né 今天好 🎉") == ["né", "今", "天", "好", "🎉"]
     assert words_of(tokenizer, "ok🎉hello你好abc") == ["ok", "🎉", "hello", "你", "好", "abc"]
     assert words_of(tokenizer, "“abc”，née") == ["“", "abc", "”", "，", "née"]
@@ -74,48 +70,42 @@ def test_accents_and_vowel_signs_stay_with_their_letter(kind):
     text = "ที่นี่ มี ❤️ok cafe\u0301s"
     tokenizer = train_tokenizer(kind, [" ".join(text), text], 320 if kind == "bpe" else 60, 64, lowercase=False)
     words = words_of(tokenizer, text)
-    assert words[:3] == ["ที่", "นี่", "มี"]
-    assert words[3:5] == ["❤️", "ok"]
+    assert words[:5] == ["ที่", "นี่", "มี", "❤️", "ok"]
     assert len(words) == 6
 
 
 def test_special_and_added_tokens_are_words_of_their_own(any_tokenizer):
     starts = word_starts(word_table(any_tokenizer), torch.tensor(any_tokenizer("fox")["input_ids"]))
-    assert starts[0]
-    assert starts[1]
-    assert starts[-1]
+    assert starts[[0, 1, -1]].all()
 
 
 def test_a_tokenizer_of_another_kind_is_refused():
-    from tokenizers import Tokenizer, models
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "[MASK]": 2, "[PAD]": 3}, unk_token="[UNK]")),
-        mask_token="[MASK]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-    )
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "[MASK]": 2, "[PAD]": 3}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", pad_token="[PAD]")
     with pytest.raises(RetroMAEError, match="none of them; leave whole_word_mask at False"):
         DataCollatorForRetroMAE(tokenizer, whole_word_mask=True)
+
+
+def chosen_as_a_whole(labels, word_ids) -> bool:
+    chosen = labels != IGNORE_INDEX
+    return all(chosen[word_ids == word].unique().numel() == 1 for word in word_ids.unique())
 
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 STARTS = st.lists(st.booleans(), min_size=2, max_size=60).map(lambda starts: [True, *starts[1:]])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(seed=SEEDS, starts=STARTS, ratio=st.floats(0.05, 0.95))
 def test_a_word_is_chosen_as_a_whole(seed, starts, ratio):
     word_ids = number_words(torch.tensor([starts]))
     ids = torch.full((1, len(starts)), 7)
     every = torch.ones_like(ids, dtype=torch.bool)
     _, labels = corrupt_tokens(ids, every, torch.tensor([seed]), ratio, 4, torch.arange(5, 9), word_ids=word_ids)
-    chosen = (labels != IGNORE_INDEX)[0]
-    for word in range(int(word_ids.max()) + 1):
-        assert chosen[word_ids[0] == word].unique().numel() == 1
+    assert chosen_as_a_whole(labels[0], word_ids[0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(seed=SEEDS, starts=STARTS, padding=st.integers(0, 9), ratio=st.floats(0.05, 0.95))
 def test_a_row_sees_a_word_as_a_whole_and_never_itself(seed, starts, padding, ratio):
     length = len(starts)
@@ -124,10 +114,11 @@ def test_a_row_sees_a_word_as_a_whole_and_never_itself(seed, starts, padding, ra
     assert not visible.diagonal().any()
     assert visible[1:, 0].all()
     assert not visible[:, length:].any()
+    places = torch.arange(length + padding)
     for row in range(1, length):
-        for word in range(int(word_ids[1]), int(word_ids[length - 1]) + 1):
-            columns = (word_ids == word) & (torch.arange(length + padding) != row) & (torch.arange(len(word_ids)) > 0)
-            assert visible[row, columns & (torch.arange(len(word_ids)) < length)].unique().numel() <= 1
+        others = (places != row) & (places > 0) & (places < length)
+        for word in word_ids[1:length].unique():
+            assert visible[row, others & (word_ids == word)].unique().numel() <= 1
 
 
 def test_words_of_one_token_are_masked_as_tokens_are():
@@ -154,8 +145,7 @@ def test_a_batch_of_whole_words(any_tokenizer, decoding):
     for name in ("labels", *(["decoder_labels"] if decoding == "basic" else [])):
         for row, labels in zip(rows, batch[name], strict=True):
             numbers = number_words(word_starts(table, torch.tensor(row)))
-            chosen = labels[: len(row)] != IGNORE_INDEX
-            assert all(chosen[numbers == word].unique().numel() == 1 for word in range(int(numbers[-1]) + 1))
+            assert chosen_as_a_whole(labels[: len(row)], numbers)
     ordinary = sum(len(row) - 2 for row in rows)
     assert 0.2 < (batch["labels"] != IGNORE_INDEX).sum() / ordinary < 0.4
     # 80/10/10: most chosen tokens are [MASK], and some are not.
@@ -193,17 +183,10 @@ def test_a_word_of_the_segmenter_is_masked_as_a_whole():
     documents = Dataset.from_dict({"text": CHINESE_TEXTS})
     passages = tokenize_passages(documents, tokenizer, 64, word_segmenter=chinese_segmenter())
     collator = DataCollatorForRetroMAE(tokenizer, whole_word_mask=True, seed=0)
-    for epoch in range(20):
+    for epoch in range(5):
         collator.set_epoch(epoch)
         batch = collator(passages.to_list())
         for row, labels, numbers in zip(passages, batch["labels"], batch["word_ids"], strict=True):
             assert numbers[: row["length"]].tolist() == row["word_ids"]
-            chosen = labels[: row["length"]] != IGNORE_INDEX
-            for word in set(row["word_ids"]):
-                assert chosen[numbers[: row["length"]] == word].unique().numel() == 1
-
-
-def test_without_the_segmenter_a_chinese_word_is_a_character():
-    tokenizer = train_tokenizer("wordpiece", CHINESE_TEXTS, 1000, 64, lowercase=True)
-    assert isinstance(tokenizer, BertTokenizer)
-    assert words_of(tokenizer, "北京大学") == ["北", "京", "大", "学"]
+            assert chosen_as_a_whole(labels[: row["length"]], numbers[: row["length"]])
+    assert words_of(tokenizer, "北京大学") == ["北", "京", "大", "学"], "a character without the segmenter"

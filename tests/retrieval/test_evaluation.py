@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ir_measures
@@ -66,7 +67,7 @@ def test_a_perfect_embedder_scores_1_and_collapse_is_not_rewarded(tmp_path):
 
 
 def test_results_have_the_documented_schema(encoder_folder, zoo):
-    results = evaluate_model(encoder_folder, [zoo], bm25=True)
+    results = evaluate_model(load_embedder(encoder_folder), [zoo], bm25=True)
     assert results.keys() == {"schema", "model", "fingerprint", "dtype", "tasks"}
     assert (results["schema"], results["model"], results["dtype"]) == (1, encoder_folder, "float32")
     entry = results["tasks"]["zoo"]
@@ -123,7 +124,7 @@ def test_a_query_that_is_a_document_does_not_find_itself_unless_it_is_judged_for
 
 
 def test_the_results_and_the_runs_on_file_say_so(duplicates, tmp_path):
-    entry = evaluate_model("bm25", [duplicates], run_dir=tmp_path)["tasks"]["duplicates"]
+    entry = evaluate_model(None, [duplicates], run_dir=tmp_path)["tasks"]["duplicates"]
     assert entry["num_queries_in_corpus"] == 109
     rows = [line.split() for line in (tmp_path / "duplicates-bm25.trec").read_text().splitlines()]
     assert {query for query, _, document, *_ in rows if query == document} == {"d109"}
@@ -131,14 +132,14 @@ def test_the_results_and_the_runs_on_file_say_so(duplicates, tmp_path):
 
 
 def test_bm25_as_the_model(zoo):
-    results = evaluate_model("bm25", [zoo])
+    results = evaluate_model(None, [zoo])
     assert results["tasks"]["zoo"]["measures"] == evaluate_bm25(zoo)
     assert results["tasks"]["zoo"]["search"] is None
     assert not {"bm25", "hybrid"} & results["tasks"]["zoo"].keys()
 
 
 def test_results_of_a_sample_say_so(zoo):
-    entry = evaluate_model("bm25", [sampled(zoo, 50)])["tasks"]["zoo"]
+    entry = evaluate_model(None, [sampled(zoo, 50)])["tasks"]["zoo"]
     assert (entry["num_queries"], entry["num_documents"], entry["max_documents"]) == (40, 50, 50)
 
 
@@ -149,13 +150,13 @@ def test_a_document_without_a_word_of_the_query_is_no_hit(tmp_path):
 
 def test_faiss_gives_nearly_the_same(mean_encoder, zoo):
     pytest.importorskip("faiss", reason="faiss is not installed (pip install 'retromae-hf[faiss]')")
-    results = evaluate_model(mean_encoder, [zoo], search="faiss")["tasks"]["zoo"]
+    results = evaluate_model(load_embedder(mean_encoder), [zoo], search="faiss")["tasks"]["zoo"]
     assert results["search"] == "faiss"
     assert results["measures"] == pytest.approx(evaluate_embedder(zoo, load_embedder(mean_encoder)), abs=0.02)
 
 
 def test_runs_on_file_score_the_same(encoder_folder, zoo, tmp_path):
-    entry = evaluate_model(encoder_folder, [zoo], bm25=True, run_dir=tmp_path)["tasks"]["zoo"]
+    entry = evaluate_model(load_embedder(encoder_folder), [zoo], bm25=True, run_dir=tmp_path)["tasks"]["zoo"]
     for kind, expected in {"dense": entry, "bm25": entry["bm25"], "hybrid": entry["hybrid"]}.items():
         file = tmp_path / f"zoo-{kind}.trec"
         run: dict[str, dict[str, float]] = {}
@@ -168,28 +169,25 @@ def test_runs_on_file_score_the_same(encoder_folder, zoo, tmp_path):
 def test_an_id_that_a_run_cannot_hold(zoo, tmp_path):
     spaced = RetrievalTask("spaced", {"a query": "otter"}, zoo.documents, {"a query": {"d1": 1}})
     with pytest.raises(RetroMAEError, match="spaced has the query id 'a query', which a TREC run cannot hold"):
-        evaluate_model("bm25", [zoo, spaced], run_dir=tmp_path)
+        evaluate_model(None, [zoo, spaced], run_dir=tmp_path)
     assert not list(tmp_path.iterdir())  # before anything is computed
 
 
-def test_a_second_evaluation_embeds_no_document_again(encoder_folder, zoo, tmp_path, monkeypatch):
-    first = evaluate_model(encoder_folder, [zoo], embeddings_dir=tmp_path)
+def test_a_second_evaluation_embeds_no_document_again(encoder_folder, zoo, tmp_path):
+    first = evaluate_model(load_embedder(encoder_folder), [zoo], embeddings_dir=tmp_path)
     assert len(list(tmp_path.glob("zoo/*.safetensors"))) == 1
     asked = []
 
-    def noting(*args, **kwargs):
-        embedder = load_embedder(*args, **kwargs)
-
-        def noting(embed):
+    def noting(embedder):
+        def noted(embed):
             return lambda texts: asked.append(len(texts)) or embed(texts)
 
-        return Embedder(noting(embedder.documents), noting(embedder.queries))
+        return replace(embedder, documents=noted(embedder.documents), queries=noted(embedder.queries))
 
-    monkeypatch.setattr("retromae_hf.retrieval.evaluation.load_embedder", noting)
-    second = evaluate_model(encoder_folder, [zoo], embeddings_dir=tmp_path)
+    second = evaluate_model(noting(load_embedder(encoder_folder)), [zoo], embeddings_dir=tmp_path)
     assert asked == [40]  # the queries
     asked.clear()
-    half = evaluate_model(encoder_folder, [zoo], embeddings_dir=tmp_path, dtype="bfloat16")
+    half = evaluate_model(noting(load_embedder(encoder_folder, dtype="bfloat16")), [zoo], embeddings_dir=tmp_path)
     assert half["dtype"] == "bfloat16"
     assert sum(asked) == 160, "embeddings of another precision are others"
     assert first["tasks"]["zoo"]["measures"] == second["tasks"]["zoo"]["measures"]
@@ -214,7 +212,7 @@ def test_two_processes_share_the_embedding_and_find_the_same(mean_encoder, zoo, 
     assert finished.stdout.count("zoo: 40 queries") == 1
     assert len(list((tmp_path / "embeddings" / "zoo").glob("*.safetensors"))) == 4
     results = json.loads((tmp_path / "results.json").read_text())
-    expected = evaluate_model(mean_encoder, [zoo])["tasks"]["zoo"]
+    expected = evaluate_model(load_embedder(mean_encoder), [zoo])["tasks"]["zoo"]
     assert results["tasks"]["zoo"]["measures"] == pytest.approx(expected["measures"])
 
 

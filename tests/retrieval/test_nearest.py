@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retromae_hf import RetroMAEError
-from retromae_hf.retrieval.embedders import embed, embed_to_shards, in_batches, load_embedder, model_identity
-from retromae_hf.retrieval.rankings import LARGE_CORPUS, choose_search, import_faiss, rank, search_exact, search_faiss
+from retromae_hf.retrieval.embedders import Embedder, embed, embed_to_shards, in_batches, load_embedder, model_identity
+from retromae_hf.retrieval.rankings import LARGE_CORPUS, choose_search, import_faiss, search_exact, search_faiss
 
 TEXTS = [f"text {number}" for number in range(25)]
 
 
-class Embedder:
+class Encoder:
     """Random embeddings that depend on the text alone; notes what it is asked for."""
 
     def __init__(self, fails_after=None):
@@ -51,7 +51,9 @@ def test_a_batch_holds_texts_of_about_as_many_tokens_whatever_their_characters()
 
 
 def test_ranking_is_by_dot_product():
-    scores, indices = rank(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 9.0], [5.0, 5.0], [0.1, 0.0]]), depth=5)
+    scores, indices = search_exact(
+        torch.tensor([[1.0, 0.0]]), [torch.tensor([[0.0, 9.0], [5.0, 5.0], [0.1, 0.0]])], depth=5
+    )
     assert indices.tolist() == [[1, 2, 0]]
     assert scores[0].tolist() == pytest.approx([5, 0.1, 0])
 
@@ -104,47 +106,49 @@ def test_faiss_is_for_many_queries_in_a_large_corpus_on_a_cpu():
 
 def test_without_faiss(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(RetroMAEError, match=r"pip install 'retromae-hf\[faiss\]', or ask for exact"):
+    with pytest.raises(RetroMAEError, match=r"pip install 'retromae-hf\[faiss\]'"):
         import_faiss()
 
 
 def test_shards_hold_the_embeddings_in_order(tmp_path):
-    shards = embed_to_shards(TEXTS, Embedder(), "model", tmp_path / "new", shard_size=10)
+    shards = embed_to_shards(Embedder(Encoder(), None, identity="model"), TEXTS, tmp_path / "new", shard_size=10)
     assert [len(shard) for shard in shards] == [10, 10, 5]
     assert len(shards) == 3
-    assert torch.equal(torch.cat(list(shards)), Embedder()(TEXTS))
+    assert torch.equal(torch.cat(list(shards)), Encoder()(TEXTS))
 
 
 def test_a_killed_run_goes_on_with_the_shards_that_are_complete(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        embed_to_shards(TEXTS, Embedder(fails_after=2), "model", tmp_path, shard_size=10)
+        embed_to_shards(Embedder(Encoder(fails_after=2), None, identity="model"), TEXTS, tmp_path, shard_size=10)
     (tmp_path / f"{2:06d}-half-written.123").write_bytes(b"half")
-    second = Embedder()
-    shards = embed_to_shards(TEXTS, second, "model", tmp_path, shard_size=10)
+    second = Encoder()
+    shards = embed_to_shards(Embedder(second, None, identity="model"), TEXTS, tmp_path, shard_size=10)
     assert second.asked == [TEXTS[20:]]
-    assert torch.equal(torch.cat(list(shards)), Embedder()(TEXTS))
+    assert torch.equal(torch.cat(list(shards)), Encoder()(TEXTS))
 
 
 def test_stale_shards_are_not_used(tmp_path):
-    embed_to_shards(TEXTS, Embedder(), "model", tmp_path, shard_size=10)
+    embed_to_shards(Embedder(Encoder(), None, identity="model"), TEXTS, tmp_path, shard_size=10)
     changed = [*TEXTS[:-1], "text 99"]
-    again = Embedder()
-    shards = embed_to_shards(changed, again, "model", tmp_path, shard_size=10)
+    again = Encoder()
+    shards = embed_to_shards(Embedder(again, None, identity="model"), changed, tmp_path, shard_size=10)
     assert again.asked == [changed[20:]]  # only where something changed
-    assert torch.equal(torch.cat(list(shards)), Embedder()(changed))
-    other_model = Embedder()
-    embed_to_shards(TEXTS, other_model, "another model", tmp_path, shard_size=10)
+    assert torch.equal(torch.cat(list(shards)), Encoder()(changed))
+    other_model = Encoder()
+    embed_to_shards(Embedder(other_model, None, identity="another model"), TEXTS, tmp_path, shard_size=10)
     assert len(other_model.asked) == 3
 
 
 def test_embeddings_that_are_not_numbers(tmp_path):
     with pytest.raises(RetroMAEError, match="embeddings with NaN or infinity"):
-        embed_to_shards(TEXTS, lambda texts: torch.full((len(texts), 8), torch.nan), "model", tmp_path)
+        embed_to_shards(
+            Embedder(lambda texts: torch.full((len(texts), 8), torch.nan), None, identity="model"), TEXTS, tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_broken_shard_is_named(tmp_path):
-    shards = embed_to_shards(TEXTS, Embedder(), "model", tmp_path)
+    shards = embed_to_shards(Embedder(Encoder(), None, identity="model"), TEXTS, tmp_path)
     shards.files[0].write_bytes(b"broken")
     with pytest.raises(RetroMAEError, match=rf"{shards.files[0].name} cannot be read; delete it"):
         list(shards)

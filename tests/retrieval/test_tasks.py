@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,19 +16,21 @@ from retromae_hf import RetroMAEError
 from retromae_hf.publishing.model_card import write_eval_results
 from retromae_hf.retrieval.evaluation import evaluate_bm25
 from retromae_hf.retrieval.tasks import (
-    Benchmark,
     RetrievalTask,
     load_beir,
-    load_task,
     load_tasks,
     sampled,
     write_mteb_results,
 )
 
 
+def benchmark(task, subset, dataset, revision):
+    return {"task": task, "subset": subset, "split": "test", "dataset": dataset, "revision": revision}
+
+
 def test_beir_layout(tmp_path):
     folder = write_beir(tmp_path / "task")
-    task = load_task(str(folder))
+    task = load_beir(str(folder))
     assert task.queries == {"q1": "otter river"}
     assert task.documents["d1"] == "Rivers The otter swims in the river."
     assert task.qrels == {"q1": {"d1": 1}}
@@ -68,8 +69,8 @@ def test_the_first_line_is_a_judgment_unless_it_knows_neither_id(tmp_path, heade
 
 
 def test_bad_tasks_are_one_sentence(tmp_path):
-    with pytest.raises(RetroMAEError, match=r"corpus\.jsonl does not exist"):
-        load_task(str(tmp_path / "absent"))
+    with pytest.raises(RetroMAEError, match="does not exist; give 'pydocs' or a folder in BEIR's layout"):
+        load_beir(str(tmp_path / "absent"))
     with pytest.raises(RetroMAEError, match=r"test\.tsv line 2"):
         load_beir(write_beir(tmp_path / "qrels", "query-id\tcorpus-id\tscore\nq1,d1,1\n"))
 
@@ -90,8 +91,8 @@ def test_bad_tasks_are_one_sentence(tmp_path):
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t1000000000\n", r"test\.tsv line 2 is not .* up to 10000"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\tnan\n", r"test\.tsv line 2 is not"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\t0\td2\t1\t7\n", r"test\.tsv line 2 is not"),
-        ("qrels/test.tsv", "q1\td1\t1\n".encode("utf-16"), r"test\.tsv is not UTF-8"),
-        ("queries.jsonl", '{"_id": "q1", "text": "a"}\n'.encode("utf-16"), r"queries\.jsonl is not UTF-8"),
+        ("qrels/test.tsv", "q1\td1\t1\n".encode("utf-16"), r"test\.tsv is UTF-16"),
+        ("queries.jsonl", '{"_id": "q1", "text": "a"}\n'.encode("utf-16"), r"queries\.jsonl is UTF-16"),
         ("corpus.jsonl", b'{"_id": null, "text": "a"}\n', r"corpus\.jsonl line 1 is not"),
         ("corpus.jsonl", b'{"_id": "", "text": "a"}\n', "task has the document id '', which cannot be scored"),
         ("corpus.jsonl", b'{"_id": "d\\u0000", "text": "a"}\n', "the document id .*, which cannot be scored"),
@@ -173,7 +174,7 @@ def test_ids_that_qrels_name_and_nobody_has_are_counted_and_listed_up_to_1_perce
     assert task.missing_ids.num_judgments == 2
     assert (task.missing_ids.queries, task.missing_ids.documents) == ([], ["d198", "d199"])
     assert "2 of 200 judgments" in caplog.text
-    assert "documents d198 d199" in caplog.text
+    assert "(d198, d199)" in caplog.text
     assert len(task.qrels["q"]) == 200  # as in trec_eval, a document that cannot be found costs recall
     with pytest.raises(RetroMAEError, match=r"3 of 200 judgments of .* \(documents d197 d198 d199\), more than 1%"):
         load_beir(write_large(tmp_path / "many", missing=3))
@@ -262,7 +263,7 @@ def test_mteb_by_name(monkeypatch, subsets):
     assert tasks[0].documents == {"d1": "Rivers Otters swim.", "d2": "Wolf"}
     assert tasks[0].qrels == {"q": {"d1": 2}}
     assert [task.benchmark for task in tasks] == [
-        Benchmark("NFCorpus", subset, "test", "mteb/nfcorpus", "ec0fa4f") for subset in subsets
+        benchmark("NFCorpus", subset, "mteb/nfcorpus", "ec0fa4f") for subset in subsets
     ]
     assert load_tasks(["mteb:NFCorpus"], max_documents=1)[0].benchmark is None, "a sample is another task"
 
@@ -284,8 +285,8 @@ def test_results_as_mteb_writes_them(monkeypatch, tmp_path):
     mteb.TaskResult, mteb.get_task = TaskResult, lambda name: name
     monkeypatch.setitem(sys.modules, "mteb", mteb)
     entry = {"measures": {"ndcg@10": 0.5, "map@100": 0.25}, "seconds": {"embed": 2.0, "search": 1.0}}
-    benchmarks = [Benchmark("A", "de", "test", "mteb/a", None), Benchmark("A", "en", "test", "mteb/a", "1")]
-    tasks = {f"A-{one.subset}": entry | {"benchmark": asdict(one)} for one in benchmarks}
+    benchmarks = [benchmark("A", "de", "mteb/a", None), benchmark("A", "en", "mteb/a", "1")]
+    tasks = {f"A-{one['subset']}": entry | {"benchmark": one} for one in benchmarks}
     results = {"tasks": tasks | {"pydocs": entry | {"benchmark": None}}}
     (file,) = write_mteb_results(results, tmp_path / "results-mteb")
     assert (file.name, file.read_text()) == ("A.json", "as mteb writes it")

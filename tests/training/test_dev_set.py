@@ -83,6 +83,12 @@ def test_what_is_held_out_is_not_trained_on():
             f"passage {2 * number + 1}",
         }
     assert hold_out_queries(rows.select(range(39, -1, -1)), 0.25)[0].queries.keys() == task.queries.keys()
+    texts = rows["positive"][:]
+    given = rows.add_column("negative_1", texts[1:] + texts[:1]).add_column("negative_2", ["other"] * 40)
+    held_out = set(texts) - set(others["positive"])
+    rest = hold_out_queries(given, 0.25)[1]
+    assert len(rest) == 30
+    assert not held_out & {*rest["negative_1"], *rest["negative_2"]}
     with pytest.raises(RetroMAEError, match=r"a share of 0.01 of 20 queries leaves none"):
         hold_out_queries(rows, 0.01)
 

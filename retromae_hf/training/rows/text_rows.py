@@ -164,8 +164,6 @@ def uniform_rows(
 
     `source` is what messages call the rows; `columns` is what the user says of them, see `find_columns`.
     """
-    if columns and not num_negatives:  # then nothing is lost with the negatives that are not there
-        columns = {name: role for name, role in columns.items() if role != "negative" or name in rows.column_names}
     found = find_columns(source, rows, columns)
     teacher = None if objective == "contrastive" else objective
     if teacher is None:

@@ -11,7 +11,8 @@ again and exported. Every stage leaves its result in the output folder, so that 
     finetuned/       fine-tuned on pairs of the text
     adapted/         the same as it is used: it reads texts as long as it did before
     after.json       the adapted encoder, likewise; its runs in runs/after/
-    report.json      what is printed, and the paired tests
+    report.json      what is printed, and the paired tests; the folders of the better encoder and of the other one;
+                     whether BM25 joined with it is better still, and whether the text is embedded already
     encoder/         the better one of both, which is the encoder as it was or what was adapted/ until then
 """
 
@@ -68,17 +69,7 @@ TRIAL_STEPS = 4
 
 
 def adapt(args: AdaptArguments) -> dict[str, Any]:
-    """Adapt an encoder to a text, or go on with it.
-
-    Returns:
-        The report: `verdict`, `table`, `tests` by measure, `pairs` (their kind), `encoder` (the folder of the better
-        one), `other` (that of the other one), `hybrid` (whether BM25 joined with it is better still) and `indexed`
-        (whether the text is embedded already).
-
-    Raises:
-        RetroMAEError: the encoder cannot be loaded, the text is too short to hold a task out of it, or the minutes are
-            too few for one step.
-    """
+    """Adapt an encoder to a text, or go on with it; returns what report.json holds."""
     started, folder, start = time.monotonic(), Path(args.output_dir), args.model_name_or_path
     import_bm25s()
     check_reporters(args.report_to)
@@ -94,7 +85,12 @@ def adapt(args: AdaptArguments) -> dict[str, Any]:
         noted["plan"] = _plan(args, noted, pretrains, before, started)
         write_json(folder / "adapt.json", noted)
     if pretrains:
-        start = _pretrain(args, folder, noted["plan"]["pretraining_steps"])
+        encoder, checkpoint = folder / "pretrained" / "encoder", folder / "pretrained"
+        if vacant(encoder):
+            trainer = _pretraining(args, checkpoint, noted["plan"]["pretraining_steps"])
+            with folder_written_aside(encoder) as aside:
+                export_encoder(trainer.model, trainer.processing_class, aside, source=str(checkpoint))
+        start = str(encoder)
     if not (folder / "after.json").is_file():
         _finetune(args, noted, start, folder / "finetuned", noted["plan"]["finetuning_steps"])
         if vacant(folder / "adapted"):
@@ -137,7 +133,6 @@ def _hold_out(args: AdaptArguments) -> dict[str, Any]:
 
 
 def _measure(args: AdaptArguments, name_or_path: str, task: RetrievalTask, when: str) -> dict[str, Any]:
-    """The results of an encoder, measured once."""
     file, runs = Path(args.output_dir, f"{when}.json"), Path(args.output_dir, "runs", when)
     if (measured := read_json(file)) is not None:
         return measured
@@ -208,25 +203,13 @@ def _common(args: AdaptArguments, folder: Path, steps: int) -> dict[str, Any]:
 
 
 def _pretraining(args: AdaptArguments, folder: Path, steps: int) -> Trainer:
-    """RetroMAE on the text to train on."""
     text = TextSource([str(Path(args.output_dir) / "text.jsonl")], dev_queries=0)
     start = StartArguments(model_name_or_path=args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     training = TrainingArguments(**DEFAULT_TRAINING_ARGUMENTS | _common(args, folder, steps))
     return pretrain(text, Cutting(), Masking(), start, training)
 
 
-def _pretrain(args: AdaptArguments, folder: Path, steps: int) -> str:
-    """The exported encoder of a pretraining, which is run where it is not there yet."""
-    encoder = folder / "pretrained" / "encoder"
-    if vacant(encoder):
-        trainer = _pretraining(args, folder / "pretrained", steps)
-        with folder_written_aside(encoder) as aside:
-            export_encoder(trainer.model, trainer.processing_class, aside, source=str(folder / "pretrained"))
-    return str(encoder)
-
-
 def _finetune(args: AdaptArguments, noted: dict[str, Any], start: str, folder: Path, steps: int) -> Trainer:
-    """Fine-tuning on pairs of the text to train on."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     tuning = FinetuneArguments(
@@ -279,35 +262,29 @@ def _report(
         if draw_before_after(_entry(before), _entry(after), adapted / "adaptation.png"):
             comparison += "\n\n![Before and after](adaptation.png)"
         write_card(adapted, require_record(adapted), after, comparison=comparison)
-    better = _entry(after if is_better(tests) else before)
-    other = _take_the_better(args, is_better(tests))
-    indexed = noted["plan"]["indexes"]
-    if indexed:
-        logger.info("Embedding the text for the search")
-        load_index(str(folder / "encoder"), args.dataset, trust_remote_code=args.trust_remote_code)
-    report = {
-        "verdict": verdict(tests),
-        "table": table,
-        "tests": tests,
-        "pairs": noted["pairs"],
-        "encoder": str(folder / "encoder"),
-        "is_better": is_better(tests),
-        "other": other,
-        "hybrid": better[HYBRID]["measures"][MEASURE] > better["measures"][MEASURE],
-        "indexed": indexed,
-    }
-    write_json(folder / "report.json", report)
-    return report
-
-
-def _take_the_better(args: AdaptArguments, is_adapted: bool) -> str:
-    """Let encoder/ be the better one; returns where the other one is."""
-    encoder, adapted = Path(args.output_dir, "encoder"), Path(args.output_dir, "adapted")
-    if vacant(encoder) and is_adapted:
+    better, encoder = is_better(tests), folder / "encoder"
+    if vacant(encoder) and better:
         shutil.rmtree(encoder, ignore_errors=True)
         adapted.rename(encoder)
     elif vacant(encoder):
         model = load_sentence_transformer(args.model_name_or_path, args.trust_remote_code)
         with folder_written_aside(encoder) as aside:
             model.save_pretrained(str(aside))
-    return args.model_name_or_path if is_adapted else str(adapted)
+    chosen = _entry(after if better else before)
+    indexed = noted["plan"]["indexes"]
+    if indexed:
+        logger.info("Embedding the text for the search")
+        load_index(str(encoder), args.dataset, trust_remote_code=args.trust_remote_code)
+    report = {
+        "verdict": verdict(tests),
+        "table": table,
+        "tests": tests,
+        "pairs": noted["pairs"],
+        "encoder": str(encoder),
+        "is_better": better,
+        "other": args.model_name_or_path if better else str(adapted),
+        "hybrid": chosen[HYBRID]["measures"][MEASURE] > chosen["measures"][MEASURE],
+        "indexed": indexed,
+    }
+    write_json(folder / "report.json", report)
+    return report

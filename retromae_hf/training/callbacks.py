@@ -1,10 +1,11 @@
-"""What is special about RetroMAE's training, as callbacks of a plain `Trainer`."""
+"""What is special about RetroMAE's training, as callbacks of a plain `Trainer`; new parts learn beside PEFT's too."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -23,13 +24,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..data.collator import DataCollatorForRetroMAE
 from ..data.draws import passage_seeds
 from ..model.counting import average_over_processes, count_processes, labelled_rows
+from ..model.encoders import RetroMAEPreTrainedModel
 from ..model.errors import RetroMAEError
 from ..model.losses import contrast_logits
 from ..model.modeling_retromae import DecoderInputs, RetroMAEForPreTraining, RetroMAEPreTrainingOutput
 from ..retrieval.embedders import checkpoint_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.tasks import RetrievalTask
-from .adapters import train_new_parts_in_full, without_adapters
 
 COMPONENTS = ("mlm_loss", "decoder_loss", "bow_loss", "pair_loss", "contrast_loss")
 MEASURED = (
@@ -42,6 +43,52 @@ MEASURED = (
     "contrast_accuracy",
 )
 """What `measure_decoder` tells."""
+
+
+def without_adapters(model: Any) -> RetroMAEPreTrainedModel:
+    """The model itself, where PEFT has wrapped it as a whole."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def train_new_parts_in_full(model: Any) -> None:
+    """Let decoder and MLM head learn in full beside adapters of PEFT, which freeze all that there is.
+
+    They are new, or were taught something else, and a low rank is no change of what is random. PEFT trains and saves
+    them as its `modules_to_save`, without adapters in them; what the head shares with the word embeddings stays frozen.
+    The model may be wrapped by `get_peft_model`, or its `encoder`; a plain one is left as it is.
+    """
+    own = without_adapters(model)
+    encoder = own.masked_lm
+    wrapped, inside = (own.encoder, encoder) if own is model else (model, own)
+    if wrapped is inside:
+        return
+    from peft.utils.other import set_additional_trainable_modules
+
+    shared = {*encoder.get_input_embeddings().parameters()}
+    names = [*_parts_beside(encoder, encoder.base_model_prefix, shared)]
+    if inside is own:
+        names = [*_parts_beside(own, "encoder"), *(f"encoder.{name}" for name in names)]
+    for name, layer in [*inside.named_modules()]:
+        if hasattr(layer, "get_base_layer") and any(name.startswith(f"{one}.") or name == one for one in names):
+            parent, _, child = name.rpartition(".")
+            setattr(inside.get_submodule(parent), child, layer.get_base_layer())
+    config = wrapped.active_peft_config
+    # What is saved says so, that it is put together again alike.
+    config.exclude_modules = "|".join(rf"{re.escape(name)}(\..*)?" for name in names)
+    config.modules_to_save = [*(config.modules_to_save or []), *(f"model.{name}" for name in names)]
+    set_additional_trainable_modules(wrapped, config, None, wrapped.active_adapter)
+
+
+def _parts_beside(model: nn.Module, left_out: str, shared: Set[nn.Parameter] = frozenset()) -> Iterator[str]:
+    """The names of the largest modules without the shared parameters, of all but one child; of a list its members."""
+    for name, module in model.named_children():
+        parameters = {*module.parameters()}
+        if name == left_out or not parameters:
+            continue
+        if isinstance(module, nn.ModuleList) or parameters & shared:
+            yield from (f"{name}.{part}" for part in _parts_beside(module, "", shared))
+        else:
+            yield name
 
 
 class RetroMAECallback(TrainerCallback):
@@ -61,22 +108,23 @@ class RetroMAECallback(TrainerCallback):
         self._hook: Any = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Let new parts learn beside adapters of PEFT, before there is an optimizer."""
         train_new_parts_in_full(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Check the collator against the model, step before the reporters, and start summing."""
         self._go_first()
         loader = kwargs["train_dataloader"]
-        self._collator = _collator_of(loader)
-        if self._collator is not None:
-            self._collator.check_matches(model.config)
+        collator = getattr(loader, "collate_fn", None)
+        collator = getattr(collator, "data_collator", collator)  # Trainer's RemoveColumnsCollator
+        if isinstance(collator, DataCollatorForRetroMAE):
+            self._collator = collator
+            collator.check_matches(model.config)
         if args.n_gpu > 1 and model.config.pair_objective == "contrast":
             raise RetroMAEError(
                 "several GPUs in one process (DataParallel) part the two spans of a passage; start a process for each, "
                 "with accelerate launch"
             )
-        sampler = _sampler_of(loader)
+        shard = loader.batch_sampler  # where several processes share the batches the sampler lies one level deeper
+        sampler = shard.batch_sampler.sampler if isinstance(shard, BatchSamplerShard) else get_sampler(loader)
         if isinstance(sampler, LengthGroupedSampler):
             # Of the batches of all processes, so that none waits for one with longer passages, and so that the order
             # does not depend on how many processes share a batch.
@@ -91,15 +139,14 @@ class RetroMAECallback(TrainerCallback):
         self._hook = model.register_forward_hook(self._add_components)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the collator the epoch; one that a resumed run goes on with has its old number."""
-        self._set_epoch()
+        self._set_epoch()  # one that a resumed run goes on with has its old number
         if self._order is not None:
             seed = args.seed if args.data_seed is None else args.data_seed
             self._order.manual_seed(int(passage_seeds(seed, self._epoch, torch.tensor(0))))
         self._epoch += 1
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Tell the model the weight of its bag of words at this step, where it falls (arXiv 2401.11248)."""
+        """Give the model the weight of its bag of words at this step, where it falls (arXiv 2401.11248)."""
         if (final := model.config.final_bow_loss_weight) is not None:
             share = (1 + math.cos(math.pi * state.global_step / state.max_steps)) / 2
             weight = final + share * (model.config.bow_loss_weight - final)
@@ -107,7 +154,6 @@ class RetroMAECallback(TrainerCallback):
             without_adapters(model).bow_loss_weight = torch.full((), weight, device=args.device)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """Add the means since the last log."""
         if "loss" not in logs:
             return
         means = {name: reduce(total / self._counts[name], "mean").item() for name, total in self._sums.items()}
@@ -126,8 +172,7 @@ class RetroMAECallback(TrainerCallback):
     def _go_first(self) -> None:
         """Take the first place among the callbacks, so that all others, and every reporter, see the parts in the logs.
 
-        `Trainer` puts its reporters before a user's callbacks and hands no callback the list of them, but for the one
-        who calls.
+        `Trainer` puts its reporters before a user's callbacks, and hands no callback the list of them.
         """
         frame = inspect.currentframe()
         while frame is not None:
@@ -147,18 +192,6 @@ class RetroMAECallback(TrainerCallback):
                 loss = loss.detach().float()
                 self._sums[name] = self._sums[name] + loss if name in self._sums else loss
                 self._counts[name] = self._counts.get(name, 0) + 1
-
-
-def _collator_of(dataloader: Any) -> DataCollatorForRetroMAE | None:
-    collator = getattr(dataloader, "collate_fn", None)
-    collator = getattr(collator, "data_collator", collator)  # Trainer's RemoveColumnsCollator
-    return collator if isinstance(collator, DataCollatorForRetroMAE) else None
-
-
-def _sampler_of(dataloader: Any) -> Any:
-    """The sampler of passages; where several processes share the batches it lies one level deeper."""
-    shard = dataloader.batch_sampler
-    return shard.batch_sampler.sampler if isinstance(shard, BatchSamplerShard) else get_sampler(dataloader)
 
 
 class RetrievalCallback(TrainerCallback):
@@ -187,7 +220,6 @@ class RetrievalCallback(TrainerCallback):
         self.batches = batches
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Measure and log."""
         with self.trainer.accelerator.autocast(), gathered(model):
             measured = {}
             if self.task is not None:
@@ -218,11 +250,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def measure_decoder(model: RetroMAEForPreTraining, batches: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The embedding gap, the mean cosine and the accuracies of encoder, decoder, pair head and contrast, means over
-    batches.
-
-    A batch of one passage has no other embedding to take, so it tells nothing of the gap or the cosine.
-    """
+    """`MEASURED`, means over batches; one of a single passage has no other embedding to compare with."""
     was_training = model.training
     model.eval()
     try:

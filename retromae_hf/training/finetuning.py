@@ -29,7 +29,6 @@ from .rows.training_rows import TrainingData, load_training_data, prepare_rows, 
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from sentence_transformers.base.evaluation import BaseEvaluator
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,6 @@ MAX_DOCUMENTS = 2000
 
 BEST = "ndcg@10"
 EVALUATIONS = 10
-"""Of a run that says nothing of them."""
 
 
 def plan_evaluations(args: FinetuneArguments, training_args: TrainingArguments) -> None:
@@ -62,7 +60,7 @@ def plan_evaluations(args: FinetuneArguments, training_args: TrainingArguments) 
 
 def read_data(args: FinetuneArguments, seed: int) -> tuple[TrainingData, RetrievalTask | None]:
     """What is trained on and what is watched, of which nothing is trained on, nor a negative of others."""
-    task = load_dev_set(args) if args.eval_dataset is not None and args.eval_share is None else None
+    task = None if args.eval_dataset is None or args.eval_share is not None else load_dev_set(args)
     data = read_training_data(args, seed)
     if args.eval_share is not None:
         judged, rest = hold_out_queries(data.rows, args.eval_share)
@@ -81,25 +79,18 @@ def load_dev_set(args: FinetuneArguments) -> RetrievalTask:
 
     They need no negatives and no scores.
     """
-    source = str(args.eval_dataset)
-    if (Path(source).expanduser() / "corpus.jsonl").is_file():
-        return load_beir(Path(source).expanduser(), args.eval_split or "dev")
-    split = args.eval_split or args.dataset_split
-    dev = replace(args, dataset=source, dataset_split=split, pairs=None, text_column="text")
-    dev = replace(dev, negative_columns=None, objective="contrastive", teacher_scores=None)
+    source, folder = str(args.eval_dataset), Path(str(args.eval_dataset)).expanduser()
+    if (folder / "corpus.jsonl").is_file():
+        return load_beir(folder, args.eval_split or "dev")
+    dev = FinetuneArguments(
+        args.model_name_or_path,
+        source,
+        dataset_split=args.eval_split or args.dataset_split,
+        query_column=args.query_column,
+        positive_column=args.positive_column,
+    )
     rows = whole_rows(cast(Dataset, load_training_data(dev, num_negatives=0)), source)
     return RetrievalTask("dev", *judged_rows(rows, rows["query"][:]))
-
-
-def dev_evaluator(task: RetrievalTask, batch_size: int) -> BaseEvaluator:
-    """What gives sentence-transformers' trainer `eval_ndcg@10` and the other measures that `evaluate` gives."""
-    from sentence_transformers.base.evaluation import BaseEvaluator
-
-    class RetrievalEvaluator(BaseEvaluator):
-        def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-            return evaluate_embedder(task, sentence_embedder(model, batch_size, progress=False))
-
-    return RetrievalEvaluator()
 
 
 def finetune(
@@ -107,7 +98,7 @@ def finetune(
 ) -> SentenceTransformerTrainer:
     """Prepare the data, train, and save a sentence-transformers model and its card in the output folder.
 
-    `training_args` are sentence-transformers' own. Bad input is refused before anything is trained.
+    Bad input is refused before anything is trained.
     """
     if training_args.prompts is not None:
         raise RetroMAEError("prompts are named query_prompt and passage_prompt here; give those")
@@ -129,28 +120,21 @@ def finetune(
 
 
 def describe_finetuning(args: FinetuneArguments, rows: Dataset, max_length: int) -> dict[str, Any]:
-    """What is known of a fine-tuning stage, in which the model reads `max_length` tokens."""
+    """What a model's record says of the stage, in which the model reads `max_length` tokens."""
     mined = args.hard_negatives
-    objective = {
-        "objective": args.objective,
-        "pairs": args.pairs,
-        "similarity": args.similarity,
-        "matryoshka_dims": args.matryoshka_dims,
-        "temperature": args.temperature,
+    names = ("objective", "pairs", "similarity", "matryoshka_dims", "temperature", "query_prompt", "passage_prompt",
+             "attn_implementation")  # fmt: skip
+    objective = {name: getattr(args, name) for name in names} | {
         "hard_negatives": mined if mined in (None, *MINERS) else "a file",
         "num_negatives": None if mined is None else args.num_negatives,
         "query_length": min(args.query_length, max_length),
         "passage_length": min(args.passage_length, max_length),
-        "query_prompt": args.query_prompt,
-        "passage_prompt": args.passage_prompt,
-        "attn_implementation": args.attn_implementation,
     }
+    data = (args.dataset, args.dataset_config_name, args.dataset_split)
     return {
         "stage": "finetuning",
         "start": describe_start(args.model_name_or_path),
-        "data": describe_source(
-            args.dataset, args.dataset_config_name, args.dataset_split, rows=len(rows), max_length=max_length
-        ),
+        "data": describe_source(*data, rows=len(rows), max_length=max_length),
         "objective": objective,
     }
 
@@ -180,6 +164,7 @@ def finetuning_trainer(
 ) -> SentenceTransformerTrainer:
     """sentence-transformers' trainer on rows of `prepare_rows`, watched on a task where there is one."""
     from sentence_transformers import SentenceTransformerTrainer
+    from sentence_transformers.base.evaluation import BaseEvaluator
     from sentence_transformers.base.modules import Router
     from sentence_transformers.training_args import BatchSamplers
 
@@ -200,8 +185,14 @@ def finetuning_trainer(
         raise RetroMAEError(f"{len(rows)} rows fill no batch of {batch}; lower per_device_train_batch_size")
     model.model_card_data.generate_widget_examples = False  # it would tokenise the whole dataset
     loss = make_loss(args, training_args, model)
+
+    class RetrievalEvaluator(BaseEvaluator):
+        def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+            embedder = sentence_embedder(model, training_args.per_device_eval_batch_size, progress=False)
+            return evaluate_embedder(task, embedder)
+
     with in_one_sentence("the training arguments cannot be used"):
-        evaluator = None if task is None else dev_evaluator(task, training_args.per_device_eval_batch_size)
+        evaluator = None if task is None else RetrievalEvaluator()
         trainer = SentenceTransformerTrainer(
             model=model, args=training_args, train_dataset=rows, loss=loss, evaluator=evaluator
         )
@@ -216,7 +207,6 @@ def finetuning_trainer(
 
 
 def make_loss(args: FinetuneArguments, training_args: TrainingArguments, model: SentenceTransformer) -> nn.Module:
-    """sentence-transformers' loss of the arguments."""
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
         DistillKLDivLoss,

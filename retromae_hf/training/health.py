@@ -20,19 +20,13 @@ logger = logging.getLogger(__name__)
 
 CHECK_AT_LEAST_EVERY = 100
 """Steps after which the host looks, where nothing is logged or saved before. It waits for the device each time."""
-
 BAD_BATCHES_FILE = "non-finite-batches.jsonl"
 """In the output folder, one line for each step whose loss or gradient was not finite."""
-
-MAX_TOLD = 16
-"""Passages that the error names."""
-
+SHOWN_PASSAGES = 16
 ALIKE = 0.9
 """Mean cosine of random passages above which their embeddings are called alike."""
-
 NO_GAP = 0.01
 """Nats a token below which the decoder makes no use of the embedding."""
-
 SETTLED = 0.25
 """Share of the steps before which nothing is said of collapse: a new model's embeddings are all alike."""
 
@@ -42,13 +36,8 @@ class HealthCallback(TrainerCallback):
 
     The device keeps one flag a step, and the host reads them before it logs, evaluates or saves: the steps themselves
     wait for nothing. Before it evaluates or saves it looks at the weights themselves, which a step may spoil whose
-    numbers were finite, so that no checkpoint holds weights that are not. With `max_skipped_batches` the host looks at
-    every step, before the optimizer does. Add it behind `RetrievalCallback`, whose measures it reads.
-
-    Args:
-        max_skipped_batches: steps whose batches may be left out, weights and optimizer untouched; the next one stops
-            the run with a `RetroMAEError`. DeepSpeed keeps gradients of its own, which are not skipped.
-        loss: what returns the loss, where that is not the model; it knows no passages.
+    numbers were finite. With `max_skipped_batches` the host looks at every step, before the optimizer does. Add it
+    behind `RetrievalCallback`, whose measures it reads. `loss` returns the loss, where that is not the model.
     """
 
     def __init__(self, max_skipped_batches: int = 0, loss: nn.Module | None = None):
@@ -61,17 +50,12 @@ class HealthCallback(TrainerCallback):
         self._hook: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Look at the weights that there are, and start to note the losses."""
         if not weights_are_finite(model):
-            raise RetroMAEError(
-                f"the weights to go on from after step {state.global_step} are not finite; take another model, or "
-                "resume from an earlier checkpoint"
-            )
+            raise RetroMAEError("the weights to start from are not finite; take another model or an earlier checkpoint")
         self._batches, self._steps = [], []
         self._hook = (self.loss or model).register_forward_hook(self._note_batch, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Note whether the step's numbers are finite, and where batches may be skipped, look at once."""
         finite = torch.stack([loss.isfinite() for loss, _ in self._batches]).all()
         if not args.fp16:  # its scaler tries out how far it can go, and skips the steps that went too far
             norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
@@ -83,7 +67,6 @@ class HealthCallback(TrainerCallback):
             model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves everything as it is
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """Look before anything is made known of the weights."""
         known = control.should_evaluate or control.should_save or control.should_training_stop
         if known or control.should_log or len(self._steps) >= CHECK_AT_LEAST_EVERY:
             self._look(args)
@@ -95,12 +78,10 @@ class HealthCallback(TrainerCallback):
         self._look_at_weights(args, state, model)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """Warn of a loss of exactly 0, which no cross-entropy over a vocabulary reaches."""
-        if logs.get("loss") == 0:
+        if logs.get("loss") == 0:  # which no cross-entropy over a vocabulary reaches
             self._warn("the loss is exactly 0: half precision has probably collapsed; train in bf16 or float32")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Warn of collapse."""
         if state.global_step < SETTLED * state.max_steps:
             return
         cosine, gap = metrics.get("eval_mean_cosine", 0.0), metrics.get("eval_embedding_gap", 1.0)
@@ -142,8 +123,8 @@ class HealthCallback(TrainerCallback):
         if args.should_save:
             with Path(args.output_dir, BAD_BATCHES_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": number, "passage_ids": ids}) + "\n")
-        told = ", ".join(map(str, ids[:MAX_TOLD])) or "unknown, without a column passage_id"
-        more = f" and {len(ids) - MAX_TOLD} more in {BAD_BATCHES_FILE}" if len(ids) > MAX_TOLD else ""
+        told = ", ".join(map(str, ids[:SHOWN_PASSAGES])) or "unknown, without a column passage_id"
+        more = f" and {len(ids) - SHOWN_PASSAGES} more in {BAD_BATCHES_FILE}" if len(ids) > SHOWN_PASSAGES else ""
         what = f"the loss or the gradient of step {number} is not finite"
         what += f" (passages {told}{more})" if self.loss is None else ""
         if self._skipped < self.max_skipped_batches:

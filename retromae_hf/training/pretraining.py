@@ -33,7 +33,7 @@ from ..data.streams import DocumentStream, PassageStream
 from ..data.text import MIN_BODY_WORDS, MIN_QUERY_WORDS
 from ..data.words import chinese_segmenter
 from ..model.configuration_retromae import SEGMENT_OBJECTIVES
-from ..model.errors import RetroMAEError, in_one_sentence
+from ..model.errors import RetroMAEError
 from ..model.modeling_retromae import RetroMAEForPreTraining
 from ..publishing.card_writer import describing
 from ..publishing.record import describe_sources, describe_start, is_tuned_retriever
@@ -62,17 +62,7 @@ def pretrain(
 ) -> Trainer:
     """Prepare the data, train, and save checkpoint, tokenizer, `trainer_state.json` and card in the output folder.
 
-    Args:
-        text: which text.
-        cutting: how it becomes passages.
-        masking: how these are masked.
-        start: which model, and where it starts.
-        training_args: the run; a learning rate of None becomes the one that suits the start.
-        run_args: how it begins, and what stops it.
-        card_args: what the user says of the model.
-
-    Raises:
-        RetroMAEError: bad input, found before anything is trained.
+    A learning rate of None becomes the one that suits the start. Bad input is refused before anything is trained.
     """
     run_args = run_args or RunArguments()
     complete_arguments(training_args, start)
@@ -98,7 +88,7 @@ def pretrain(
             trained, evaluated = split_passages(passages)
         else:
             trained = open_passage_stream(stream, cutter, text, objective, training_args, run.checkpoint)
-            evaluated = passages.select(evaluated_rows(passages, EVAL_PASSAGES))
+            evaluated = passages.select(spread_rows(passages, EVAL_PASSAGES))
     partners = trained if objective == "nsp" else None
     options = {"seed": training_args.seed, "compact": True, "pair_partners": partners, **masking.collator_options()}
     collator = DataCollatorForRetroMAE.from_config(tokenizer, model.config, **options)
@@ -129,7 +119,6 @@ def complete_arguments(training_args: TrainingArguments, start: StartArguments) 
 
 
 def check_streaming(text: TextSource, start: StartArguments, training_args: TrainingArguments, resumes: bool) -> None:
-    """Refuse what a stream cannot give."""
     if PYDOCS in text.dataset:
         raise RetroMAEError("'pydocs' is read from this Python environment and is no stream; leave streaming out")
     if training_args.max_steps < 1:
@@ -137,10 +126,8 @@ def check_streaming(text: TextSource, start: StartArguments, training_args: Trai
     if not (resumes or start.model_name_or_path or start.tokenizer_name):
         raise RetroMAEError(
             "a new tokenizer is trained on the whole corpus, which is not at hand in a stream; name one with "
-            "--tokenizer_name, or start from a checkpoint with --model_name_or_path"
+            "--tokenizer_name, or a checkpoint with --model_name_or_path"
         )
-    if not training_args.dataloader_in_order:
-        raise RetroMAEError("a stream is resumed by the order of its batches; leave dataloader_in_order at true")
 
 
 def read_text(text: TextSource, seed: int) -> tuple[Dataset, RetrievalTask | None, DocumentStream | None]:
@@ -172,16 +159,16 @@ def split_passages(passages: Dataset) -> tuple[Dataset, Dataset]:
     """
     if len(passages) < 2:
         raise RetroMAEError("the corpus holds a single passage; give a source with more text")
-    held_out = evaluated_rows(passages, max(min(EVAL_PASSAGES, len(passages) // 10), 1))
+    held_out = spread_rows(passages, max(min(EVAL_PASSAGES, len(passages) // 10), 1))
     between = zip([-1, *held_out], [*held_out, len(passages)], strict=True)
-    slices = [passages.select(range(start + 1, stop)) for start, stop in between if stop - start > 1]
-    trained = concatenate_datasets(slices)
+    trained = concatenate_datasets(
+        [passages.select(range(start + 1, stop)) for start, stop in between if stop - start > 1]
+    )
     logger.info("training on %s passages, %s tokens", f"{len(trained):,}", f"{trained['length'][:].sum():,}")
     return trained, passages.select(held_out)
 
 
-def evaluated_rows(passages: Dataset, count: int) -> list[int]:
-    """So many rows at most, spread evenly."""
+def spread_rows(passages: Dataset, count: int) -> list[int]:
     return np.linspace(0, len(passages) - 1, min(count, len(passages)), dtype=int).tolist()
 
 
@@ -193,14 +180,11 @@ def open_passage_stream(
     args: TrainingArguments,
     checkpoint: str | None,
 ) -> PassageStream:
-    """The passages that the run trains on, in the order of the run that is resumed where there is one.
-
-    The run's loader is told to leave the order alone. A checkpoint of a run on another stream is refused.
-    """
+    """The passages that the run trains on, in the order of the run that is resumed where there is one."""
     if pair_objective == "nsp":
         raise RetroMAEError(
-            "NSP draws its false successors from the whole corpus, which is not at hand in a stream; "
-            "take --pair_objective contrast, sop or none, or leave streaming out"
+            "NSP draws its false successors from the whole corpus, which is not at hand in a stream; take another "
+            "--pair_objective, or leave streaming out"
         )
     identity = cutter.identity | {
         "num_shards": documents.num_shards,
@@ -214,8 +198,6 @@ def open_passage_stream(
     folder = Path(args.output_dir) / FOLDER
     left = Path(checkpoint).parent / FOLDER if checkpoint else folder  # by the run that is resumed
     earlier = (read_json(left / SETTINGS_FILE) if checkpoint else None) or {}
-    if checkpoint and not earlier:
-        logger.warning("%s holds no settings of a stream; it is read from the start to where the run stopped", left)
     if changed := [name for name in identity if earlier and identity[name] != earlier.get(name)]:
         raise RetroMAEError(
             f"{checkpoint} is of a run on another stream, which differs in {', '.join(changed)}; resume it with "
@@ -223,25 +205,19 @@ def open_passage_stream(
         )
     settings |= earlier
     if args.local_process_index == 0:
-        with in_one_sentence(f"the folder {folder} cannot be written"):
-            _prepare_folder(folder, settings, left if earlier else None)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not earlier or left.resolve() != folder.resolve():
+            for old in folder.glob("lane-*.jsonl"):
+                old.unlink()
+            if earlier:
+                shutil.copytree(left, folder, dirs_exist_ok=True)
+        write_json(folder / SETTINGS_FILE, settings)
     args.train_sampling_strategy = "sequential"  # the order is the stream's own
     # Of a data set that is not one of `datasets`, Trainer would drop the columns that the collator needs.
     args.remove_unused_columns = False
     length = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
     order = settings["batch_size"], settings["lanes"], text.shuffle_buffer_size
     return PassageStream(documents, cutter, length, *order, folder)
-
-
-def _prepare_folder(folder: Path, settings: dict[str, Any], earlier: Path | None) -> None:
-    """Make the folder of the bookmarks, with those of the run that is resumed and of no other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if earlier is None or earlier.resolve() != folder.resolve():
-        for old in folder.glob("lane-*.jsonl"):
-            old.unlink()
-        if earlier is not None:
-            shutil.copytree(earlier, folder, dirs_exist_ok=True)
-    write_json(folder / SETTINGS_FILE, settings)
 
 
 def describe_pretraining(
@@ -253,11 +229,7 @@ def describe_pretraining(
     documents: Dataset,
     passages: Dataset | PassageStream,
 ) -> dict[str, Any]:
-    """What a model's record says of the stage before it is trained.
-
-    The passages of a stream are not counted, nor are its documents, of which those alone are at hand that it is
-    evaluated on.
-    """
+    """What a model's record says of the stage before it is trained; what a stream holds is not counted."""
     counts: dict[str, Any] = {}
     if isinstance(passages, Dataset):
         counts = {"documents": len(documents), "passages": len(passages)}

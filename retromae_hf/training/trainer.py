@@ -28,9 +28,6 @@ from .resuming.run_folder import Run
 
 logger = logging.getLogger(__name__)
 
-NO_RATE_BY_STEP = ("reduce_lr_on_plateau", "greedy")
-"""Schedules whose rate follows from more than the step."""
-
 
 @dataclass(frozen=True)
 class HeadWarmup(TrainerCallback):
@@ -40,16 +37,11 @@ class HeadWarmup(TrainerCallback):
     in these steps, so that an optimizer leaves its weights alone and counts its moments from the first step of its
     own, and so that the norm that is clipped is that of the new parameters. Nothing is switched off in the model
     itself, which DDP, FSDP and `torch.compile` would have to be told of in the midst of a run.
-
-    Attributes:
-        names: the new parameters, as `named_parameters` calls them.
-        steps: so many; None for a share of the run's.
-        learning_rate: theirs in these steps; after them everything has that of the `TrainingArguments`.
     """
 
-    names: Collection[str]
-    steps: int | None
-    learning_rate: float
+    names: Collection[str]  # as `named_parameters` calls them
+    steps: int | None  # None for a share of the run's
+    learning_rate: float  # in these steps; after them everything has that of the `TrainingArguments`
 
     def steps_of(self, total: int) -> int:
         """How many of the `total` steps of a run; all of them are an error."""
@@ -57,8 +49,7 @@ class HeadWarmup(TrainerCallback):
             return min(MAX_HEAD_WARMUP_STEPS, int(HEAD_WARMUP_SHARE * total))
         if self.steps >= total:
             raise RetroMAEError(
-                f"head_warmup_steps={self.steps} leaves none of the run's {total} steps to the encoder; lower it, or "
-                "train longer"
+                f"head_warmup_steps={self.steps} leaves none of the run's {total} steps to the encoder; lower it"
             )
         return self.steps
 
@@ -96,11 +87,7 @@ class HeadWarmup(TrainerCallback):
 def plan_head_warmup(
     args: RunArguments, training_args: TrainingArguments, model: RetroMAEForPreTraining, run: Run
 ) -> HeadWarmup | None:
-    """What the arguments ask for of a run that is about to train the model; None where all learn from the start.
-
-    Refuses a warm-up of nothing, one that leaves no step to the encoder, one before a schedule that cannot follow it,
-    and another one than that of the run that goes on, to which its optimizer belongs.
-    """
+    """What the arguments ask for of a run that is about to train the model; None where all learn from the start."""
     names = run.take_new_parameters(model.new_parameters)
     if args.head_warmup_steps and not names:
         raise RetroMAEError(
@@ -119,11 +106,6 @@ def plan_head_warmup(
     warmup = HeadWarmup(names, args.head_warmup_steps, args.head_learning_rate)
     if training_args.max_steps > 0:
         warmup.steps_of(training_args.max_steps)
-    if training_args.lr_scheduler_type in NO_RATE_BY_STEP:
-        raise RetroMAEError(
-            f"lr_scheduler_type={training_args.lr_scheduler_type} has no rate by the step alone, behind which new "
-            "parts could learn first; choose another one, or give --head_warmup_steps 0"
-        )
     return warmup
 
 
@@ -132,9 +114,6 @@ class AccumulatingTrainer(Trainer):
 
     `Trainer` by itself takes the mean of the batches' means, in which a label of a batch with few counts for more than
     one of a batch with many. It tells models one count of labels a step, and RetroMAE has several kinds of them.
-
-    Args:
-        head_warmup: how new parameters learn alone; None where all learn from the start.
     """
 
     lr_scheduler: Any
@@ -149,7 +128,6 @@ class AccumulatingTrainer(Trainer):
         return 0 if self.head_warmup is None else self.head_warmup.steps_of(self.state.max_steps)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """As in `Trainer`; new parameters have groups of their own."""
         is_made = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if self.head_warmup is not None and not is_made:
@@ -245,6 +223,3 @@ def check_model(args: TrainingArguments, model: RetroMAEForPreTraining, task: Re
     measured = ["loss", *MEASURED, *(DEFAULT_MEASURES if task is not None else [])]
     if args.metric_for_best_model is not None:
         check_choice("metric_for_best_model", args.metric_for_best_model.removeprefix("eval_"), measured)
-    if args.optim_target_modules is not None:
-        with in_one_sentence("the training arguments cannot be used"):
-            Trainer.get_optimizer_cls_and_kwargs(args, model)

@@ -22,7 +22,7 @@ from retromae_hf import (
 from retromae_hf.checkpoints.starting_model import new_encoder_config
 from retromae_hf.model.families import BACKBONES
 from retromae_hf.publishing.export import merged
-from retromae_hf.training.adapters import train_new_parts_in_full, without_adapters
+from retromae_hf.training.callbacks import train_new_parts_in_full, without_adapters
 
 QUERY = "encoder.bert.encoder.layer.0.attention.self.query"
 HEAD = "encoder.cls.predictions.transform.dense"

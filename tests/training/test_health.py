@@ -132,7 +132,7 @@ def test_a_run_does_not_start_from_weights_that_are_not_finite(make_trainer):
     trainer = make_trainer(HealthCallback(), None)
     with torch.no_grad():
         next(trainer.model.parameters())[0, 0] = math.inf
-    with pytest.raises(RetroMAEError, match="the weights to go on from after step 0 are not finite"):
+    with pytest.raises(RetroMAEError, match="the weights to start from are not finite"):
         trainer.train()
 
 

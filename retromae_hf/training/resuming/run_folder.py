@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -21,10 +20,10 @@ from ...data.disk import read_json, write_json
 from ...data.documents import fingerprint_of_rows
 from ...model.errors import RetroMAEError, in_one_sentence
 from .saving import (
+    MANIFEST,
     checkpoints,
-    damaged_file,
+    fault_of,
     is_complete,
-    is_marked,
     is_resumable,
     last_complete_checkpoint,
     mark_complete,
@@ -36,14 +35,15 @@ RUN_FILE = "_run.json"
 """The arguments of the run that a folder holds, and on how many processes and on which data it trains; what begins so
 stays behind when `Trainer` pushes to the Hub."""
 
-DATA, NEW_PARAMETERS, OVERWRITTEN = "data", "new_parameters", "overwritten"
-"""In `RUN_FILE`: the data's fingerprint; the names of what the model that the run starts from did not have, which no
-checkpoint tells; that an earlier run is being deleted, of which nothing counts any more."""
+DATA, NEW_PARAMETERS = "data", "new_parameters"
+"""In `RUN_FILE`: the data's fingerprint, and the names of what the model that the run starts from did not have."""
 
 MODEL_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 NOT_OF_THE_RUN = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "logging_dir"}
 """Arguments that may differ when a run goes on."""
+
+SHOWN_ARGUMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ class Run:
         return (state.epoch or 0) >= args.num_train_epochs
 
     def take_data(self, rows: Dataset, *more: str) -> None:
-        """Note what the run trains on, `rows` (of a stream those at its head) and more fingerprints.
-
-        On other data it would not go on to the weights of an uncut run, and is refused.
-        """
+        """Note what the run trains on, `rows` (of a stream those at its head) and more fingerprints; refuse others."""
         found = "-".join([fingerprint_of_rows(rows), *more])
         if self.noted.get(DATA, found) != found:
             raise RetroMAEError(
@@ -87,23 +84,20 @@ class Run:
     def note(self) -> None:
         """Write down whose folder it is; not before everything has been checked that may be wrong with the run.
 
-        What is left of an earlier run goes, all of it at once whenever this is cut off. The model goes in any case: it
-        is not the one that the run is about to train. Checkpoints that a plain `Trainer` wrote are taken for whole.
+        The model in the folder goes: it is not the one that the run is about to train. Of an earlier run everything
+        does, and its checkpoints count no more from the first moment, whenever this is cut off. Checkpoints that a
+        plain `Trainer` wrote are taken for whole.
         """
-        file = self.folder / RUN_FILE
+        file, old = self.folder / RUN_FILE, checkpoints(self.folder)
         anew = self.checkpoint is None or not _lies_in(self.checkpoint, self.folder)
-        if anew:
-            write_json(file, self.arguments | {OVERWRITTEN: True})
-        elif not file.exists():
-            for old in checkpoints(self.folder):
-                if not is_marked(old):
-                    mark_complete(old, resumable=is_resumable(old))
-        for model in _model_files(self.folder):
-            model.unlink()
-        if anew:
-            for old in checkpoints(self.folder):
-                shutil.rmtree(old)
-            (self.folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        left = [self.folder / TRAINER_STATE_NAME, *(one / MANIFEST for one in old)] if anew else []
+        for one in [*left, *_model_files(self.folder)]:
+            one.unlink(missing_ok=True)
+        for one in old:
+            if anew:
+                shutil.rmtree(one)
+            elif not file.exists() and not (one / MANIFEST).exists():
+                mark_complete(one, resumable=is_resumable(one))
         write_json(file, self.arguments)
 
 
@@ -121,28 +115,28 @@ def prepare_run(args: TrainingArguments, overwrite: bool, started_from: Iterable
             lock = lock_folder(folder) if args.process_index == 0 else None
     resume, again = str(args.resume_from_checkpoint or False), "the same command"
     named = None if resume.lower() in ("true", "false") else resume
-    resumes_here = resume.lower() == "true" or (named is not None and _lies_in(named, folder))
-    void = bool((read_json(folder / RUN_FILE) or {}).get(OVERWRITTEN))
-    if void and resumes_here:
-        raise RetroMAEError(
-            f"the checkpoints in {folder} were being deleted, and none counts any more; leave resume_from_checkpoint "
-            "out to start anew"
-        )
     if named is not None:
         _check_named(Path(named))
     checkpoint: str | None
-    if resumes_here:
+    if resume.lower() == "true" or (named is not None and _lies_in(named, folder)):
         checkpoint = named or _last_checkpoint(folder)
         again += " with --resume_from_checkpoint true" if named else ""
     else:
-        checkpoint = None if overwrite or void else _checkpoint_of_the_same_run(folder, arguments)
+        checkpoint = None if overwrite else _checkpoint_of_the_same_run(folder, arguments)
         again += " without --overwrite_output_dir" if overwrite else ""
         if checkpoint is None:
             checkpoint = named
             _check_not_overwritten(folder, [*started_from, named])
-    check_all_agree(args, checkpoint)
     noted = (None if checkpoint is None else read_json(Path(checkpoint).parent / RUN_FILE)) or {}
-    _check_same_place(checkpoint, noted, arguments)
+    before, now = noted.get("passages_a_step", arguments["passages_a_step"]), arguments["passages_a_step"]
+    if before != now:
+        raise RetroMAEError(
+            f"{checkpoint} is of a run of {before} passages a step, not {now}; give per_device_train_batch_size and "
+            "gradient_accumulation_steps that make as many on these processes, or start anew from the model with "
+            "--model_name_or_path"
+        )
+    if noted and (different := _different(noted, arguments)):
+        logger.warning("%s is of a run with other arguments (%s)", checkpoint, different)
     own = {one.name for other in others for one in dataclasses.fields(other)}
     if any(noted.get(name) != arguments.get(name) for name in own):
         noted.pop(DATA, None)  # other data may have been asked for
@@ -156,19 +150,6 @@ def _run_arguments(args: TrainingArguments, *others: Any) -> dict[str, Any]:
     values["world_size"] = args.world_size
     values["passages_a_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return json.loads(json.dumps({k: v for k, v in values.items() if k not in NOT_OF_THE_RUN}, default=str))
-
-
-def _check_same_place(checkpoint: str | None, noted: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Refuse a step of another size; tell what else is not as it was."""
-    before, now = noted.get("passages_a_step", arguments["passages_a_step"]), arguments["passages_a_step"]
-    if before != now:
-        raise RetroMAEError(
-            f"{checkpoint} is of a run of {before} passages a step, not {now}, and would go on at another passage; "
-            "give per_device_train_batch_size and gradient_accumulation_steps that make as many on these processes, "
-            "or start anew from the model with --model_name_or_path"
-        )
-    if noted and (different := _different(noted, arguments)):
-        logger.warning("%s is of a run with other arguments (%s)", checkpoint, different)
 
 
 def read_state(checkpoint: str | Path) -> TrainerState:
@@ -212,19 +193,11 @@ def _check_named(checkpoint: Path) -> None:
     """Look at a checkpoint that the user has named; one of a plain `Trainer`, which has no list, is taken as it is."""
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
         raise RetroMAEError(f"there is no checkpoint to resume from in {checkpoint}")
-    if not is_marked(checkpoint) and not (checkpoint.parent / RUN_FILE).exists():
-        return
-    if not is_complete(checkpoint):
+    listed = (checkpoint / MANIFEST).is_file() or (checkpoint.parent / RUN_FILE).exists()
+    if listed and (fault := fault_of(checkpoint)):
         raise RetroMAEError(
-            f"{checkpoint} was not written to its end, or some of it is gone; resume from another checkpoint"
+            f"{checkpoint} {fault}; resume from another checkpoint, or start a new run with --model_name_or_path"
         )
-    if not is_resumable(checkpoint):
-        raise RetroMAEError(
-            f"{checkpoint} was saved without what it takes to go on (save_only_model); start a new run from it with "
-            "--model_name_or_path"
-        )
-    if (damaged := damaged_file(checkpoint)) is not None:
-        raise RetroMAEError(f"{checkpoint}/{damaged} is damaged; resume from another checkpoint")
 
 
 def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str | None:
@@ -247,11 +220,11 @@ def _checkpoint_of_the_same_run(folder: Path, arguments: dict[str, Any]) -> str 
     )
 
 
-def _different(old: dict[str, Any], new: dict[str, Any], at_most: int = 3) -> str:
+def _different(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Which arguments of two runs differ, and how; of what is found out on the way nothing is said."""
     names = sorted(name for name in {*old, *new} - {DATA, NEW_PARAMETERS} if old.get(name) != new.get(name))
-    told = [f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names[:at_most]]
-    return ", ".join([*told, *(["..."] if len(names) > at_most else [])])
+    told = [f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names[:SHOWN_ARGUMENTS]]
+    return ", ".join([*told, *(["..."] if len(names) > SHOWN_ARGUMENTS else [])])
 
 
 def _check_not_overwritten(folder: Path, started_from: Iterable[str | None]) -> None:
@@ -262,16 +235,3 @@ def _check_not_overwritten(folder: Path, started_from: Iterable[str | None]) -> 
                 f"{path}, which is to start from, is of the run in {folder} that is to be overwritten; name another "
                 "output folder"
             )
-
-
-def check_all_agree(args: TrainingArguments, checkpoint: str | None) -> None:
-    """Refuse, before anything is written, that processes go on from different places."""
-    if args.world_size == 1:
-        return
-    found = gather_object(["no checkpoint" if checkpoint is None else Path(checkpoint).name])
-    if len(set(found)) > 1:
-        other = next(number for number, name in enumerate(found) if name != found[0])
-        raise RetroMAEError(
-            f"process 0 finds {found[0]} in {args.output_dir} and process {other} finds {found[other]}; put it where "
-            "all machines see the same files, or let each have its own with --save_on_each_node true from the start"
-        )

@@ -39,14 +39,14 @@ AGREE_EVERY = 5.0
 """Seconds, about, after which several processes ask one another whether any got a signal; each waits for its device
 then. A launcher leaves them half a minute."""
 
-NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """Answers of file systems, some of networks among them, that cannot flush a file or a folder."""
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, whole or not, by their step."""
-    found = [folder for folder in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
-    return sorted(filter(Path.is_dir, found), key=step_of)
+    found = [one for one in run.glob("checkpoint-*") if one.is_dir() and re.fullmatch(r"checkpoint-\d+", one.name)]
+    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -71,39 +71,37 @@ def mark_complete(checkpoint: Path, resumable: bool) -> None:
     _flush(checkpoint)
 
 
-def is_marked(checkpoint: Path) -> bool:
-    """Whether there is a list of the checkpoint's files, whatever has become of them."""
-    return (checkpoint / MANIFEST).is_file()
-
-
 def is_resumable(checkpoint: Path) -> bool:
     """Whether a checkpoint holds what it takes to go on; where no list tells, the generators' state does."""
-    manifest = _manifest(checkpoint)
-    return any(checkpoint.glob("rng_state*.pth")) if manifest is None else bool(manifest.get("resumable"))
+    return bool(_manifest(checkpoint).get("resumable", any(checkpoint.glob("rng_state*.pth"))))
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file of its list is there in its full size."""
     manifest = _manifest(checkpoint)
-    if manifest is None:
-        return False
-    files = [(checkpoint / name, size) for name, size in manifest["files"].items()]
-    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+    files = [(checkpoint / name, size) for name, size in manifest.get("files", {}).items()]
+    return bool(manifest) and all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 
-def damaged_file(checkpoint: Path) -> str | None:
-    """The first file of a whole checkpoint's list that does not hold what was written; None where all do."""
-    checksums = (_manifest(checkpoint) or {}).get("checksums", {})
-    return next((name for name, known in checksums.items() if checksum(checkpoint / name) != known), None)
+def fault_of(checkpoint: Path, read: bool = True) -> str | None:
+    """Why training cannot go on from a checkpoint; None where it can. Without `read` its files may be damaged."""
+    if not is_complete(checkpoint):
+        return "was not written to its end, or some of it is gone"
+    if not is_resumable(checkpoint):
+        return "has no optimizer state (save_only_model)"
+    checksums = _manifest(checkpoint)["checksums"].items() if read else ()
+    damaged = next((name for name, known in checksums if checksum(checkpoint / name) != known), None)
+    return None if damaged is None else f"is damaged in {damaged}"
 
 
 def last_complete_checkpoint(run: Path, read: bool = False) -> Path | None:
-    """The run's latest whole checkpoint that training can go on from, or None; with `read` one of undamaged files."""
+    """The run's latest whole checkpoint that training can go on from; with `read` one whose files are undamaged."""
     for folder in reversed(checkpoints(run)):
-        if is_complete(folder) and is_resumable(folder):
-            if not read or (damaged := damaged_file(folder)) is None:
-                return folder
-            logger.warning("%s/%s is damaged; the checkpoint does not count", folder, damaged)
+        fault = fault_of(folder, read)
+        if fault is None:
+            return folder
+        if "damaged" in fault:
+            logger.warning("%s %s; it does not count", folder, fault)
     return None
 
 
@@ -116,23 +114,19 @@ def remove_incomplete(run: Path) -> list[Path]:
 
 
 def remove_beyond(run: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest whole checkpoints of a run that are more than `limit`, but neither the newest nor the best.
-
-    Those that do not count, left of a run that went on from an earlier one of its checkpoints, are not counted.
-    """
-    if limit is None or limit < 1:
-        return
+    """Delete the oldest whole checkpoints of a run that are more than `limit`, but neither the newest nor the best."""
     whole = [folder for folder in checkpoints(run) if is_complete(folder)]
-    names = {"" if best is None else Path(best).name, *(folder.name for folder in whole[-1:])}
-    others = [folder for folder in whole if folder.name not in names]
-    room = max(limit - (len(whole) - len(others)), 0)
-    for folder in others[: max(len(others) - room, 0)]:
+    spared = {folder.name for folder in whole[-1:]} | ({Path(best).name} if best else set())
+    others = [folder for folder in whole if folder.name not in spared]
+    beyond = max(len(whole) - limit, 0) if limit is not None and limit > 0 else 0
+    for folder in others[:beyond]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any] | None:
-    manifest = read_json(checkpoint / MANIFEST)
-    return manifest if manifest is not None and isinstance(manifest.get("files"), dict) else None
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    """The list of a checkpoint's files, empty where there is none."""
+    manifest = read_json(checkpoint / MANIFEST) or {}
+    return manifest if isinstance(manifest.get("files"), dict) else {}
 
 
 def _flush(path: Path) -> None:
@@ -143,20 +137,19 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in NO_FLUSHING:
+        if error.errno not in CANNOT_FLUSH:
             raise
     finally:
         os.close(descriptor)
 
 
 def best_checkpoint(run: Path, state: TrainerState) -> str | None:
-    """The run's best checkpoint, where it is there."""
     best = run / f"checkpoint-{state.best_global_step}"
     return str(best) if best.is_dir() else None
 
 
 def save_without_paths(state: TrainerState, file: str) -> None:
-    """Save a state of `Trainer` as the class does, but for the path of the best checkpoint."""
+    """Save a state as `TrainerState` does, but for the path of the best checkpoint."""
     TrainerState.save_to_json(dataclasses.replace(state, best_model_checkpoint=None), file)
 
 
@@ -171,11 +164,10 @@ class SavingCallback(TrainerCallback):
     """Marks checkpoints that were written to their end, and saves one before a signal ends the run.
 
     - `Trainer` deletes old checkpoints for `save_total_limit` before anyone knows that the new one is whole. This
-      callback does it instead, after the new one is marked, so that there is always a whole one.
-    - `trainer_state.json` names the best checkpoint by its step alone: it goes to the Hub, where a path of the machine
-      that trained is nobody's business.
-    - SIGTERM and SIGINT (Ctrl-C) end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends
-      it at once. In a distributed run all processes stop after the same step.
+      callback does it instead, after the new one is marked.
+    - `trainer_state.json`, which goes to the Hub, names the best checkpoint by its step and not by its path.
+    - SIGTERM and Ctrl-C end the run after the step that is under way, with a checkpoint; a second Ctrl-C ends it at
+      once. In a distributed run all processes stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -213,13 +205,9 @@ class SavingCallback(TrainerCallback):
             self.spare_workers(train_dataloader)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop where a signal asks for it; after the last step the run ends anyway."""
         if state.global_step < state.max_steps and self._all_stop(args, state):
-            if args.save_strategy == SaveStrategy.BEST and control.should_evaluate:
-                # Trainer lets this evaluation alone decide what is saved.
-                if state.eval_steps > 1:
-                    return  # the next step has none
-                control.should_evaluate = False
+            if args.save_strategy == SaveStrategy.BEST:
+                control.should_evaluate = False  # it alone would decide what is saved
             self.stopped_by = self._asked or signal.SIGTERM
             control.should_training_stop = True
             # What is saved at the end of an epoch also holds the evaluation there.
@@ -227,10 +215,8 @@ class SavingCallback(TrainerCallback):
         self.saving = control.should_save
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A run that stops within an epoch comes here too.
-
-        It has saved; and an evaluation that an uncut run never makes could become its best.
-        """
+        # A run that stops within an epoch comes here too. It has saved; and an evaluation that an uncut run never makes
+        # could become its best.
         if self.stopped_by is not None and not _ends_epoch(state):
             control.should_log = control.should_evaluate = control.should_save = False
         self.saving = control.should_save

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,12 +34,8 @@ from .saving import (
 
 logger = logging.getLogger(__name__)
 
-STATES = ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
-"""What loads the rest of a checkpoint behind its weights, of `Trainer`."""
-
 STEPS_OF_A_TRIAL = 10**9
-"""Of a schedule that is made before the data are there, whose number of steps is not known; more than any part of it
-takes."""
+"""Of a schedule that is made before the number of steps is known; more than any part of it takes."""
 
 LITTLE_SPACE = 1 << 20
 """Bytes of free space below which a failed write is put down to a full disk."""
@@ -53,10 +48,10 @@ def begin_run(
 
     `evaluates` tells whether there will be data to evaluate on; for the other arguments see `prepare_run`.
     """
-    check_training_arguments(args)
+    _check_values(args)
     prepare_pushes(args)
     run = prepare_run(args, overwrite, started_from, *others)
-    check_trainable(args, evaluates)
+    _check_trainable(args, evaluates)
     if run.checkpoint is not None:
         args.eval_on_start = False  # a run that goes on has the row of step 0
     if not torch.accelerator.is_available():
@@ -64,9 +59,8 @@ def begin_run(
     return run
 
 
-def check_training_arguments(args: TrainingArguments) -> None:
+def _check_values(args: TrainingArguments) -> None:
     """Refuse values that `TrainingArguments` lets pass and that fail only after the preparation."""
-    check_processes(args)
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least(1, **{name: getattr(args, name) for name in positive})
     check_at_least(0, **{name: getattr(args, name) for name in ("learning_rate", "seed", "dataloader_num_workers")})
@@ -75,15 +69,10 @@ def check_training_arguments(args: TrainingArguments) -> None:
             f"max_steps={args.max_steps} and num_train_epochs={args.num_train_epochs} leave nothing to train; "
             "one of them must be above 0"
         )
-    if getattr(args, "enable_jit_checkpoint", False):
-        raise RetroMAEError("a run saves a checkpoint at SIGTERM in any case; leave enable_jit_checkpoint out")
 
 
-def check_trainable(args: TrainingArguments, evaluates: bool) -> None:
-    """Make of the arguments what `Trainer` makes of them when training begins, for one weight and hours before that.
-
-    Optimizer, schedule, loader or a reporter may fail, for want of a package for example.
-    """
+def _check_trainable(args: TrainingArguments, evaluates: bool) -> None:
+    """Make optimizer, schedule, loader and reporters of the arguments for one weight: one may want a package."""
     quiet = copy.copy(args)
     quiet.push_to_hub = False
     rows = Dataset.from_dict({"input_ids": [[0]]})
@@ -91,7 +80,6 @@ def check_trainable(args: TrainingArguments, evaluates: bool) -> None:
         trial = Trainer(nn.Linear(1, 1), quiet, train_dataset=rows, eval_dataset=rows if evaluates else None)
         if args.use_liger_kernel and not is_liger_kernel_available():
             raise RetroMAEError("liger-kernel >= 0.3.0 is not available; install it, or leave use_liger_kernel out")
-        # Where optim_target_modules names parts of the model, `check_model` looks at those.
         if args.optim_target_modules is None and not trial.is_deepspeed_enabled:
             trial.create_optimizer_and_scheduler(args.max_steps if args.max_steps > 0 else STEPS_OF_A_TRIAL)
         DataLoader(
@@ -109,25 +97,10 @@ def check_reporters(names: str | list[str]) -> None:
             reporter()
 
 
-def check_processes(args: TrainingArguments) -> None:
-    """Refuse processes that a launcher has started and of which `Trainer` takes each for the only one.
-
-    They would all train the same and write to the same files.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched > 1 and args.world_size == 1:
-        raise RetroMAEError(
-            f"{launched} processes were started on a machine without an accelerator, where Trainer brings them "
-            "together only with --use_cpu; give it, or start one process"
-        )
-
-
 def run_and_save(trainer: Trainer, run: Run) -> None:
     """Train, from a checkpoint where there is one, save the model and `trainer_state.json`, and push where asked to.
 
-    Raises:
-        RetroMAEError: no step was taken, the disk is full, or the Hub does not take the model.
-        RunInterruptedError: a signal ended the run; it can go on from the checkpoint that was saved.
+    Raises `RunInterruptedError` where a signal ended the run, which can go on from the checkpoint that was saved.
     """
     for name in ("_save", "_push_from_checkpoint"):
         setattr(trainer, name, _no_arguments_saved()(getattr(trainer, name)))
@@ -146,7 +119,7 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
             f"{run.checkpoint} has an optimizer, scheduler or generator state that is broken or more than tensors, and "
             "was not read; resume from another checkpoint"
         )
-        for name in STATES:
+        for name in ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state"):
             setattr(trainer, name, in_one_sentence(broken)(getattr(trainer, name)))
     # Callbacks do not see the loader of an evaluation before its workers have started.
     loader = trainer.get_eval_dataloader
@@ -158,25 +131,22 @@ def run_and_save(trainer: Trainer, run: Run) -> None:
             saving.stop_listening()
         step, steps = trainer.state.global_step, trainer.state.max_steps
         if saving.stopped_by is not None and step < steps:
+            place = f"checkpoint-{step} in {run.folder}"
+            goes_on = f"{run.again} goes on from {place}"
+            if run.again is None:
+                goes_on = f"{place} has no optimizer state (save_only_model), so that the run cannot go on"
             raise RunInterruptedError(
-                f"stopped by {saving.stopped_by.name} after step {step} of {steps}; {_how_it_goes_on(run, step)}",
+                f"stopped by {saving.stopped_by.name} after step {step} of {steps}; {goes_on}",
                 status=128 + saving.stopped_by,
             )
         if step == 0:
             raise RetroMAEError(
                 f"no step was taken, because the data fills no batch of {trainer.args.per_device_train_batch_size} "
-                "rows (with texts of their own, where duplicates are kept apart); lower per_device_train_batch_size"
+                "different rows; lower per_device_train_batch_size"
             )
         saving.saving = True
         trainer.save_state()  # first, since saving the model may push the folder to the Hub
         trainer.save_model()
-
-
-def _how_it_goes_on(run: Run, step: int) -> str:
-    place = f"checkpoint-{step} in {run.folder}"
-    if run.again is None:
-        return f"{place} has no optimizer state (save_only_model), so that the run cannot go on"
-    return f"{run.again} goes on from {place}"
 
 
 def _save_again(trainer: Trainer, run: Run) -> None:

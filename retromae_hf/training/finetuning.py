@@ -188,6 +188,7 @@ def finetuning_trainer(
 
     class RetrievalEvaluator(BaseEvaluator):
         def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+            assert task is not None
             embedder = sentence_embedder(model, training_args.per_device_eval_batch_size, progress=False)
             return evaluate_embedder(task, embedder)
 

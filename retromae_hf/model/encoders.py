@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging as transformers_logging
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from .configuration_retromae import POOLINGS, SETTINGS, RetroMAEConfig, check_sizes
 from .counting import sharded_by_accelerate
@@ -413,14 +413,17 @@ def check_complete(model_class: Any, folder: Path, **options: Any) -> bool:
 @contextmanager
 def without_load_report() -> Iterator[None]:
     """Without what `transformers` says of missing weights; `check_complete` says it."""
-    library = logging.getLogger("transformers.modeling_utils")
-    shows_progress, level = transformers_logging.is_progress_bar_enabled(), library.level
-    transformers_logging.disable_progress_bar()
-    if not is_deepspeed_zero3_enabled():  # whose report is the only word there is
-        library.setLevel(logging.ERROR)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return is_deepspeed_zero3_enabled()  # whose report is the only word there is
+
+    # A filter, because at a higher level transformers looks into plans for tensor parallelism, and warns of those.
+    library, shows_progress = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
+    disable_progress_bar()
+    library.addFilter(is_shown)
     try:
         yield
     finally:
-        library.setLevel(level)
+        library.removeFilter(is_shown)
         if shows_progress:
-            transformers_logging.enable_progress_bar()
+            enable_progress_bar()

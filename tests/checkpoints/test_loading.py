@@ -183,7 +183,9 @@ def test_nothing_is_said_of_weights_that_no_embedding_is_made_of(encoder_folder,
     load_embedder(str(nested))
     said = [f"{encoder_folder} is a plain encoder, without modules.json: its embedding is the state of [CLS]"]
     assert [record.message for record in caplog.records if record.name.startswith("retromae_hf")] == said
-    assert "REPORT" not in "".join(capsys.readouterr())
+    printed = "".join(capsys.readouterr())
+    assert "REPORT" not in printed
+    assert "not sharded" not in printed, "a plan for tensor parallelism"
 
 
 def test_of_t5_the_encoder_is_enough(tokenizer, tmp_path):

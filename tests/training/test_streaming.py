@@ -139,6 +139,7 @@ import json, os, sys
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from retromae_hf.commands import pretrain
 from retromae_hf.data.streams import PassageStream
+import retromae_hf.training.pretraining  # once, before the processes are forked
 
 def run(folder, arguments):
     original, asked = PassageStream.__getitem__, []
@@ -169,7 +170,7 @@ def test_two_processes_and_fewer_documents_than_readers(line, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert launched.returncode == 0, launched.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]

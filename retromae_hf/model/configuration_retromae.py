@@ -15,19 +15,12 @@ POOLINGS = ("cls", "mean")
 SEGMENT_OBJECTIVES = ("nsp", "sop")
 """Pair objectives on passages of two segments, which a head tells true from false."""
 PAIR_OBJECTIVES = (*SEGMENT_OBJECTIVES, "contrast")
-DECODER_QUERIES = ("sum", "embedded")
-BOW_SOURCES = ("tokens", "sentence")
 DEFAULT_DECODING = "enhanced"
 DEFAULT_DECODER_MASK_RATIO = 0.5
 SETTINGS = ("normalize", "max_seq_length", "do_lower_case", "prompts", "default_prompt_name", "similarity_fn_name")
 """What a model of sentence-transformers says of its embeddings beside the pooling."""
-MAX_DECODER_LAYERS = 64
-"""The papers have 1 and 2; a number far above is a broken file, and would be built layer by layer."""
 LARGEST = {"labels": 10**5, "layers": 10**3, "group": 10**3, "position": 10**7, "vocab": 10**7, "hidden": 10**6}
-"""Sizes above which a configuration is a broken file, by a part of the field's name.
-
-A name is made for each label, a module for each layer and a number for each position, before any weight is looked at.
-"""
+"""Sizes above which a configuration is a broken file, by a part of the field's name: they are built before a look."""
 AUTO_MAP = {
     "AutoConfig": "configuration_retromae.RetroMAEConfig",
     "AutoModel": "modeling_retromae.RetroMAEModel",
@@ -51,7 +44,7 @@ def check_shared(settings: Any) -> None:
     """Raise `RetroMAEError` where a value is wrong that the model's configuration and the collator both have."""
     check_choice("decoding", settings.decoding, DECODINGS)
     check_ratio("decoder_mask_ratio", settings.decoder_mask_ratio)
-    check_choice("bow_source", settings.bow_source, BOW_SOURCES)
+    check_choice("bow_source", settings.bow_source, ("tokens", "sentence"))
     if settings.pair_objective is not None:
         check_choice("pair_objective", settings.pair_objective, PAIR_OBJECTIVES)
 
@@ -179,10 +172,10 @@ class RetroMAEConfig(PreTrainedConfig):
         """Raise `RetroMAEError` where a value is out of range or values do not go together."""
         check_shared(self)
         check_choice("pooling", self.pooling, POOLINGS)
-        check_choice("decoder_query", self.decoder_query, DECODER_QUERIES)
-        layers = self.num_decoder_layers
-        if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= MAX_DECODER_LAYERS:
-            raise RetroMAEError(f"num_decoder_layers={layers!r} must be a whole number from 1 to {MAX_DECODER_LAYERS}")
+        check_choice("decoder_query", self.decoder_query, ("sum", "embedded"))
+        layers = self.num_decoder_layers  # the papers have 1 and 2; a number far above is a broken file
+        if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= 64:
+            raise RetroMAEError(f"num_decoder_layers={layers!r} must be a whole number from 1 to 64")
         final = [] if self.final_bow_loss_weight is None else ["final_bow_loss_weight"]
         for name in ("mlm_loss_weight", "bow_loss_weight", *final, "contrast_loss_weight"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:

@@ -39,11 +39,10 @@ def sharded_by_accelerate() -> bool:
 
 
 def average_over_processes(counts: Tensor) -> Tensor:
-    """`counts`, of any shape, averaged over the processes that train together; each of them has to call it.
+    """`counts`, averaged over the processes that train together, each of which has to call it.
 
-    Sums that every process divides by this average, instead of its own count, have as their mean over the processes
-    the mean over all that was counted. That mean is what data parallelism makes of the gradients, and `Trainer` of the
-    losses that it logs. As given where one process trains, else float64; the host does not wait for it.
+    The mean over the processes of sums that are divided by it is the mean over all that was counted; and that mean is
+    what data parallelism makes of the gradients, and `Trainer` of the losses that it logs. The host does not wait.
     """
     processes = count_processes()
     return counts if processes == 1 else sum_over_processes(counts.double()) / processes

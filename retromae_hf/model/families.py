@@ -145,7 +145,6 @@ class Backbone:
         return inputs
 
     def _mask(self, encoder: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> Any:
-        """The mask `[B, L]` as the encoder takes it."""
         return mask_of_pairs(encoder, attention_mask)
 
     def _embedding_projection(self, encoder: PreTrainedModel) -> nn.Linear | None:

@@ -54,24 +54,21 @@ class GradientsInForward(torch.autograd.Function):
 
 
 class _WeightedCrossEntropy(GradientsInForward):
-    """The arguments are those of `cross_entropies`, but for the last."""
+    """The weighted sum, a scalar, and the rows' losses; the arguments are those of `cross_entropies` but the last."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """The weighted sum, a scalar, and the rows' losses `[T]`, which have no gradient."""
         losses, *gradients = cross_entropies(*inputs, list(ctx.needs_input_grad[:3]))
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses)
-        row_weights = inputs[4]
-        return (losses * row_weights).sum(), losses
+        return (losses * inputs[4]).sum(), losses
 
 
 class _BagOfWordsLoss(GradientsInForward):
-    """The arguments are those of `pooled_cross_entropy`, but for the last."""
+    """The loss, a scalar; the arguments are those of `pooled_cross_entropy` but the last."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """The loss, a scalar."""
         loss, *gradients = pooled_cross_entropy(*inputs, list(ctx.needs_input_grad[:3]))
         ctx.save_for_backward(*gradients)
         return loss
@@ -236,15 +233,9 @@ def token_accuracy(features: Tensor, weight: Tensor, bias: Tensor | None, labels
 
 
 def bag_of_words(labels: Tensor, vocab_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The target of each passage: 1 / N at each distinct token, N being the number of its tokens, repeated ones too.
+    """The targets of passages, `[B, V]`: 1 / N at each distinct token, of N tokens in all, repeated ones too.
 
-    Args:
-        labels: int64 `[B, L]`, the ordinary tokens, -100 elsewhere.
-        vocab_size: V.
-        dtype: of the result.
-
-    Returns:
-        `[B, V]`; a passage without labels has an empty bag.
+    `labels` are the ordinary tokens, int64 `[B, L]`, -100 elsewhere; a passage without labels has an empty bag.
     """
     ordinary = labels != IGNORE_INDEX
     share = 1.0 / ordinary.sum(1, keepdim=True).clamp(min=1).to(dtype)

@@ -19,8 +19,6 @@ ROOMS = (
     "explanation.py",
     "retrieval",
     "publishing",
-    "training/rows",
-    "training/resuming",
     "training",
     "studies",
     "commands",
@@ -105,11 +103,11 @@ from ..data import text
 def later():
     from retromae_hf.studies.comparison import compare
 if TYPE_CHECKING:
-    from .resuming.saving import SavingCallback
+    from .saving import SavingCallback
 """
 
 
 def test_every_way_of_importing_is_seen():
     seen = {target for _, targets in imports_of(PACKAGE / "training" / "trainer.py", SEEN) for target in targets}
-    files = ("training/health.py", "data/text.py", "studies/comparison.py", "training/resuming/saving.py")
+    files = ("training/health.py", "data/text.py", "studies/comparison.py", "training/saving.py")
     assert {PACKAGE / file for file in files} <= seen

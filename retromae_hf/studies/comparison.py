@@ -32,8 +32,8 @@ from ..retrieval.measures import score_queries
 from ..retrieval.tasks import RetrievalTask, load_tasks
 from ..training.finetuning import finetune
 from ..training.pretraining import pretrain
-from ..training.resuming.run_folder import lock_folder
-from ..training.resuming.saving import checkpoints, last_complete_checkpoint
+from ..training.run_folder import lock_folder
+from ..training.saving import checkpoints, last_complete_checkpoint
 from .baselines import average, train_baseline
 from .comparison_recipe import ENCODERS, UNTRAINED, Comparison, keep_recipe
 from .comparison_report import MEASURES, RESULT, STAGES, read_result, summarise

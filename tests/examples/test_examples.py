@@ -169,7 +169,7 @@ import numpy
 from safetensors.numpy import save_file
 
 sys.path.insert(0, ROOT)
-from retromae_hf.training.resuming.saving import last_complete_checkpoint, mark_complete
+from retromae_hf.training.saving import last_complete_checkpoint, mark_complete
 
 goes_on, output = sys.argv[1] == "goes-on", Path(sys.argv[-1])
 output.mkdir(exist_ok=True)

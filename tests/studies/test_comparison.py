@@ -21,8 +21,8 @@ from retromae_hf.commands.main import main
 from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, save_beir
 from retromae_hf.studies import comparison as module
 from retromae_hf.studies.comparison_report import MEASURES, conditions, draw, summarise, table
-from retromae_hf.training.resuming.run_folder import lock_folder
-from retromae_hf.training.resuming.saving import SavingCallback
+from retromae_hf.training.run_folder import lock_folder
+from retromae_hf.training.saving import SavingCallback
 
 SHORT_RUN = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True}
 RECIPE = {

@@ -20,7 +20,7 @@ from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training.finetuning import make_loss, read_data
-from retromae_hf.training.rows.training_rows import mined_rows
+from retromae_hf.training.training_rows import mined_rows
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
 

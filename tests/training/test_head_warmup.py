@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 from retromae_hf import DataCollatorForRetroMAE, RetroMAEError, RetroMAEForPreTraining, tokenize_passages
 from retromae_hf.arguments.pretraining import RunArguments
 from retromae_hf.commands.pretrain import main as pretrain
-from retromae_hf.training.resuming.run_folder import Run
+from retromae_hf.training.run_folder import Run
 from retromae_hf.training.trainer import AccumulatingTrainer, HeadWarmup, plan_head_warmup
 
 

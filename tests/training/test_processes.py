@@ -30,7 +30,7 @@ from retromae_hf import (
 )
 from retromae_hf.commands import common, pretrain
 from retromae_hf.model.counting import counts_of
-from retromae_hf.training.resuming.training_run import check_processes
+from retromae_hf.training.training_run import check_processes
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
 EQUAL, WITH_FOUR = process_runs.EQUAL, process_runs.WITH_FOUR

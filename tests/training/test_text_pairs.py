@@ -21,7 +21,7 @@ from retromae_hf.data.text import split_first_sentence
 from retromae_hf.data.text_pairs import CROPPED_WORDS, MIN_CROPPED_WORDS, _crops, pairs_from_text
 from retromae_hf.data.words import spans_of_words
 from retromae_hf.training.pretraining import read_text
-from retromae_hf.training.rows.training_rows import (
+from retromae_hf.training.training_rows import (
     JudgedCorpus,
     TrainingData,
     fitted_rows,

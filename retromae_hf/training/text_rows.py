@@ -232,7 +232,7 @@ def _draw(batch: dict[str, list], places: list[int], count: int, seed: int, teac
 
 
 def _matching(source: str, rows: Dataset, columns: Columns) -> Dataset:
-    """The rows whose label is not 0; a label of tuples is a teacher's, and that of a list is read with its row."""
+    """The rows whose label is not 0; that of rows with negatives is a teacher's."""
     label = columns.label
     if label is None:
         return rows
@@ -244,14 +244,13 @@ def _matching(source: str, rows: Dataset, columns: Columns) -> Dataset:
         message = "%s: of %d rows %d have 1 for %r and are pairs that match; the %d others were left out"
         logger.warning(message, source, len(values), len(kept), label, len(values) - len(kept))
         return rows.select(kept)
-    if columns.negatives:
-        logger.info("%s: %r is a teacher's and has no part in objective=contrastive", source, label)
-    elif not all(isinstance(value, list) for value in values):
+    if not columns.negatives:
         wrong = next((value for value in values if value not in (0, 1)), values[0])
         raise RetroMAEError(
             f"{source} has {wrong!r} for {label!r}, which does not tell whether a pair matches (1) or not (0); keep "
             "those that match, and leave that column out"
         )
+    logger.info("%s: %r is a teacher's and has no part in objective=contrastive", source, label)
     return rows
 
 
@@ -288,32 +287,18 @@ class _Reader:
         return {name: [one[name] for one in read] for name in _READ}
 
     def rows_of(self, row: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
-        queries, positives = (self.texts(row, name, number) for name in (self.columns.query, self.columns.positive))
+        query = self.text(row[self.columns.query], self.columns.query, number)
+        positives = self.texts(row, self.columns.positive, number)
         negatives = [text for name in self.columns.negatives for text in self.texts(row, name, number)]
-        if len(queries) != 1:
-            raise RetroMAEError(
-                f"{self.source} row {number} has {len(queries)} texts for {self.columns.query!r}; give one query a row"
-            )
-        label = _parsed(row[self.columns.label]) if self.columns.label else None
         of_positives, of_negatives = [0.0] * len(positives), [0.0] * len(negatives)
-        if self.teacher and all(text is not None for text in (*queries, *positives)):
+        if self.teacher and all(text is not None for text in (query, *positives)):
             of_positives, of_negatives = self.scores(row, number, len(positives), len(negatives))
-        elif not self.columns.negatives and isinstance(label, list):
-            if len(label) != len(positives) or not all(one in (0, 1) for one in label):
-                raise RetroMAEError(
-                    f"{self.source} row {number} has {label!r} for {self.columns.label!r}; give a 1 (a positive) or 0 "
-                    f"(a negative) for each of its {len(positives)} texts"
-                )
-            negatives, positives = (
-                [text for text, one in zip(positives, label, strict=True) if one == kind] for kind in (0, 1)
-            )
-            of_positives, of_negatives = of_positives[: len(positives)], [0.0] * len(negatives)
         scored = {text: score for text, score in zip(positives, of_positives, strict=True) if text is not None}
         found = {text: score for text, score in zip(negatives, of_negatives, strict=True) if text is not None}
         kept = {text: score for text, score in found.items() if text not in scored}
         for place, (positive, score) in enumerate(scored.items() or [(None, 0.0)]):
             yield {
-                "query": queries[0],
+                "query": query,
                 "positive": positive,
                 "negatives": list(kept),
                 "scores": [score, *kept.values()],
@@ -324,16 +309,16 @@ class _Reader:
         """The texts of a column in a row, itself or those of a list, also of Tevatron's passages; None for a blank."""
         listed = isinstance(row[column], str) and row[column].startswith(('["', '[{"'))
         found = _parsed(row[column]) if listed else row[column]  # where a file has both lists and texts
-        texts = []
-        for one in found if isinstance(found, list) else [found]:
-            if isinstance(one, dict) and isinstance(one.get("text"), str):
-                one = titled(one.get("title") or "", one["text"])
-            if not isinstance(one, str | None):
-                raise RetroMAEError(
-                    f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
-                )
-            texts.append(one if one and one.strip() else None)
-        return texts
+        return [self.text(one, column, number) for one in (found if isinstance(found, list) else [found])]
+
+    def text(self, found: Any, column: str, number: int) -> str | None:
+        if isinstance(found, dict) and isinstance(found.get("text"), str):
+            found = titled(found.get("title") or "", found["text"])
+        if not isinstance(found, str | None):
+            raise RetroMAEError(
+                f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
+            )
+        return found if found and found.strip() else None
 
     def scores(self, row: dict[str, Any], number: int, *counts: int) -> tuple[list[float], list[float]]:
         """A teacher's scores of so many positives and negatives of a row; where it has margins, the positive's is 0."""

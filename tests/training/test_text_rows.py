@@ -85,7 +85,7 @@ def test_the_names_tell_and_what_they_tell_is_said(row, caplog):
         (PAIR | {"negative": "34"}, "the negative_1 of rows is no text but '34'"),
         ({"query": "a", "pos": "['b', 'c']"}, "the positive of rows is no text but"),
         ({"query": "a", "positive_passages": [{"docid": "1"}]}, "for 'positive_passages', which is no text"),
-        ({"query": ["a", "b"], "positive": "c"}, "row 1 has 2 texts for 'query'"),
+        ({"query": ["a", "b"], "positive": "c"}, "for 'query', which is no text"),
         (PAIR | {"label": 0}, "rows holds no rows to train on"),
     ],
 )
@@ -105,11 +105,6 @@ def test_where_0_is_entailment_labels_are_refused():
     rows = Dataset.from_dict({"question": ["a"], "answer": ["b"], "label": [1]}).cast_column("label", classes)
     with pytest.raises(RetroMAEError, match="for 'label'"):
         uniform_rows("rows", rows, 1, "contrastive", 0)
-
-
-def test_of_a_labelled_list_what_has_0_is_negative():
-    rows = rows_of({"query": "Q", "docs": ["a", "b", "c"], "labels": [0, 1, 0]})
-    assert rows == [{"query": "Q", "positive": "b", "negative_1": "a", "negative_2": "c"}]
 
 
 def test_a_row_of_flag_embedding_makes_one_for_each_positive(caplog):

@@ -167,13 +167,11 @@ def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
     [
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [], "0 lines of scores for the 1 lines"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1.0]], "line 1 must be a list of 2"),
-        ([{"query_id": "q0", "negative_ids": ["d1"]}], [[1.0, 2.0]], "line 1 names no positive_id"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [["a", 1]], "line 1 must be a list of 2"),
         ([{"query_id": "q0", "positive_id": "d3", "negative_ids": ["d1"]}], [[1, 2]], "'d3' is no positive of query"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": [["d1"]]}], [[1, 2]], "line 1 is not a JSON object"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1, float("nan")]], "be a list of 2"),
-        ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with the ids 'query_id'"),
     ],
 )
 def test_files_that_do_not_go_together_are_one_sentence(negatives, scores, message, corpus, tmp_path):

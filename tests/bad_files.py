@@ -19,7 +19,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from retromae_hf import RetroMAEForPreTraining, export_encoder
 from retromae_hf.commands.main import main
-from retromae_hf.training.resuming.saving import MANIFEST
+from retromae_hf.training.saving import MANIFEST
 
 CANARY = "code-ran"
 """The folder that the code and the pickles of the hostile models would make."""

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from retromae_hf import RetroMAEConfig, RetroMAEForPreTraining
 from retromae_hf.data.tokenizers import train_wordpiece
-from retromae_hf.training.rows.training_rows import JudgedCorpus
+from retromae_hf.training.training_rows import JudgedCorpus
 
 ROOT = Path(__file__).parents[1]
 """The project's folder."""

@@ -21,8 +21,6 @@ LAYERS = (
     "explanation.py",
     "retrieval",
     "publishing",
-    "training/rows",
-    "training/resuming",
     "training",
     "studies",
     "commands",
@@ -123,12 +121,12 @@ def later(a, b, c, d, e, f, g, *, h, i):
 def shorter(self, a, b, c, d, e, f, g, h, **options):
     pass
 if TYPE_CHECKING:
-    from .resuming.saving import SavingCallback
+    from .saving import SavingCallback
 """
 
 
 def test_every_way_of_importing_and_a_long_signature_are_seen():
     seen = {target for _, targets in imports_of(PACKAGE / "training" / "trainer.py", SEEN) for target in targets}
-    files = ("training/health.py", "data/text.py", "studies/comparison.py", "training/resuming/saving.py")
+    files = ("training/health.py", "data/text.py", "studies/comparison.py", "training/saving.py")
     assert {PACKAGE / file for file in files} <= seen
     assert list(long_signatures(SEEN)) == ["later, line 5"]

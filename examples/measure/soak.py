@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from retromae_hf import load_documents
 from retromae_hf.data.tokenizers import train_wordpiece
-from retromae_hf.training.resuming.saving import checkpoints, is_complete, last_complete_checkpoint, step_of
+from retromae_hf.training.saving import checkpoints, is_complete, last_complete_checkpoint, step_of
 
 OUTPUT = Path("runs/soak.json")
 SHARE_OF_SIGTERM = 0.2

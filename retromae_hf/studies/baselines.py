@@ -36,12 +36,7 @@ DROPOUT = 0.1
 
 
 def train_baseline(
-    kind: str,
-    text: TextSource,
-    cutting: Cutting,
-    training_args: TrainingArguments,
-    encoder: Path,
-    output: Path,
+    kind: str, text: TextSource, cutting: Cutting, training_args: TrainingArguments, encoder: Path, output: Path
 ) -> dict[str, Any]:
     """Train an exported encoder with an objective of sentence-transformers, on the passages that `pretrain` makes.
 

@@ -1,9 +1,8 @@
 """The paper's comparison on one's own text: objectives that differ in nothing else, zero-shot and fine-tuned alike.
 
 Every objective starts from the same weights, sees the same passages in the same order for the same number of steps, is
-evaluated, fine-tuned in the same way and evaluated again, for every seed. What an objective has come to with a seed is
-a cell; its result is a file, so that a comparison that was cut off goes on with the cells that are missing, and a
-training that a signal has stopped from the checkpoint that was saved then.
+evaluated, fine-tuned in the same way and evaluated again, for every seed. An objective with a seed is a cell; its
+result is a file, so that a comparison that was cut off goes on with the cells that are missing.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from ..retrieval.measures import score_queries
 from ..retrieval.tasks import RetrievalTask, load_tasks
 from ..training.finetuning import finetune
 from ..training.pretraining import pretrain
-from ..training.resuming.run_folder import lock_folder
-from ..training.resuming.saving import checkpoints, last_complete_checkpoint
+from ..training.run_folder import lock_folder
+from ..training.saving import checkpoints, last_complete_checkpoint
 from .baselines import average, train_baseline
 from .comparison_recipe import ENCODERS, UNTRAINED, Comparison, keep_recipe
 from .comparison_report import MEASURES, RESULT, STAGES, read_result, summarise
@@ -100,8 +99,8 @@ def make_tokenizer(comparison: Comparison) -> None:
 def plan_steps(comparison: Comparison) -> None:
     """Let a comparison with `max_seconds` know the steps of its objectives, which its folder keeps.
 
-    A run that a clock stops would depend on what else the machine does at that time. So the objectives take turns in
-    short trials before anything is trained, and each cell makes the steps that the seconds allow at this speed.
+    A clock would depend on what else the machine does. So the objectives take turns in short trials before anything is
+    trained, and each cell makes the steps that the seconds allow at this speed.
     """
     if comparison.max_seconds is None:
         return
@@ -125,7 +124,6 @@ def plan_steps(comparison: Comparison) -> None:
 
 
 def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
-    """Train an encoder, and write down what it took."""
     folder = comparison.cell(objective, seed)
     for model in ENCODERS.values():
         shutil.rmtree(folder / model, ignore_errors=True)  # of a cell that was cut off
@@ -163,7 +161,6 @@ def train_cell(comparison: Comparison, objective: str, seed: int) -> None:
 
 
 def finetune_cell(comparison: Comparison, objective: str, seed: int) -> None:
-    """Fine-tune a cell's encoder, and write down what it took."""
     folder = comparison.cell(objective, seed)
     aside = folder / "finetuned-new"
     clear_but_for_a_checkpoint(aside)

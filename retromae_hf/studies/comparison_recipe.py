@@ -39,7 +39,8 @@ class PretrainArguments(NamedTuple):
 SETTINGS = ("dataset", "finetuning_dataset", "model", "pretraining", "finetuning", "max_documents", "max_seconds")
 """What all cells of a folder have in common, beside what their objectives change."""
 OWN = ("start", "baseline", "finetuning")
-"""What an objective says that is no argument of `retromae-hf pretrain`."""
+"""Of an objective: another one whose encoder of the same seed it starts from, one of `BASELINES` in place of our
+pretraining, and what it changes of its fine-tuning."""
 UNTRAINED = "untrained"
 """The row of what all start from, zero-shot, and fine-tuned alone."""
 ENCODERS = {"zero_shot": "encoder", "finetuned": "finetuned"}
@@ -50,34 +51,20 @@ ENCODERS = {"zero_shot": "encoder", "finetuned": "finetuned"}
 class Comparison:
     """What is compared, and how each objective is trained.
 
-    Attributes:
-        dataset: the text to pretrain on, as `retromae-hf pretrain` takes it.
-        finetuning_dataset: what to fine-tune on, as `retromae-hf finetune` takes it.
-        tasks: retrieval tasks to evaluate on, as `retromae-hf evaluate` takes them.
-        seeds: of the weights, the order and the masks.
-        model: arguments of the model, those of `retromae-hf pretrain`; with a `model_name_or_path` all start from that
-            encoder, a masked LM or a sentence-transformers model, and from its tokenizer.
-        pretraining: arguments of data and training, likewise.
-        finetuning: arguments of `retromae-hf finetune`.
-        objectives: by name, what each changes in `model` and `pretraining`. `start: NAME` goes on with another
-            objective's encoder of the same seed; `finetuning: {...}` changes arguments of its fine-tuning; `baseline:`
-            names one of `BASELINES` instead of our pretraining.
-        reference: the objective that the others are tested against, or `untrained`.
-        max_seconds: of each objective's pretraining, in place of `max_steps`, see `plan_steps`.
-        max_documents: of each task, see `sampled`; None for all.
+    All start from the same weights: those of a new model, or of the `model_name_or_path` that `model` names.
     """
 
-    dataset: str
+    dataset: str  # the text to pretrain on, as `retromae-hf pretrain` takes it
     finetuning_dataset: str
     tasks: list[str]
     seeds: list[int]
-    model: dict[str, Any]
-    pretraining: dict[str, Any]
+    model: dict[str, Any]  # arguments of `retromae-hf pretrain`
+    pretraining: dict[str, Any]  # likewise, of data and training
     finetuning: dict[str, Any]
-    objectives: dict[str, dict[str, Any]]
-    reference: str = "mlm"
-    max_documents: int | None = None
-    max_seconds: float | None = None
+    objectives: dict[str, dict[str, Any]]  # what each changes in `model` and `pretraining`, and `OWN`
+    reference: str = "mlm"  # the objective that the others are tested against, or `untrained`
+    max_documents: int | None = None  # of each task
+    max_seconds: float | None = None  # of each objective's pretraining, in place of `max_steps`
     output_dir: str = "runs/compare"
     folder: Path = field(init=False)
     steps: dict[str, int] = field(init=False, default_factory=dict)
@@ -107,7 +94,6 @@ class Comparison:
             self.finetuning_arguments(name, self.seeds[0])
 
     def arguments(self, objective: str, seed: int) -> PretrainArguments:
-        """The arguments that `pretrain` takes for a cell."""
         told = self.objectives.get(objective, {})
         changes = {name: value for name, value in told.items() if name not in OWN}
         # All start at one rate, whatever they start from.
@@ -138,7 +124,6 @@ class Comparison:
         return PretrainArguments(*fill(values, classes, f"objective {objective}"))
 
     def finetuning_arguments(self, objective: str, seed: int, **changes: Any) -> Any:
-        """The arguments that `finetune` takes for a cell."""
         from sentence_transformers import SentenceTransformerTrainingArguments
 
         folder = self.cell(objective, seed)
@@ -159,11 +144,9 @@ class Comparison:
 
     @property
     def starts_trained(self) -> bool:
-        """Whether all start from an encoder that is there, and none from scratch."""
         return self.model.get("model_name_or_path") is not None
 
     def cell(self, objective: str, seed: int) -> Path:
-        """The folder of a cell."""
         return self.folder / "cells" / f"{objective}-{seed}"
 
 

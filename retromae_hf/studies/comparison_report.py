@@ -27,7 +27,6 @@ RESULT = "result.json"
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What a cell has come to."""
     return json.loads((folder / RESULT).read_text(encoding="utf-8"))
 
 
@@ -46,8 +45,11 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
         spread = {"mean": statistics.fmean(means), "std": deviation, "seeds": means}
         if results is reference:
             return spread
-        theirs = mean_by_query([result[stage][task][measure] for result in reference])
-        return spread | {"against_reference": paired_test(mean_by_query(by_seed), theirs)}
+        ours, theirs = (
+            {query: statistics.fmean(one[query] for one in values) for query in values[0]}
+            for values in (by_seed, [result[stage][task][measure] for result in reference])
+        )
+        return spread | {"against_reference": paired_test(ours, theirs)}
 
     rows: dict[str, dict[str, Any]] = {}
     for objective, results in cells.items():
@@ -74,28 +76,19 @@ def summarise(comparison: Comparison, tasks: dict[str, RetrievalTask]) -> dict[s
     }
 
 
-def mean_by_query(values: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the seeds."""
-    return {query: statistics.fmean(one[query] for one in values) for query in values[0]}
-
-
 def title_of(objective: str, recipe: dict[str, Any]) -> str:
-    """What an objective's row is called."""
     return "as it is" if objective == UNTRAINED and "model_name_or_path" in recipe["model"] else objective
 
 
 def table(report: dict[str, Any], task: str, measure: str = "mrr@10") -> str:
-    """A row an objective: the measure zero-shot and fine-tuned, the seconds of both trainings, and tokens.
-
-    Where all were given the same seconds, a column tells the steps that these were enough for.
-    """
+    """A row an objective: the measure zero-shot and fine-tuned, seconds and tokens, and the steps of equal seconds."""
     shown = MEASURE_NAMES[measure]
     equal_seconds = report["recipe"].get("max_seconds") is not None
     header = ["objective", *(f"{title} {shown}" for title in TITLES.values())]
     header += [*(["steps"] if equal_seconds else []), "seconds", "million tokens"]
     rows = []
     for objective, row in report["objectives"].items():
-        # Those of fine-tuning were not always measured.
+        # Published reports may have none of fine-tuning.
         seconds = " + ".join(f"{row[name]:,.0f}" for name in ("seconds", "finetuning_seconds") if name in row)
         cells = [title_of(objective, report["recipe"]), *(cell(row[stage][task][measure]) for stage in STAGES)]
         cells += [f"{row['steps']:,.0f}"] if equal_seconds else []
@@ -113,7 +106,6 @@ def cell(measured: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any], task: str) -> str:
-    """What the figures hold for."""
     recipe, measured = report["recipe"], report["tasks"][task]
     training = _over_defaults(DEFAULT_TRAINING_ARGUMENTS | {"learning_rate": LEARNING_RATE} | recipe["pretraining"])
     tuning = _over_defaults(DEFAULT_FINETUNING_ARGUMENTS | recipe["finetuning"])
@@ -141,12 +133,10 @@ def conditions(report: dict[str, Any], task: str) -> str:
 
 
 def _over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a stage, with the defaults of those that the recipe leaves out."""
     return {one.name: one.default for cls in (Cutting, TrainingArguments) for one in fields(cls)} | settings
 
 
 def _extent(settings: dict[str, Any], max_seconds: float | None = None) -> str:
-    """How long a stage trains."""
     if max_seconds is not None:
         return f"the steps that take {max_seconds:g} seconds, by the speed of trials in turns,"
     steps = int(settings["max_steps"])

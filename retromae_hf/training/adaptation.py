@@ -48,7 +48,7 @@ from ..retrieval.search import load_index
 from ..retrieval.tasks import RetrievalTask, load_beir, save_beir
 from .finetuning import finetune
 from .pretraining import pretrain
-from .resuming.training_run import check_reporters
+from .training_run import check_reporters
 
 if TYPE_CHECKING:
     from transformers import Trainer

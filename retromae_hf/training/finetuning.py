@@ -24,8 +24,8 @@ from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.measures import DEFAULT_MEASURES
 from ..retrieval.tasks import RetrievalTask, load_beir, sampled
 from .health import HealthCallback
-from .resuming.training_run import begin_run, run_and_save
-from .rows.training_rows import TrainingData, load_training_data, prepare_rows, read_training_data, whole_rows
+from .training_rows import TrainingData, load_training_data, prepare_rows, read_training_data, whole_rows
+from .training_run import begin_run, run_and_save
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -85,6 +85,7 @@ def load_dev_set(args: FinetuneArguments) -> RetrievalTask:
     dev = FinetuneArguments(
         args.model_name_or_path,
         source,
+        args.dataset_config_name,
         dataset_split=args.eval_split or args.dataset_split,
         query_column=args.query_column,
         positive_column=args.positive_column,
@@ -190,7 +191,7 @@ def finetuning_trainer(
         def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             assert task is not None
             embedder = sentence_embedder(model, training_args.per_device_eval_batch_size, progress=False)
-            return evaluate_embedder(task, embedder)
+            return evaluate_embedder(cast(RetrievalTask, task), embedder)
 
     with in_one_sentence("the training arguments cannot be used"):
         evaluator = None if task is None else RetrievalEvaluator()

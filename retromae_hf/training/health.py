@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..model.errors import RetroMAEError
-from .resuming.saving import last_complete_checkpoint, weights_are_finite
+from .saving import last_complete_checkpoint, weights_are_finite
 
 logger = logging.getLogger(__name__)
 

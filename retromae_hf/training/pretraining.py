@@ -38,8 +38,8 @@ from ..model.modeling_retromae import RetroMAEForPreTraining
 from ..publishing.card_writer import describing
 from ..publishing.record import describe_sources, describe_start, is_tuned_retriever
 from ..retrieval.tasks import RetrievalTask, dev_task
-from .resuming.training_run import begin_run, run_and_save
 from .trainer import check_model, plan_head_warmup, pretraining_trainer
+from .training_run import begin_run, run_and_save
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from ..retrieval.measures import DEFAULT_MEASURES
 from ..retrieval.tasks import RetrievalTask
 from .callbacks import MEASURED, RetrievalCallback, RetroMAECallback
 from .health import HealthCallback
-from .resuming.run_folder import Run
+from .run_folder import Run
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from retromae_hf import tokenize_passages
 from retromae_hf.data.disk import read_json
 from retromae_hf.data.documents import fingerprint_of_files, fingerprint_of_rows, fingerprint_of_tokenizer
 from retromae_hf.data.tokenizers import train_wordpiece
-from retromae_hf.training.rows.training_rows import shorten
+from retromae_hf.training.training_rows import shorten
 
 
 def test_rows_are_the_same_in_any_pieces(texts):

@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from retromae_hf import load_documents
 from retromae_hf.commands.main import COMMANDS
-from retromae_hf.training.rows.training_rows import JudgedCorpus, read_hard_negatives, read_scored_negatives
+from retromae_hf.training.training_rows import JudgedCorpus, read_hard_negatives
 
 DOES = {
     "pretrain": "training.pretraining.pretrain",
@@ -141,7 +141,7 @@ def test_the_negatives_are_those_that_the_command_reads(tmp_path):
 
     assert negatives("negatives-bm25", 2) == {"d3", "d4"}
     assert negatives("negatives-all", 2) == {"d4", "d5"}  # d3 is too near to a positive
-    scored = read_scored_negatives(tmp_path / "negatives-scored.jsonl", tmp_path / "scores.jsonl", corpus, 3)
+    scored = read_hard_negatives(tmp_path / "negatives-scored.jsonl", corpus, 3, 0, tmp_path / "scores.jsonl")
     assert scored[0] == {
         "query": "ask",
         "positive": "d1",

@@ -20,7 +20,7 @@ from datasets import Dataset
 from torch.nn.functional import scaled_dot_product_attention
 
 from retromae_hf.model.losses import linear_cross_entropy
-from retromae_hf.training.resuming.saving import MANIFEST
+from retromae_hf.training.saving import MANIFEST
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,7 +20,7 @@ from retromae_hf.retrieval.embedders import load_embedder
 from retromae_hf.retrieval.evaluation import evaluate_embedder
 from retromae_hf.retrieval.tasks import load_beir
 from retromae_hf.training.finetuning import make_loss, read_data
-from retromae_hf.training.rows.training_rows import mined_rows
+from retromae_hf.training.training_rows import mined_rows
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 2 --report_to none"
 
@@ -152,22 +152,16 @@ def test_prompts_are_flags_of_evaluate_too(encoder_folder, beir, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ("--eval_strategy steps", "give --eval_dataset too, 0.05 for a share"),
         ("--early_stopping_patience 2", "give --eval_dataset too"),
         ("--eval_dataset 1.5", "must be between 0 and 1"),
         ("--eval_dataset 0.2 --metric_for_best_model f1", "metric_for_best_model='f1'"),
         ("--query_column no", "has no columns to choose from"),
+        ("--query_column quest --dataset ROWS", "has no column quest; it has query, positive"),
         ("--pairs crop --query_column no", "leave query_column and the like out"),
         ("--matryoshka_dims 0", "matryoshka_dims=0"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(finetune, beir, capsys, options, error):
-    assert finetune(beir, f"{options} --max_steps 1") == 2
+def test_what_cannot_be_is_one_sentence(finetune, beir, tmp_path, capsys, options, error):
+    (tmp_path / "rows.jsonl").write_text('{"query": "q", "positive": "p"}\n')
+    assert finetune(beir, f"{options.replace('ROWS', f'{tmp_path}/rows.jsonl')} --max_steps 1") == 2
     assert error in capsys.readouterr().err
-
-
-def test_a_column_that_is_not_there_is_named(finetune, tmp_path, capsys):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"query": "q", "positive": "p"}\n')
-    assert finetune(file, "--query_column quest --max_steps 1") == 2
-    assert "has no column quest; it has query, positive" in capsys.readouterr().err

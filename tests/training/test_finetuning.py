@@ -17,15 +17,14 @@ from retromae_hf import RetroMAEError
 from retromae_hf.arguments.finetuning import FinetuneArguments
 from retromae_hf.checkpoints.loading import load_sentence_transformer
 from retromae_hf.commands.main import main
-from retromae_hf.training.rows.negatives import mine_with_bm25, mine_with_model
-from retromae_hf.training.rows.training_rows import (
+from retromae_hf.training.training_rows import (
     fitted_rows,
     load_training_data,
+    mine_with_bm25,
+    mine_with_model,
     read_hard_negatives,
-    read_scored_negatives,
     read_training_data,
     shorten,
-    with_margins,
 )
 
 FAST = "--use_cpu --disable_tqdm true --per_device_train_batch_size 4 --save_strategy no --report_to none"
@@ -95,7 +94,7 @@ def test_a_resumed_run_ends_where_the_uncut_one_does(encoder_folder, beir, tmp_p
     for part in ("checkpoint-2", "_mined-negatives"):
         (tmp_path / "a" / part).rename(tmp_path / "b" / part)
     # What was mined is not mined again.
-    monkeypatch.setattr("retromae_hf.training.rows.training_rows.mine", None)
+    monkeypatch.setattr("retromae_hf.training.training_rows.mined_rows", None)
     resumed = weights(tmp_path / "b", "--resume_from_checkpoint", "true")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in uncut.items())
 
@@ -158,7 +157,7 @@ def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
     line = {"query_id": "q0", "positive_id": "d0", "negative_ids": ["d0", "d3", "d4"]}
     file = write_lines(tmp_path / "negatives.jsonl", [line])
     scores = write_lines(tmp_path / "scores.jsonl", [[9, 8.5, 1, 2]])
-    rows = read_scored_negatives(file, scores, corpus, 2)
+    rows = read_hard_negatives(file, corpus, 2, 0, scores)
     assert rows[0]["label"] == [9.0, 1.0, 2.0]
     assert rows[0]["negative_1"] == corpus.documents["d3"]
 
@@ -168,26 +167,24 @@ def test_a_dropped_negative_takes_its_score_along(corpus, tmp_path):
     [
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [], "0 lines of scores for the 1 lines"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1.0]], "line 1 must be a list of 2"),
-        ([{"query_id": "q0", "negative_ids": ["d1"]}], [[1.0, 2.0]], "line 1 names no positive_id"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["x"]}], [[1, 2]], r"1 of 3 ids in .*\(x"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [["a", 1]], "line 1 must be a list of 2"),
         ([{"query_id": "q0", "positive_id": "d3", "negative_ids": ["d1"]}], [[1, 2]], "'d3' is no positive of query"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": [["d1"]]}], [[1, 2]], "line 1 is not a JSON object"),
         ([{"query_id": "q0", "positive_id": "d0", "negative_ids": ["d1"]}], [[1, float("nan")]], "be a list of 2"),
-        ([{"query": "q0"}], [[1.0, 2.0]], "line 1 is not a JSON object with the ids 'query_id'"),
     ],
 )
 def test_files_that_do_not_go_together_are_one_sentence(negatives, scores, message, corpus, tmp_path):
     file = write_lines(tmp_path / "negatives.jsonl", negatives)
     with pytest.raises(RetroMAEError, match=message):
-        read_scored_negatives(file, write_lines(tmp_path / "scores.jsonl", scores), corpus, 1)
+        read_hard_negatives(file, corpus, 1, 0, write_lines(tmp_path / "scores.jsonl", scores))
 
 
 def test_files_of_ids_may_have_a_byte_order_mark_and_blank_lines(corpus, tmp_path):
     line = json.dumps({"query_id": "q0", "positive_id": "d0", "negative_ids": ["d3"]})
     (tmp_path / "negatives.jsonl").write_text(f"\ufeff{line}\r\n\r\n", encoding="utf-8")
     (tmp_path / "scores.jsonl").write_text("\ufeff\n[2, 1]\n", encoding="utf-8")
-    rows = read_scored_negatives(tmp_path / "negatives.jsonl", tmp_path / "scores.jsonl", corpus, 1)
+    rows = read_hard_negatives(tmp_path / "negatives.jsonl", corpus, 1, 0, tmp_path / "scores.jsonl")
     assert rows["label"][:] == [[2.0, 1.0]]
     assert read_hard_negatives(tmp_path / "negatives.jsonl", corpus, 1, seed=0)["query"][:] == [corpus.queries["q0"]]
 
@@ -205,22 +202,13 @@ def test_texts_are_cut_behind_their_last_token(tokenizer, corpus):
     ("options", "message"),
     [
         ("--num_negatives 9 --negative_depth 4", "negative_depth=4 leaves less"),
-        ("--teacher_scores s.jsonl --objective kl", "teacher_scores belong to a file of hard_negatives"),
-        ("--teacher_scores s.jsonl --hard_negatives n.jsonl", "teacher_scores are for the objectives kl"),
-        ("--objective kl", "objective=kl needs a teacher's scores"),
         ("--objective margin_mse", "margin_mse cannot reach a teacher's margins with cosines"),
-        ("--hard_negatives nowhere.jsonl", "nowhere.jsonl cannot be read"),
-        ("--per_device_train_batch_size 64 --max_steps 2", "8 rows fill no batch of 64"),
     ],
 )
 def test_bad_options_are_one_sentence(options, message, capsys, tmp_path, beir, encoder_folder):
     line = f"--model_name_or_path {encoder_folder} --dataset {beir} --output_dir {tmp_path / 'out'} {FAST}"
     assert main(["finetune", *line.split(), *options.split()]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_scores_become_margins():
-    assert with_margins(Dataset.from_dict({"query": ["a"], "label": [[5.0, 1.0, 2.0]]}))["label"][:] == [[4.0, 3.0]]
 
 
 def test_rows_with_a_text_missing_are_dropped_and_counted(encoder_folder, tmp_path, caplog):

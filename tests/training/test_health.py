@@ -22,7 +22,7 @@ from retromae_hf import (
 )
 from retromae_hf.training.callbacks import mean_cosine
 from retromae_hf.training.health import BAD_BATCHES_FILE, HealthCallback
-from retromae_hf.training.resuming.saving import SavingCallback
+from retromae_hf.training.saving import SavingCallback
 
 
 class Poisoned(RetroMAEForPreTraining):

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import process_runs
@@ -23,14 +22,12 @@ from transformers import AutoModel, AutoTokenizer
 from retromae_hf import (
     DataCollatorForRetroMAE,
     RetroMAEConfig,
-    RetroMAEError,
     RetroMAEForPreTraining,
     export_encoder,
     tokenize_passages,
 )
 from retromae_hf.commands import common, pretrain
 from retromae_hf.model.counting import counts_of
-from retromae_hf.training.resuming.training_run import check_processes
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
 EQUAL, WITH_FOUR = process_runs.EQUAL, process_runs.WITH_FOUR
@@ -211,13 +208,6 @@ def test_what_the_first_process_does_not_find_wrong_another_one_tells_later(rank
     assert pretrain.main(["--dataset", "pydocs", "--output_dir", "x", "--encoder_mask_ratio", "2"]) == 2
     assert "encoder_mask_ratio=2.0" in capsys.readouterr().err
     assert waited == waits
-
-
-def test_processes_that_would_train_apart_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RetroMAEError, match=r"2 processes were started .* --use_cpu"):
-        check_processes(Namespace(world_size=1))
-    check_processes(Namespace(world_size=2))
 
 
 def test_the_slurm_script_hands_the_signal_on_and_queues_the_job_again(tmp_path):

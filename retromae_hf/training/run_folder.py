@@ -16,9 +16,9 @@ from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ...data.disk import read_json, write_json
-from ...data.documents import fingerprint_of_rows
-from ...model.errors import RetroMAEError, in_one_sentence
+from ..data.disk import read_json, write_json
+from ..data.documents import fingerprint_of_rows
+from ..model.errors import RetroMAEError, in_one_sentence
 from .saving import (
     MANIFEST,
     checkpoints,

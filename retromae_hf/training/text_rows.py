@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from ...data.files import numbered_lines
-from ...data.text import titled
-from ...model.errors import RetroMAEError, in_one_sentence
-from .negatives import drawn_places
+from ..data.files import numbered_lines
+from ..data.text import titled
+from ..model.errors import RetroMAEError, in_one_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +56,9 @@ class Columns:
 
 
 def find_columns(source: str, rows: Dataset, named: Mapping[str, str] | None = None) -> Columns:
-    """Go by the names of the columns, and say what becomes of each; what they do not tell is refused.
+    """Go by the names of the columns, and log what becomes of each; what they do not tell is refused.
 
-    `sentence1` and `sentence2`, and what is numbered likewise, are a pair in that order. `named` is what the user says
-    that columns are, "query", "positive" or "negative" by their names; no other column is one then.
+    `named` is what the user says that columns are, "query", "positive" or "negative"; no other column is one then.
     """
     found: dict[str | None, list[str]] = {role: [] for role in (*ROLES, None)}
     named = named or {}
@@ -93,8 +91,7 @@ def find_columns(source: str, rows: Dataset, named: Mapping[str, str] | None = N
     left_out = [name for name in rows.column_names if name not in taken]
     negatives = f", negatives {', '.join(map(repr, columns.negatives))}" if columns.negatives else ""
     unused = f"; not used: {', '.join(map(repr, left_out))}" if left_out else ""
-    told = "%s: the query is %r, the positive %r%s%s"
-    logger.info(told, source, columns.query, columns.positive, negatives, unused)
+    logger.info("%s: the query is %r, the positive %r%s%s", source, columns.query, columns.positive, negatives, unused)
     return columns
 
 
@@ -119,7 +116,7 @@ def read_tsv(file: Path) -> Dataset:
             raise RetroMAEError(
                 f"{file} holds no rows of two columns; give lines of query and positive, with a tab between"
             )
-        names = tuple(first if header else ["query", "positive", *_negatives(len(first) - 2)])
+        names = tuple(first if header else ["query", "positive", *negative_names(len(first) - 2)])
         state = file.stat()
         # With what tells one state of a file from the next, for the cache goes by these arguments.
         options = {"file": str(file), "names": names, "skip": header, "state": (state.st_size, state.st_mtime_ns)}
@@ -127,8 +124,15 @@ def read_tsv(file: Path) -> Dataset:
         return Dataset.from_generator(_tsv_rows, features=features, gen_kwargs=options, split="train")
 
 
-def _negatives(count: int) -> list[str]:
+def negative_names(count: int) -> list[str]:
     return [f"negative_{number}" for number in range(1, count + 1)]
+
+
+def drawn_places(available: int, count: int, draw: random.Random) -> list[int]:
+    """The places of `count` negatives among so many, in their order; of too few all are taken, and some twice."""
+    if available >= count:
+        return sorted(draw.sample(range(available), count))
+    return [*range(available), *draw.choices(range(available), k=count - available)]
 
 
 def _is_header(cells: list[str]) -> bool:
@@ -159,10 +163,7 @@ def uniform_rows(
 
     Each positive of a row makes one. Of more negatives than are wanted some are drawn, which depends on the seed and
     the place of the row alone; where no row has as many, all get the most that one has. Of a shorter list some come
-    twice, but not for a teacher: such a row is left out, as is one that has none. A negative that is a positive of its
-    row is dropped. A text that is missing is None. For `contrastive` rows of label 0 are left out.
-
-    `source` is what messages call the rows; `columns` is what the user says of them, see `find_columns`.
+    twice, but not for a teacher: such a row is left out, as is one that has none. A text that is missing is None.
     """
     found = find_columns(source, rows, columns)
     teacher = None if objective == "contrastive" else objective
@@ -194,11 +195,11 @@ def uniform_rows(
         kept = [place for place, length in enumerate(lengths) if length >= (count if teacher else 1)]
         read = read.select(kept)
         left_out = len(lengths) - len(kept)
-        told = "%s: %d rows have fewer than %d negatives: %d were left out, in %d some come twice"
-        logger.warning(told, source, short, count, left_out, short - left_out)
+        message = "%s: %d rows have fewer than %d negatives: %d were left out, in %d some come twice"
+        logger.warning(message, source, short, count, left_out, short - left_out)
     if longest > count > 0:
         logger.info("%s: of up to %d negatives of a row %d are drawn (num_negatives)", source, longest, count)
-    names = ["query", "positive", *_negatives(count)]
+    names = ["query", "positive", *negative_names(count)]
     features = Features(dict.fromkeys(names, Value("large_string")))
     if teacher:
         features["label"] = List(Value("float64"))
@@ -226,36 +227,30 @@ def _draw(batch: dict[str, list], places: list[int], count: int, seed: int, teac
         chosen = drawn_places(len(found), count, random.Random(f"{seed} {place}"))
         negatives.append([found[one] for one in chosen])
         labels.append([scores[0], *(scores[1 + one] for one in chosen)])
-    columns = dict(zip(_negatives(count), map(list, zip(*negatives, strict=True)), strict=True))
+    columns = dict(zip(negative_names(count), map(list, zip(*negatives, strict=True)), strict=True))
     return columns | ({"label": labels} if teacher else {})
 
 
 def _matching(source: str, rows: Dataset, columns: Columns) -> Dataset:
-    """The rows whose label is not 0. Labels of tuples are a teacher's, those of a list tell which of it are positives.
-
-    Labels that do not tell which pairs match are refused.
-    """
+    """The rows whose label is not 0; that of rows with negatives is a teacher's."""
     label = columns.label
     if label is None:
         return rows
     feature = rows.features[label]
-    classes = feature.names if isinstance(feature, ClassLabel) else []
-    # Of textual entailment 0 is the class that matches.
-    entails = "hypothesis" in rows.column_names or (classes[1:] and classes[1].startswith("not"))
+    zero_matches = isinstance(feature, ClassLabel) and feature.names[1:2] == ["not_entailment"]
     values = [_parsed(value) for value in rows[label][:]]
-    if not entails and all(value in (0, 1) for value in values):
+    if not zero_matches and all(value in (0, 1) for value in values):
         kept = [place for place, value in enumerate(values) if value == 1]
-        told = "%s: of %d rows %d have 1 for %r and are pairs that match; the %d others were left out"
-        logger.warning(told, source, len(values), len(kept), label, len(values) - len(kept))
+        message = "%s: of %d rows %d have 1 for %r and are pairs that match; the %d others were left out"
+        logger.warning(message, source, len(values), len(kept), label, len(values) - len(kept))
         return rows.select(kept)
-    if columns.negatives:
-        logger.info("%s: %r is a teacher's and has no part in objective=contrastive", source, label)
-    elif not all(isinstance(value, list) for value in values):
+    if not columns.negatives:
         wrong = next((value for value in values if value not in (0, 1)), values[0])
         raise RetroMAEError(
             f"{source} has {wrong!r} for {label!r}, which does not tell whether a pair matches (1) or not (0); keep "
             "those that match, and leave that column out"
         )
+    logger.info("%s: %r is a teacher's and has no part in objective=contrastive", source, label)
     return rows
 
 
@@ -292,32 +287,18 @@ class _Reader:
         return {name: [one[name] for one in read] for name in _READ}
 
     def rows_of(self, row: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
-        queries, positives = (self.texts(row, name, number) for name in (self.columns.query, self.columns.positive))
+        query = self.text(row[self.columns.query], self.columns.query, number)
+        positives = self.texts(row, self.columns.positive, number)
         negatives = [text for name in self.columns.negatives for text in self.texts(row, name, number)]
-        if len(queries) != 1:
-            raise RetroMAEError(
-                f"{self.source} row {number} has {len(queries)} texts for {self.columns.query!r}; give one query a row"
-            )
-        label = _parsed(row[self.columns.label]) if self.columns.label else None
         of_positives, of_negatives = [0.0] * len(positives), [0.0] * len(negatives)
-        if self.teacher and all(text is not None for text in (*queries, *positives)):
+        if self.teacher and all(text is not None for text in (query, *positives)):
             of_positives, of_negatives = self.scores(row, number, len(positives), len(negatives))
-        elif not self.columns.negatives and isinstance(label, list):
-            if len(label) != len(positives) or not all(one in (0, 1) for one in label):
-                raise RetroMAEError(
-                    f"{self.source} row {number} has {label!r} for {self.columns.label!r}; give a 1 (a positive) or 0 "
-                    f"(a negative) for each of its {len(positives)} texts"
-                )
-            negatives, positives = (
-                [text for text, one in zip(positives, label, strict=True) if one == kind] for kind in (0, 1)
-            )
-            of_positives, of_negatives = of_positives[: len(positives)], [0.0] * len(negatives)
         scored = {text: score for text, score in zip(positives, of_positives, strict=True) if text is not None}
         found = {text: score for text, score in zip(negatives, of_negatives, strict=True) if text is not None}
         kept = {text: score for text, score in found.items() if text not in scored}
         for place, (positive, score) in enumerate(scored.items() or [(None, 0.0)]):
             yield {
-                "query": queries[0],
+                "query": query,
                 "positive": positive,
                 "negatives": list(kept),
                 "scores": [score, *kept.values()],
@@ -325,22 +306,19 @@ class _Reader:
             }
 
     def texts(self, row: dict[str, Any], column: str, number: int) -> list[str | None]:
-        """The texts that a column has in a row: itself, or those of a list; None for one that is blank.
-
-        Of a passage as Tevatron and DPR have it they are the title and the text.
-        """
+        """The texts of a column in a row, itself or those of a list, also of Tevatron's passages; None for a blank."""
         listed = isinstance(row[column], str) and row[column].startswith(('["', '[{"'))
         found = _parsed(row[column]) if listed else row[column]  # where a file has both lists and texts
-        texts = []
-        for one in found if isinstance(found, list) else [found]:
-            if isinstance(one, dict) and isinstance(one.get("text"), str):
-                one = titled(one.get("title") or "", one["text"])
-            if not isinstance(one, str | None):
-                raise RetroMAEError(
-                    f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
-                )
-            texts.append(one if one and one.strip() else None)
-        return texts
+        return [self.text(one, column, number) for one in (found if isinstance(found, list) else [found])]
+
+    def text(self, found: Any, column: str, number: int) -> str | None:
+        if isinstance(found, dict) and isinstance(found.get("text"), str):
+            found = titled(found.get("title") or "", found["text"])
+        if not isinstance(found, str | None):
+            raise RetroMAEError(
+                f"{self.source} row {number} has {found!r} for {column!r}, which is no text; give texts"
+            )
+        return found if found and found.strip() else None
 
     def scores(self, row: dict[str, Any], number: int, *counts: int) -> tuple[list[float], list[float]]:
         """A teacher's scores of so many positives and negatives of a row; where it has margins, the positive's is 0."""

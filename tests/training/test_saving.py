@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from retromae_hf.commands.main import main
-from retromae_hf.training.resuming.saving import (
+from retromae_hf.training.saving import (
     SavingCallback,
     checkpoints,
     is_complete,
@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_as_many_processes_and_passages_a_step(pretrain, fini
 
 def test_what_is_being_overwritten_never_goes_on(pretrain, finished, uncut, capsys, monkeypatch):
     """Killed while it deletes: no checkpoint of the old run counts, and no model of it is left to be exported."""
-    monkeypatch.setattr("retromae_hf.training.resuming.run_folder.shutil.rmtree", cut)
+    monkeypatch.setattr("retromae_hf.training.run_folder.shutil.rmtree", cut)
     with pytest.raises(CutError):
         pretrain(finished, "--overwrite_output_dir true")
     monkeypatch.undo()
@@ -239,7 +239,7 @@ def test_a_signal_saves_before_the_run_ends(pretrain, at_step, tmp_path, uncut, 
 
 
 def test_the_limit_never_takes_the_only_whole_checkpoint(pretrain, at_step, tmp_path, uncut, monkeypatch):
-    monkeypatch.setattr("retromae_hf.training.resuming.saving.mark_complete", lambda folder, resumable: cut(folder))
+    monkeypatch.setattr("retromae_hf.training.saving.mark_complete", lambda folder, resumable: cut(folder))
     with pytest.raises(CutError):
         pretrain(tmp_path, "--save_total_limit 1")
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What an embedder is fine-tuned on: queries with positives and, where there are any, hard negatives and scores.
+"""What an embedder is fine-tuned on: queries with positives and, where given or mined, hard negatives and scores.
 
 A data set here has the columns `query`, `positive`, `negative_1` ... `negative_n`, all text, and with a teacher
 `label`, in the order in which sentence-transformers' losses take them.
@@ -11,30 +11,33 @@ import logging
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ...arguments.finetuning import MINERS, FinetuneArguments
-from ...arguments.pretraining import TextSource
-from ...data.documents import fingerprint_of_mapped, load_rows
-from ...data.files import WHOLE, check_whole, numbered_lines
-from ...data.held_out import load_held_out, load_held_out_pydocs
-from ...data.text import head_of
-from ...data.text_pairs import pairs_from_text
-from ...model.errors import RetroMAEError, in_one_sentence
-from ...retrieval.tasks import MAX_MISSING_SHARE, load_beir
-from .negatives import drawn_places, mine
-from .text_rows import read_scores, read_tsv, uniform_rows
+from ..arguments.finetuning import MINERS, FinetuneArguments
+from ..arguments.pretraining import TextSource
+from ..data.documents import fingerprint_of_mapped, load_rows
+from ..data.files import WHOLE, check_whole, numbered_lines
+from ..data.held_out import load_held_out, load_held_out_pydocs
+from ..data.text import head_of
+from ..data.text_pairs import pairs_from_text
+from ..model.errors import RetroMAEError, in_one_sentence
+from ..retrieval.rankings import BM25Index
+from ..retrieval.tasks import MAX_MISSING_SHARE, load_beir
+from .text_rows import drawn_places, negative_names, read_scores, read_tsv, uniform_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+SCORES_AT_A_TIME = 2**28
+"""Similarities held at once while mining, 1 GiB of them."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,6 @@ class JudgedCorpus:
     queries: dict[str, str]
     documents: dict[str, str]
     positives: dict[str, list[str]]  # the relevant documents of each query, at least one
-
-    def own_documents(self) -> list[tuple[str, str]]:
-        """Queries that are documents too, under the same id, and those, which are no answer (ArguAna, Quora)."""
-        own = [query for query, found in self.positives.items() if query in self.documents and query not in found]
-        return [(self.queries[query], self.documents[query]) for query in own]
 
     def pairs(self) -> Dataset:
         """Every query with each of its positives."""
@@ -80,15 +78,8 @@ def load_training_data(
     """
     source, config_name, split = args.dataset, args.dataset_config_name, args.dataset_split
     if args.pairs is not None:
-        held_out = load_held_out(
-            TextSource(
-                [source],
-                dataset_config_name=config_name,
-                dataset_split=split,
-                text_column=args.text_column,
-                dev_queries=args.dev_queries,
-            )
-        )
+        text = TextSource([source], dataset_config_name=config_name, dataset_split=split)
+        held_out = load_held_out(replace(text, text_column=args.text_column, dev_queries=args.dev_queries))
         if args.dev_queries:
             logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
         return pairs_from_text(held_out.untouched, args.pairs, seed)
@@ -126,10 +117,8 @@ def read_training_data(args: FinetuneArguments, seed: int) -> TrainingData:
         rows = data.pairs() if isinstance(data, JudgedCorpus) else data
     elif corpus is None:
         raise RetroMAEError("a file of hard_negatives names ids; it goes with a folder in BEIR's layout")
-    elif args.teacher_scores is None:
-        rows = read_hard_negatives(args.hard_negatives, corpus, args.num_negatives, seed)
     else:
-        rows = read_scored_negatives(args.hard_negatives, args.teacher_scores, corpus, args.num_negatives)
+        rows = read_hard_negatives(args.hard_negatives, corpus, args.num_negatives, seed, args.teacher_scores)
     if args.objective != "contrastive" and "label" not in rows.column_names:
         raise RetroMAEError(
             f"objective={args.objective} needs a teacher's scores; give teacher_scores, or rows with a column label"
@@ -170,14 +159,82 @@ def prepare_rows(
 
 
 def mined_rows(args: FinetuneArguments, data: TrainingData, model: SentenceTransformer, seed: int) -> Dataset:
-    """Pairs with hard negatives out of their corpus, or of all positives; no query finds a document that it is."""
+    """The pairs that have enough hard negatives in their corpus, or among all positives.
+
+    No query has a negative that it is itself, as a text or by its id (ArguAna, Quora).
+    """
     pairs, corpus = data.rows, data.corpus
     texts = corpus.documents.values() if corpus else pairs["positive"][:]
     documents = [text for text in texts if text.strip() and text not in data.held_out]
     own = {(query, query) for query in {*pairs["query"][:]}.intersection(documents)}
-    own |= {(query, document) for query, document in (corpus.own_documents() if corpus else []) if document.strip()}
+    if corpus:
+        ids = [one for one, found in corpus.positives.items() if one not in found]
+        ids = [one for one in ids if corpus.documents.get(one, "").strip()]
+        own |= {(corpus.queries[one], corpus.documents[one]) for one in ids}
     own -= set(zip(pairs["query"][:], pairs["positive"][:], strict=True))
-    return mine(args, pairs, documents, own, model, seed)
+    # Miners keep a query's positives from its negatives, so for as long as they work these are some.
+    columns = {"query": [query for query, _ in sorted(own)], "positive": [document for _, document in sorted(own)]}
+    known = concatenate_datasets([pairs, Dataset.from_dict(columns, features=pairs.features)])
+    if args.hard_negatives == "bm25":
+        found = mine_with_bm25(args, known, documents, seed)
+    else:
+        found = mine_with_model(args, known, documents, model, seed)
+    mined = found.filter(lambda *pair: pair not in own, input_columns=["query", "positive"])
+    count = args.num_negatives
+    if len(mined) == 0:
+        raise RetroMAEError(f"no query has {count} hard negatives; lower num_negatives or raise negative_depth")
+    if dropped := len(pairs) - len(mined):
+        logger.warning("%d of %d rows have fewer than %d negatives and were dropped", dropped, len(pairs), count)
+    return mined
+
+
+def mine_with_model(
+    args: FinetuneArguments, pairs: Dataset, documents: list[str], model: SentenceTransformer, seed: int
+) -> Dataset:
+    """Negatives drawn from the `negative_depth` documents nearest to the query by the model itself (ANCE).
+
+    The mining is sentence-transformers' own. It compares by cosine, whatever the model.
+    """
+    from sentence_transformers.util import mine_hard_negatives
+
+    state = random.getstate()
+    random.seed(seed)  # its draws come from Python's own generator
+    try:
+        with in_one_sentence("no hard negatives can be mined"):
+            return mine_hard_negatives(
+                pairs,
+                model,
+                corpus=documents,
+                range_max=args.negative_depth,
+                num_negatives=args.num_negatives,
+                sampling_strategy="random",
+                output_format="n-tuple",
+                batch_size=args.mini_batch_size,
+                faiss_batch_size=max(SCORES_AT_A_TIME // len(documents), 1),  # without faiss too
+                verbose=False,
+            )
+    finally:
+        random.setstate(state)
+
+
+def mine_with_bm25(args: FinetuneArguments, pairs: Dataset, documents: list[str], seed: int) -> Dataset:
+    """The same from the documents that BM25 (bm25s, English stop words) finds."""
+    documents = list(dict.fromkeys(documents))
+    positives: dict[str, set[str]] = {}
+    judged = list(zip(pairs["query"][:], pairs["positive"][:], strict=True))
+    for query, positive in judged:
+        positives.setdefault(query, set()).add(positive)
+    _, found = BM25Index(documents).search(list(positives), args.negative_depth)
+    draw = random.Random(seed)
+    negatives: dict[str, list[str]] = {}
+    for query, places in zip(positives, found.tolist(), strict=True):
+        wrong = [documents[place] for place in places if place >= 0]
+        wrong = [document for document in wrong if document not in positives[query]]
+        if len(wrong) >= args.num_negatives:
+            negatives[query] = draw.sample(wrong, args.num_negatives)
+    rows = [(query, positive, *negatives[query]) for query, positive in judged if query in negatives]
+    names = ["query", "positive", *negative_names(args.num_negatives)]
+    return Dataset.from_dict({name: [row[place] for row in rows] for place, name in enumerate(names)})
 
 
 def fitted_rows(args: FinetuneArguments, rows: Dataset, model: SentenceTransformer, seed: int) -> Dataset:
@@ -185,19 +242,14 @@ def fitted_rows(args: FinetuneArguments, rows: Dataset, model: SentenceTransform
     if args.max_train_samples is not None:
         rows = rows.shuffle(seed).select(range(min(args.max_train_samples, len(rows))))
     texts = [name for name in rows.column_names if name != "label"]
-    if args.objective == "margin_mse":
-        rows = with_margins(rows)
+    if args.objective == "margin_mse":  # between the positive's score and each other
+        margins = [[scores[0] - other for other in scores[1:]] for scores in rows["label"][:]]
+        rows = rows.remove_columns("label").add_column("label", margins)
     if not isinstance(model.tokenizer, PreTrainedTokenizerBase):  # a static model, which reads all of a text
         return rows
     lengths = {name: args.query_length if name == "query" else args.passage_length for name in texts}
     prompts = {name: (args.query_prompt if name == "query" else args.passage_prompt) or "" for name in texts}
     return shorten(rows, model.tokenizer, lengths, prompts)
-
-
-def with_margins(rows: Dataset) -> Dataset:
-    """Rows whose `label`, the scores of all passages, becomes the margins between the positive's and each other."""
-    labels = [[scores[0] - other for other in scores[1:]] for scores in rows["label"][:]]
-    return rows.remove_columns("label").add_column("label", labels)
 
 
 def shorten(
@@ -208,6 +260,11 @@ def shorten(
     `lengths` are tokens of each column, special tokens and its prompt included.
     """
 
+    def end_of_text(encoding: Encoding) -> int:
+        # Special tokens are nowhere in the text.
+        spans = (encoding.token_to_chars(place) for place in reversed(range(len(encoding))))
+        return next((span[1] for span in spans if span is not None and span[1]), 0)
+
     def cut(columns: dict[str, list[str]]) -> dict[str, list[str]]:
         shortened = {}
         for name, length in lengths.items():
@@ -215,7 +272,7 @@ def shorten(
             texts = [prompt + head_of(text) for text in columns[name]]
             encodings = tokenizer(texts, truncation=True, max_length=length).encodings
             shortened[name] = [
-                text[len(prompt) : _end_of_text(encoding)] for text, encoding in zip(texts, encodings, strict=True)
+                text[len(prompt) : end_of_text(encoding)] for text, encoding in zip(texts, encodings, strict=True)
             ]
         return shortened
 
@@ -223,93 +280,74 @@ def shorten(
     return rows.map(cut, batched=True, new_fingerprint=key, desc="Shortening texts")
 
 
-def _end_of_text(encoding: Encoding) -> int:
-    """Where in the text the last token ends; special tokens are nowhere in it."""
-    spans = (encoding.token_to_chars(place) for place in reversed(range(len(encoding))))
-    return next((span[1] for span in spans if span is not None and span[1]), 0)
-
-
-def read_hard_negatives(file: str | Path, corpus: JudgedCorpus, count: int, seed: int) -> Dataset:
-    """Rows of query, positive and `count` negatives from JSON lines of ids.
+def read_hard_negatives(
+    file: str | Path, corpus: JudgedCorpus, count: int, seed: int, scores_file: str | Path | None = None
+) -> Dataset:
+    """Rows of query, positive and `count` negatives from JSON lines of ids, with a teacher's scores as `label`.
 
     A line is `{"query_id": ..., "negative_ids": [...]}`, and where it names a `"positive_id"` too it is about that
-    positive alone. Of longer lists `count` are drawn; of shorter ones some come twice. Negatives that are positives of
-    their query are dropped, and queries that keep none. Over 1 % of ids that the corpus does not have are an error.
+    positive alone, which the same line of `scores_file` demands: the scores of the positive and of all its negatives.
+    Of longer lists `count` are drawn, and of shorter ones some come twice; with scores the first are taken, and shorter
+    ones left out. Negatives that are positives of their query are dropped, and queries that keep none.
     """
-    draw = random.Random(seed)
-    rows: list[list[str]] = []
-    dropped = 0
-    for line in _known_lines(Path(file), corpus, list(_json_lines(Path(file)))):
-        relevant = corpus.positives[line["query_id"]]
-        negatives = [document for document in line["negative_ids"] if document not in relevant]
-        dropped += len(line["negative_ids"]) - len(negatives)
-        if negatives:
-            chosen = [negatives[place] for place in drawn_places(len(negatives), count, draw)]
-            positives = [line["positive_id"]] if "positive_id" in line else relevant
-            rows += [[line["query_id"], positive, *chosen] for positive in positives]
-    _tell_dropped(file, dropped)
-    if not rows:
-        raise RetroMAEError(f"{file} holds no negatives for the training queries; mine some with --hard_negatives bm25")
-    return _texts_of(rows, corpus)
-
-
-def read_scored_negatives(file: str | Path, scores_file: str | Path, corpus: JudgedCorpus, count: int) -> Dataset:
-    """Rows with a teacher's scores as `label`: those of the positive and of the first `count` negatives of a line.
-
-    Every line of `file` names its `"positive_id"`; the same line of `scores_file` is the list of scores of the positive
-    and then of all its negatives. Lines that have fewer negatives are dropped.
-    """
-    lines, scores = list(_json_lines(Path(file))), list(_json_lines(Path(scores_file)))
-    if len(lines) != len(scores):
-        raise RetroMAEError(
-            f"{scores_file} has {len(scores)} lines of scores for the {len(lines)} lines of {file}; score every line"
-        )
-    known = {id(line) for line in _known_lines(Path(file), corpus, lines)}
+    file, draw = Path(file), random.Random(seed)
+    lines = list(_json_lines(file))
+    known = _known_lines(file, corpus, lines)
+    scores = None if scores_file is None else _scores_of(Path(scores_file), file, lines)
     rows, labels, short, dropped = [], [], 0, 0
-    for (number, line), (scores_number, row_scores) in zip(lines, scores, strict=True):
-        if "positive_id" not in line:
-            raise RetroMAEError(f"{file} line {number} names no positive_id, which a teacher's scores belong to")
-        expected = 1 + len(line["negative_ids"])
-        if not isinstance(row_scores, list) or len(read_scores(row_scores)) != expected:
-            raise RetroMAEError(
-                f"{scores_file} line {scores_number} must be a list of {expected} scores: the positive's and those of "
-                f"the {expected - 1} negatives in {file}"
-            )
-        if id(line) not in known:
-            continue
-        scored = zip(line["negative_ids"], row_scores[1:], strict=True)
-        kept = [one for one in scored if one[0] not in corpus.positives[line["query_id"]]]
-        dropped += expected - 1 - len(kept)
-        if len(kept) < count:
+    for place in known:
+        _, line = lines[place]
+        query, documents = line["query_id"], line["negative_ids"]
+        kept = [number for number, document in enumerate(documents) if document not in corpus.positives[query]]
+        dropped += len(documents) - len(kept)
+        if len(kept) < (1 if scores is None else count):
             short += 1
             continue
-        rows.append([line["query_id"], line["positive_id"], *(document for document, _ in kept[:count])])
-        labels.append([float(score) for score in (row_scores[0], *(score for _, score in kept[:count]))])
-    _tell_dropped(file, dropped)
+        drawn = drawn_places(len(kept), count, draw) if scores is None else range(count)
+        chosen = [kept[number] for number in drawn]
+        positives = [line["positive_id"]] if "positive_id" in line else corpus.positives[query]
+        rows += [[query, positive, *(documents[number] for number in chosen)] for positive in positives]
+        if scores is not None:
+            labels.append([scores[place][0], *(scores[place][1 + number] for number in chosen)])
+    if dropped:
+        logger.warning("%s: %d negatives are positives of their query and were dropped", file, dropped)
     if short:
-        logger.warning("%s: %d lines have fewer than %d negatives and were dropped", file, short, count)
+        logger.warning("%s: %d lines have too few negatives and were dropped", file, short)
     if not rows:
-        raise RetroMAEError(f"{file} holds no line with {count} negatives; lower num_negatives")
-    return _texts_of(rows, corpus).add_column("label", labels)
+        raise RetroMAEError(f"{file} holds no negatives for the training queries; lower num_negatives, or mine some")
+    columns = {"query": [corpus.queries[row[0]] for row in rows]}
+    for number, name in enumerate(["positive", *negative_names(count)], start=1):
+        columns[name] = [corpus.documents[row[number]] for row in rows]
+    return Dataset.from_dict(columns | ({} if scores is None else {"label": labels}))
 
 
-def _tell_dropped(file: str | Path, count: int) -> None:
-    if count:
-        logger.warning("%s: %d negatives are positives of their query and were dropped", file, count)
+def _scores_of(file: Path, negatives_file: Path, lines: list[tuple[int, Any]]) -> list[list[float]]:
+    """A teacher's scores of every line's positive and negatives."""
+    scored = list(_json_lines(file))
+    if len(lines) != len(scored):
+        raise RetroMAEError(
+            f"{file} has {len(scored)} lines of scores for the {len(lines)} lines of {negatives_file}; score every line"
+        )
+    scores = []
+    for (number, line), (scores_number, found) in zip(lines, scored, strict=True):
+        if "positive_id" not in line:
+            raise RetroMAEError(
+                f"{negatives_file} line {number} names no positive_id, which a teacher's scores belong to"
+            )
+        expected = 1 + len(line["negative_ids"])
+        scores.append(read_scores(found))
+        if len(scores[-1]) != expected:
+            raise RetroMAEError(
+                f"{file} line {scores_number} must be a list of {expected} scores: the positive's and those of the "
+                f"{expected - 1} negatives in {negatives_file}"
+            )
+    return scores
 
 
-def _texts_of(rows: list[list[str]], corpus: JudgedCorpus) -> Dataset:
-    queries, *documents = zip(*rows, strict=True)
-    names = ["positive", *(f"negative_{number}" for number in range(1, len(documents)))]
-    columns = {"query": [corpus.queries[query] for query in queries]}
-    columns |= {name: [corpus.documents[one] for one in column] for name, column in zip(names, documents, strict=True)}
-    return Dataset.from_dict(columns)
-
-
-def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]]) -> list[dict[str, Any]]:
-    """Lines with ids that exist, all ids made text; few others are reported and left out, many are an error."""
+def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]]) -> list[int]:
+    """The places of lines with ids that exist, all ids made text; many others are an error."""
     kept, seen, missing = [], 0, []
-    for number, line in lines:
+    for place, (number, line) in enumerate(lines):
         listed = isinstance(line, dict) and isinstance(line.get("negative_ids"), list)
         ids = [line.get("query_id"), line.get("positive_id", ""), *line["negative_ids"]] if listed else [None]
         if not all(isinstance(one, str | int) for one in ids):
@@ -332,12 +370,12 @@ def _known_lines(file: Path, corpus: JudgedCorpus, lines: list[tuple[int, Any]])
         seen += len(documents) + 1
         missing += unknown
         if not unknown:
-            kept.append(line)
+            kept.append(place)
     if missing:
-        told = f"{len(missing)} of {seen} ids in {file} ({', '.join(missing[:3])} ...)"
+        found = f"{len(missing)} of {seen} ids in {file} ({', '.join(missing[:3])} ...)"
         if len(missing) > MAX_MISSING_SHARE * seen:
-            raise RetroMAEError(f"{told} are no training queries or documents; take the file that belongs to this data")
-        logger.warning("%s are no training queries or documents; their lines were left out", told)
+            raise RetroMAEError(f"{found} are no training queries or documents; take the file of this data")
+        logger.warning("%s are no training queries or documents; their lines were left out", found)
     return kept
 
 

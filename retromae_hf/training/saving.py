@@ -25,7 +25,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from ...data.disk import checksum, read_json
+from ..data.disk import checksum, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import is_liger_kernel_available
 
-from ...checkpoints.hub import prepare_pushes, pushing
-from ...model.errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
+from ..checkpoints.hub import prepare_pushes, pushing
+from ..model.errors import RetroMAEError, RunInterruptedError, check_at_least, in_one_sentence
 from .run_folder import Run, prepare_run, read_state
 from .saving import (
     SavingCallback,

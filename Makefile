@@ -3,8 +3,8 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 BIN := .venv/bin
-# Nothing is downloaded from the Hub by the demo or the tests.
-OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+# Nothing is downloaded from the Hub by the demo or the tests. Bars of work under two seconds are not shown.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true TQDM_DELAY=2
 
 .PHONY: setup demo from-scratch model test test-lowest lint bench bench-growth support soak space space-test clean
 

@@ -136,7 +136,7 @@ def module_files(content: Any) -> None:
 @given(
     options=some_of(["encoder_mask_ratio", "decoder_mask_ratio", "mask_replace_prob", "random_replace_prob"], NUMBERS),
     rows=st.lists(st.lists(st.integers(0, 119), max_size=30).map(lambda body: [2, *body, 3]), min_size=1, max_size=4)
-    | st.lists(st.lists(st.integers(-2, 70), max_size=40), max_size=4),
+    | st.lists(st.lists(st.integers(-2, 70), max_size=40), min_size=1, max_size=4),
     decoding=SOUND_FIELDS["decoding"],
     multiple=st.none() | st.integers(1, 32) | st.integers(-1, 40),
     whole_words=st.booleans(),

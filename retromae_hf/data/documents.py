@@ -227,7 +227,9 @@ def mix_documents(
         features = Features({"text": Value("large_string")})
         parts = [part.select_columns("text").cast(features) for part in parts]
     if weights is None:
-        return sample_documents(concatenate_datasets(parts), max_documents, seed)
+        # One data set concatenated has another fingerprint each time, and what is cached of it would be made anew.
+        whole = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+        return sample_documents(whole, max_documents, seed)
     shares = [weight / sum(weights) for weight in weights]
     total = min(len(part) / share for part, share in zip(parts, shares, strict=True))
     total = total if max_documents is None else min(total, max_documents)

@@ -176,7 +176,7 @@ def test_ids_that_qrels_name_and_nobody_has_are_counted_and_listed_up_to_1_perce
     assert "2 of 200 judgments" in caplog.text
     assert "(d198, d199)" in caplog.text
     assert len(task.qrels["q"]) == 200  # as in trec_eval, a document that cannot be found costs recall
-    with pytest.raises(RetroMAEError, match=r"3 of 200 judgments of .* \(documents d197 d198 d199\), more than 1%"):
+    with pytest.raises(RetroMAEError, match=r"3 of 200 judgments of .* \(d197, d198, d199\), more than 1%"):
         load_beir(write_large(tmp_path / "many", missing=3))
 
 

@@ -284,8 +284,7 @@ def test_at_equal_seconds_each_objective_makes_the_steps_that_they_allow(recipe,
         # The median of the turns, so that one which was held up does not count.
         assert comparison.steps == {"mlm": 6, "retromae": 3, "sparse": 5}
         assert trials == 3 * list(speeds)
-    *_, training_args = comparison.arguments("sparse", 0)
-    assert training_args.max_steps == 5
+    assert comparison.arguments("sparse", 0).training.max_steps == 5
     report = report_of(recipe, {name: [[0.5] * 8] for name in ("untrained", *speeds)})
     assert "| steps | seconds |" in table(report, "zoo")
     assert "the steps that take 3 seconds" in conditions(report, "zoo")

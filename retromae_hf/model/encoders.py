@@ -303,10 +303,7 @@ class RetroMAEPreTrainedModel(PreTrainedModel):
 
         The losses take these three; nobody needs all of the logits `features @ weight.T + bias` at once.
         """
-        return (
-            self.backbone.head_features(self.masked_lm, states),
-            *self.backbone.output_projection(self.masked_lm),
-        )
+        return self.backbone.head_features(self.masked_lm, states), *self.backbone.output_projection(self.masked_lm)
 
     def token_loss(self, states: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of `states` `[T, H]` against `labels` `[T]` through the encoder's masked-LM head."""

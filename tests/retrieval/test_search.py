@@ -57,3 +57,9 @@ def test_a_missing_bm25s_is_told_before_anything_is_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(RetroMAEError, match=r"BM25 needs the package bm25s; pip install 'retromae-hf\[retrieval\]'"):
         load_index("no model", "no corpus", hybrid=True)
+
+
+def test_documents_are_called_by_their_docid(encoder_folder, tmp_path):
+    """As Tevatron's corpora name them, also in a data set that `save_to_disk` wrote."""
+    Dataset.from_dict({"docid": ["a7", "b9"], "text": TEXTS[:2]}).save_to_disk(tmp_path / "corpus")
+    assert load_index(encoder_folder, str(tmp_path / "corpus")).documents["name"][:] == ["a7", "b9"]

@@ -5,7 +5,7 @@
 
 Collator, step and `Trainer` at BERT-base with 128 and 512 tokens, grouped by length and not; ModernBERT-base at 8,192
 tokens with each attention; our loss against plain logits and against Liger's, where that is installed; and whether a
-step makes the host wait. Each part is written as soon as it is measured. What the machine does not have is told.
+step makes the host wait. Each part is written as soon as it is measured. What the machine lacks is reported.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def attempt(objective: str, model_type: str, tokenizer: PreTrainedTokenizerBase)
     torch.manual_seed(0)
     model, batch, options = prepare(objective, model_type, tokenizer)
     losses = three_steps(model, batch)
-    # Distributed training is told that every parameter has a gradient.
+    # Distributed training expects a gradient of every parameter.
     taught = all(parameter.grad is not None for parameter in model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         checkpoint_error = through_a_checkpoint(model.eval(), batch, f"{folder}/checkpoint")

@@ -250,7 +250,8 @@ def embed_to_shards(
     state.wait_for_everyone()  # all have looked before one writes, so that all share out the same list
     mine = missing[state.process_index :: state.num_processes]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(mine, desc="Corpus", unit="shard", disable=not state.is_local_main_process, leave=False):
+    hidden = len(mine) < 2 or not state.is_local_main_process  # a single file has the bar of its texts
+    for number in tqdm(mine, desc="Corpus", unit="file", disable=hidden, leave=False):
         embeddings = embedder.documents(shards[number])
         if not embeddings.isfinite().all():
             raise RetroMAEError(

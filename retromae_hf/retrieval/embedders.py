@@ -57,13 +57,10 @@ class Embedder:
     """Texts to embeddings whose dot product is their similarity: of unit length where that is the cosine.
 
     Attributes:
-        documents: texts to float32 `[N, H]` on the CPU.
-        queries: likewise, with the model's prompt for queries where it has one.
+        documents: texts to float32 `[N, H]` on the CPU, each behind the model's prompt; likewise `queries`.
         name: the model's, as it was given.
         identity: what tells this model's embeddings of documents from those of any other, see `model_identity`.
-        dtype: in which it computes.
-        query_prompt: text in front of every query that is not the model's own prompt.
-        passage_prompt: likewise of every document.
+        query_prompt: in place of the model's own; likewise `passage_prompt`.
     """
 
     documents: Callable[[list[str]], Tensor]
@@ -88,17 +85,15 @@ def load_embedder(
     """The embedder of a RetroMAE checkpoint, or of anything that sentence-transformers loads, on this process's device.
 
     A plain encoder is pooled at [CLS], as `finetune` does. An ONNX file in an exported encoder's folder stands for that
-    encoder, computed from the file on the CPU. The prompts stand in front of every query and every document; None takes
-    the model's own.
+    encoder, computed from the file on the CPU. A prompt of None is the model's own.
     """
     check_choice("dtype", dtype, DTYPES)
     check_at_least(1, batch_size=batch_size)
     is_onnx, device = name_or_path.endswith(".onnx"), process_state().device
     if is_onnx and (dtype != "float32" or attn_implementation is not None):
         raise RetroMAEError(f"{name_or_path} says itself how it computes; leave dtype and attn_implementation out")
-    prompts = {
-        kind: prompt for kind, prompt in (("query", query_prompt), ("document", passage_prompt)) if prompt is not None
-    }
+    given = {"query": query_prompt, "document": passage_prompt}
+    prompts = {kind: prompt for kind, prompt in given.items() if prompt is not None}
     progress = progress and process_state().is_local_main_process
     if not is_onnx and is_checkpoint(name_or_path, trust_remote_code):
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
@@ -275,7 +270,7 @@ def _digest(identity: str, texts: list[str]) -> str:
 
 
 def model_identity(name_or_path: str) -> str:
-    """What tells one state of a model from the next without its weights being read."""
+    """What tells one state of a model from the next, on every machine, without its weights being read."""
     folder = _folder_of(name_or_path)
     if not Path(name_or_path).exists():
         return f"{name_or_path} {folder.name}"  # in the Hub's cache a revision has a folder
@@ -300,9 +295,4 @@ def model_fingerprint(name_or_path: str) -> str:
 
 
 def _folder_of(name_or_path: str) -> Path:
-    """Where a model's files lie: its own folder, an ONNX file's, or that of its revision in the Hub's cache."""
-    if name_or_path.endswith(".onnx"):
-        return encoder_folder(name_or_path)
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    return resolve(name_or_path, weights=False)
+    return encoder_folder(name_or_path) if name_or_path.endswith(".onnx") else resolve(name_or_path, weights=False)

@@ -90,19 +90,16 @@ def evaluate_model(
     embeddings_dir: str | Path | None = None,
     run_dir: str | Path | None = None,
 ) -> dict[str, Any] | None:
-    """The results of a model on tasks; the processes of `accelerate launch` call it together and share the embedding.
+    """The results of a model on tasks, or None in all processes but the main one; they share the embedding.
 
     Args:
         embedder: as `load_embedder` gives it; None evaluates BM25 alone.
         tasks: each with a name of its own.
-        search: "exact" or "faiss"; None chooses by the size of the task, see `choose_search`.
+        search: "exact" or "faiss"; None chooses by the size of the task.
         bm25: whether to measure BM25 and both rankings joined beside the model, and to test the differences.
         embeddings_dir: where embeddings are kept, so that a killed run goes on and the next one embeds nothing; None
             takes a temporary folder. Processes on several machines need one that they all see.
         run_dir: an existing folder for runs in TREC's format, <task>-dense.trec and likewise bm25 and hybrid.
-
-    Returns:
-        In the main process what the module's docstring describes; None in the others.
     """
     state = process_state()
     bm25 = bm25 or embedder is None

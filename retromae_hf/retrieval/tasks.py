@@ -13,7 +13,7 @@ from typing import Any
 from datasets.config import HF_CACHE_HOME
 
 from ..data.disk import check_file_name
-from ..data.files import Broken, read_rows
+from ..data.files import CODECS, Broken, read_rows
 from ..data.held_out import TEST_QUERIES, HeldOut, in_random_order, load_held_out_pydocs
 from ..data.text import titled, without_surrogates
 from ..model.errors import RetroMAEError, check_at_least, import_extra, in_one_sentence
@@ -22,9 +22,6 @@ from .measures import MAX_GRADE, check_ids, whole_grade
 logger = logging.getLogger(__name__)
 
 MAX_MISSING_SHARE = 0.01
-
-PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
-"""What may stand behind the name of a file of BEIR's layout."""
 
 BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 
@@ -159,7 +156,7 @@ def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
 
 
 def _file_of(folder: Path, name: str) -> Path:
-    for ending in PACKED:
+    for ending in ("", *CODECS):
         if (file := folder / f"{name}{ending}").is_file():
             return file
     raise RetroMAEError(f"{folder / name} does not exist; give 'pydocs' or a folder in BEIR's layout")

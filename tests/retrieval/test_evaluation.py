@@ -8,23 +8,27 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import ir_measures
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_beir
 from sentence_transformers import SentenceTransformer
-from torch.nn.functional import normalize
 
 from retromae_hf import RetroMAEError
-from retromae_hf.checkpoints.loading import load_sentence_transformer
+from retromae_hf.commands.main import main
 from retromae_hf.retrieval.embedders import Embedder, load_embedder
-from retromae_hf.retrieval.evaluation import evaluate_bm25, evaluate_embedder, evaluate_model, run_in_memory
-from retromae_hf.retrieval.measures import DEFAULT_MEASURES, score_run
+from retromae_hf.retrieval.evaluation import (
+    evaluate_bm25,
+    evaluate_embedder,
+    evaluate_model,
+    format_table,
+    run_in_memory,
+)
+from retromae_hf.retrieval.measures import DEFAULT_MEASURES, MEASURE_NAMES, score_run
 from retromae_hf.retrieval.rankings import RANKING_DEPTH, bm25_run, dense_run, reciprocal_rank_fusion
-from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, sampled
+from retromae_hf.retrieval.tasks import RetrievalTask, load_beir, sampled, save_beir
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +45,6 @@ def zoo(texts) -> RetrievalTask:
     documents = {f"d{number}": text for number, text in enumerate(texts)}
     queries = {f"q{number}": text.split("! ")[1] for number, text in enumerate(texts[:40])}
     return RetrievalTask("zoo", queries, documents, {query: {query.replace("q", "d"): 1} for query in queries})
-
-
-def write_zoo(folder: Path, zoo: RetrievalTask) -> Path:
-    (folder / "qrels").mkdir(parents=True)
-    for name, rows in (("corpus", zoo.documents), ("queries", zoo.queries)):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in rows.items())
-        )
-    judged = [f"{query}\t{document}\t1" for query, row in zoo.qrels.items() for document in row]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(judged))
-    return folder
 
 
 def test_a_perfect_embedder_scores_1_and_collapse_is_not_rewarded(tmp_path):
@@ -123,29 +116,23 @@ def test_a_query_that_is_a_document_does_not_find_itself_unless_it_is_judged_for
     assert {len(hits) for hits in run.values()} == {RANKING_DEPTH}
 
 
-def test_the_results_and_the_runs_on_file_say_so(duplicates, tmp_path):
-    entry = evaluate_model(None, [duplicates], run_dir=tmp_path)["tasks"]["duplicates"]
-    assert entry["num_queries_in_corpus"] == 109
+def test_bm25_alone_and_what_the_results_tell_of_the_task(duplicates, zoo, tmp_path):
+    results = evaluate_model(None, [duplicates, sampled(zoo, 50)], run_dir=tmp_path)
+    assert (results["model"], results["fingerprint"], results["dtype"]) == ("bm25", None, None)
+    entry, sample = results["tasks"].values()
+    assert entry["measures"] == evaluate_bm25(duplicates)
+    assert (entry["search"], entry["num_queries_in_corpus"]) == (None, 109)
+    assert not {"bm25", "hybrid"} & entry.keys()
     rows = [line.split() for line in (tmp_path / "duplicates-bm25.trec").read_text().splitlines()]
     assert {query for query, _, document, *_ in rows if query == document} == {"d109"}
-    assert entry["measures"]["mrr@10"] == evaluate_bm25(duplicates)["mrr@10"]
+    assert (sample["num_queries"], sample["num_documents"], sample["max_documents"]) == (40, 50, 50)
 
 
-def test_bm25_as_the_model(zoo):
-    results = evaluate_model(None, [zoo])
-    assert results["tasks"]["zoo"]["measures"] == evaluate_bm25(zoo)
-    assert results["tasks"]["zoo"]["search"] is None
-    assert not {"bm25", "hybrid"} & results["tasks"]["zoo"].keys()
-
-
-def test_results_of_a_sample_say_so(zoo):
-    entry = evaluate_model(None, [sampled(zoo, 50)])["tasks"]["zoo"]
-    assert (entry["num_queries"], entry["num_documents"], entry["max_documents"]) == (40, 50, 50)
-
-
-def test_a_document_without_a_word_of_the_query_is_no_hit(tmp_path):
-    task = load_beir(write_beir(tmp_path / "task"))
-    assert {query: list(hits) for query, hits in bm25_run(task).items()} == {"q1": ["d1"]}
+def test_a_failed_evaluation_leaves_no_results(tmp_path, capsys):
+    line = f"--model_name_or_path {tmp_path}/nowhere --dataset {write_beir(tmp_path / 'task')}"
+    assert main(["evaluate", *line.split(), "--output", str(tmp_path / "results.json")]) == 2
+    assert f"{tmp_path}/nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_faiss_gives_nearly_the_same(mean_encoder, zoo):
@@ -174,40 +161,48 @@ def test_an_id_that_a_run_cannot_hold(zoo, tmp_path):
 
 
 def test_a_second_evaluation_embeds_no_document_again(encoder_folder, zoo, tmp_path):
-    first = evaluate_model(load_embedder(encoder_folder), [zoo], embeddings_dir=tmp_path)
-    assert len(list(tmp_path.glob("zoo/*.safetensors"))) == 1
     asked = []
 
-    def noting(embedder):
-        def noted(embed):
+    def evaluate(dtype: str) -> dict[str, Any]:
+        embedder = load_embedder(encoder_folder, dtype=dtype)
+
+        def noting(embed):
             return lambda texts: asked.append(len(texts)) or embed(texts)
 
-        return replace(embedder, documents=noted(embedder.documents), queries=noted(embedder.queries))
+        noted = replace(embedder, documents=noting(embedder.documents), queries=noting(embedder.queries))
+        return evaluate_model(noted, [zoo], embeddings_dir=tmp_path)
 
-    second = evaluate_model(noting(load_embedder(encoder_folder)), [zoo], embeddings_dir=tmp_path)
-    assert asked == [40]  # the queries
-    asked.clear()
-    half = evaluate_model(noting(load_embedder(encoder_folder, dtype="bfloat16")), [zoo], embeddings_dir=tmp_path)
+    first, second, half = evaluate("float32"), evaluate("float32"), evaluate("bfloat16")
+    assert asked == [120, 40, 40, 120, 40], "embeddings of another precision are others"
+    assert len(list(tmp_path.glob("zoo/*.safetensors"))) == 2
     assert half["dtype"] == "bfloat16"
-    assert sum(asked) == 160, "embeddings of another precision are others"
     assert first["tasks"]["zoo"]["measures"] == second["tasks"]["zoo"]["measures"]
 
 
+TWO_PROCESSES = """
+import sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import retromae_hf.retrieval.evaluation, sentence_transformers  # once, before the processes are forked
+from retromae_hf.commands.evaluate import main
+from retromae_hf.retrieval.embedders import embed_to_shards
+
+embed_to_shards.__defaults__ = (30,)  # documents a shard, so that both have some
+config = LaunchConfig(1, 1, 2, run_id="evaluate", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+config.start_method, config.max_restarts = "fork", 0
+sys.exit(max(elastic_launch(config, main)(sys.argv[1:]).values()))
+"""
+
+
 def test_two_processes_share_the_embedding_and_find_the_same(mean_encoder, zoo, tmp_path):
-    folder = write_zoo(tmp_path / "zoo", zoo)
-    # 30 documents a shard, so that both have some.
-    program = (
-        "import sys, retromae_hf.retrieval.embedders as shards\n"
-        "shards.embed_to_shards.__defaults__ = (30,)\n"
-        "from retromae_hf.commands.evaluate import main\n"
-        "sys.exit(main())\n"
+    save_beir(zoo, tmp_path / "zoo")
+    line = f"--model_name_or_path {mean_encoder} --dataset {tmp_path}/zoo --embeddings_dir {tmp_path}/embeddings"
+    finished = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES, *line.split(), "--output", tmp_path / "results.json"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    (tmp_path / "evaluate_small.py").write_text(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(tmp_path / "evaluate_small.py"), "--model_name_or_path", mean_encoder, "--dataset", str(folder)]
-    command += ["--embeddings_dir", str(tmp_path / "embeddings"), "--output", str(tmp_path / "results.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("zoo: 40 queries") == 1
     assert len(list((tmp_path / "embeddings" / "zoo").glob("*.safetensors"))) == 4
@@ -224,20 +219,52 @@ def test_bm25_reaches_its_known_figures():
         assert evaluate_bm25(load_beir(folder / name))["ndcg@10"] == pytest.approx(expected, abs=5e-4)
 
 
-def test_a_model_is_searched_as_it_was_trained(encoder_folder, tmp_path):
-    """By dot product where it says so, and with its prompts."""
-    model = load_sentence_transformer(encoder_folder)
-    model.similarity_fn_name = "dot"
-    model.prompts = {"query": "the otter ", "document": ""}
-    model.save_pretrained(str(tmp_path))
-    embedder = load_embedder(str(tmp_path), progress=False)
-    query, document = embedder.queries(["swims"])[0], embedder.documents(["the river"])[0]
-    assert np.allclose(query, model.encode("the otter swims"), atol=1e-6)
-    assert np.allclose(document, model.encode("the river"), atol=1e-6)
-    assert document.norm() != pytest.approx(1)
+def ranking(value: float, **other: float) -> dict[str, float]:
+    """Measures, all of one value but for those that are given by the part of their names before the @."""
+    return {name: other.get(name.partition("@")[0], value) for name in MEASURE_NAMES}
 
 
-def test_a_plain_encoder_is_pooled_as_it_is_fine_tuned(encoder_folder):
-    embedder = load_embedder(encoder_folder, progress=False)
-    states = load_sentence_transformer(encoder_folder).encode("the river", output_value="token_embeddings")
-    assert np.allclose(embedder.documents(["the river"])[0], normalize(states[0], dim=0).cpu(), atol=1e-6)
+def paired(difference: float, p_value: float) -> dict[str, dict[str, float]]:
+    return {name: {"difference": difference, "p_value": p_value} for name in MEASURE_NAMES}
+
+
+def results(**others: Any) -> dict[str, Any]:
+    entry = {"num_queries": 1000, "num_documents": 10000, "measures": ranking(0.5, mrr=0.7)}
+    return {"model": "mine", "tasks": {"zoo": entry | {"seconds": {"embed": 40.0, "search": 2.0}} | others}}
+
+
+def test_a_row_a_ranking_the_best_of_each_column_and_what_is_more_than_chance():
+    table = format_table(
+        results(
+            bm25={"measures": ranking(0.4), "paired_test": paired(0.1, 0.01)},  # the model against BM25
+            hybrid={"measures": ranking(0.6), "paired_test": paired(0.1, 0.01)},  # against the model
+            seconds={"embed": 40.0, "search": 2.0, "bm25": 3.0, "hybrid": 0.5},
+        )
+    )
+    assert table.splitlines() == [
+        "zoo: 1,000 queries, 10,000 documents",
+        "",
+        "|             |    nDCG@10 |     MRR@10 | Recall@100 |    MAP@100 | seconds |",
+        "|-------------|-----------:|-----------:|-----------:|-----------:|--------:|",
+        "| mine        |   0.500    | **0.700**  |   0.500    |   0.500    |    42.0 |",
+        "| BM25        |   0.400  - |   0.400  - |   0.400  - |   0.400  - |     3.0 |",
+        "| both joined | **0.600**+ |   0.600  + | **0.600**+ | **0.600**+ |    45.5 |",
+        "",
+        "**: the best of its column. + and -: above and below the model by more than chance (paired randomisation "
+        "test, p < 0.05).",
+    ]
+
+
+def test_chance_is_not_marked_and_a_model_alone_is_not_the_best_of_anything():
+    beside = format_table(results(bm25={"measures": ranking(0.4), "paired_test": paired(0.1, 0.06)}))
+    assert "| BM25 |   0.400    |" in beside
+    alone = format_table(results())
+    assert "**" not in alone
+    assert "42.0 |" in alone.splitlines()[-1]
+
+
+def test_bm25_as_the_model_and_a_sample():
+    table = format_table(results(max_documents=10000, seconds={"bm25": 3.0}) | {"model": "bm25"})
+    assert table.splitlines()[0] == "zoo: 1,000 queries, 10,000 documents, a sample (--max_documents 10000)"
+    assert "| BM25 |" in table
+    assert "3.0 |" in table.splitlines()[-1]

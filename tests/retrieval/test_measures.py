@@ -194,14 +194,8 @@ def test_the_module_of_evaluate_takes_the_grades_that_collections_have(metric):
     ("prediction", "message"),
     [
         ({"query_id": "a", "document_ids": ["x"], "scores": [1.0]}, "'a' stands twice in the predictions"),
-        (
-            {"query_id": "b", "document_ids": ["x", "x"], "scores": [1.0, 2.0]},
-            "2 document_ids, 1 of them different",
-        ),
-        (
-            {"query_id": "b", "document_ids": ["x", "y"], "scores": [1.0]},
-            "2 of them different, and 1 scores",
-        ),
+        ({"query_id": "b", "document_ids": ["x", "x"], "scores": [1.0, 2.0]}, "2 document_ids, 1 of them different"),
+        ({"query_id": "b", "document_ids": ["x", "y"], "scores": [1.0]}, "2 of them different, and 1 scores"),
     ],
 )
 def test_rows_that_do_not_fit(prediction, message):

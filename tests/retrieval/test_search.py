@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 import pytest
 import torch
@@ -57,6 +59,19 @@ def test_a_missing_bm25s_is_told_before_anything_is_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(RetroMAEError, match=r"BM25 needs the package bm25s; pip install 'retromae-hf\[retrieval\]'"):
         load_index("no model", "no corpus", hybrid=True)
+
+
+def test_embeddings_that_no_search_has_used_for_a_month_go(encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("retromae_hf.retrieval.search.HF_CACHE_HOME", tmp_path)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    load_index(encoder_folder, str(tmp_path / "texts.txt"))
+    (embedded,) = (tmp_path / "retromae_hf" / "embeddings").iterdir()
+    old, recent = embedded.with_name("old.safetensors"), embedded.with_name("recent.safetensors")
+    for file, days in ((old, 40), (recent, 20), (embedded, 40)):
+        file.touch()
+        os.utime(file, (time.time() - days * 86400,) * 2)
+    load_index(encoder_folder, str(tmp_path / "texts.txt"))
+    assert {file.name for file in embedded.parent.iterdir()} == {embedded.name, "recent.safetensors"}
 
 
 def test_documents_are_called_by_their_docid(encoder_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from types import ModuleType, SimpleNamespace
@@ -24,13 +25,9 @@ from retromae_hf.retrieval.tasks import (
 )
 
 
-def benchmark(task, subset, dataset, revision):
-    return {"task": task, "subset": subset, "split": "test", "dataset": dataset, "revision": revision}
-
-
 def test_beir_layout(tmp_path):
     folder = write_beir(tmp_path / "task")
-    task = load_beir(str(folder))
+    (task,) = load_tasks([str(folder)])
     assert task.queries == {"q1": "otter river"}
     assert task.documents["d1"] == "Rivers The otter swims in the river."
     assert task.qrels == {"q1": {"d1": 1}}
@@ -39,6 +36,10 @@ def test_beir_layout(tmp_path):
     assert load_tasks([str(folder)], split="dev") == [task]
     with pytest.raises(RetroMAEError, match=r"qrels/test.tsv does not exist"):
         load_tasks([str(folder)])
+    for file in ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv"):
+        (folder / f"{file}.gz").write_bytes(gzip.compress((folder / file).read_bytes()))
+        (folder / file).unlink()
+    assert load_tasks([str(folder)], split="dev") == [task]
 
 
 @pytest.mark.parametrize(
@@ -68,13 +69,6 @@ def test_the_first_line_is_a_judgment_unless_it_knows_neither_id(tmp_path, heade
     assert load_beir(write_beir(tmp_path / "task", header + lines)).qrels == {"q1": {"d1": 1, "d2": 2}}
 
 
-def test_bad_tasks_are_one_sentence(tmp_path):
-    with pytest.raises(RetroMAEError, match="does not exist; give 'pydocs' or a folder in BEIR's layout"):
-        load_beir(str(tmp_path / "absent"))
-    with pytest.raises(RetroMAEError, match=r"test\.tsv line 2"):
-        load_beir(write_beir(tmp_path / "qrels", "query-id\tcorpus-id\tscore\nq1,d1,1\n"))
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -83,22 +77,18 @@ def test_bad_tasks_are_one_sentence(tmp_path):
         ("corpus.jsonl", b"", "holds no documents"),
         ("corpus.jsonl", '{"_id": "d1", "text": "déjà"}\n'.encode("latin-1"), r"corpus\.jsonl is not UTF-8"),
         ("queries.jsonl", b'{"_id": "q1", "text": null}\n', r"queries\.jsonl line 1 is not"),
-        ("queries.jsonl", b'{"_id": "q9", "text": "another"}\n', "judge no query"),
         ("qrels/test.tsv", b"", "judge no query"),
-        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td9\t1\n", "judge no query"),
-        ("qrels/test.tsv", b"q1\td1\tgood\n", r"test\.tsv line 1 is not"),
-        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t0.5\n", r"test\.tsv line 2 is not .* whole score"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t1000000000\n", r"test\.tsv line 2 is not .* up to 10000"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\tnan\n", r"test\.tsv line 2 is not"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\t0\td2\t1\t7\n", r"test\.tsv line 2 is not"),
-        ("qrels/test.tsv", "q1\td1\t1\n".encode("utf-16"), r"test\.tsv is UTF-16"),
+        ("qrels/test.tsv", "q1\td1\t1\n".encode("utf-16"), r"test\.tsv is UTF-16; convert it"),
         ("queries.jsonl", '{"_id": "q1", "text": "a"}\n'.encode("utf-16"), r"queries\.jsonl is UTF-16"),
-        ("corpus.jsonl", b'{"_id": null, "text": "a"}\n', r"corpus\.jsonl line 1 is not"),
-        ("corpus.jsonl", b'{"_id": "", "text": "a"}\n', "task has the document id '', which cannot be scored"),
         ("corpus.jsonl", b'{"_id": "d\\u0000", "text": "a"}\n', "the document id .*, which cannot be scored"),
-        ("corpus.jsonl", b'{"_id": "\\ud800", "text": "a"}\n', "the document id .*, which cannot be scored"),
         ("queries.jsonl", b'{"_id": " ", "text": "a"}\n', "task has the query id '', which cannot be scored"),
         ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td1\tgood\n", r"test\.tsv line 2 is not"),
+        ("queries.jsonl", b'{"_id": 1, "text": "a"}\n{"_id": "1", "text": "a"}\n', r"queries\.jsonl line 2 .* '1'"),
+        ("queries.jsonl", b'{"_id": "q1", "text": " \\t"}\n', r"judged queries without text \(q1\)"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t1\nq1\td1\t2\n", r"test\.tsv line 3 grades document 'd1'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, file, content, message):
@@ -134,22 +124,6 @@ def test_queries_without_judgments_are_left_out_and_counted(tmp_path):
     task = load_beir(write_beir(tmp_path / "task"))
     assert (list(task.queries), task.num_unjudged_queries) == (["q1"], 1)
     assert task.missing_ids.num_judgments == 0
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("corpus.jsonl", b'{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n', r"corpus\.jsonl line 2 .* 'd1'"),
-        ("queries.jsonl", b'{"_id": 1, "text": "a"}\n{"_id": "1", "text": "a"}\n', r"queries\.jsonl line 2 .* '1'"),
-        ("queries.jsonl", b'{"_id": "q1", "text": " \\t"}\n', r"judged queries without text \(q1\)"),
-        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t1\nq1\td1\t2\n", r"test\.tsv line 3 grades document 'd1'"),
-    ],
-)
-def test_doubtful_input_is_one_sentence(tmp_path, file, content, message):
-    doubtful = write_beir(tmp_path / "task")
-    (doubtful / file).write_bytes(content)
-    with pytest.raises(RetroMAEError, match=message):
-        load_beir(doubtful)
 
 
 def test_an_unjudged_query_may_be_empty_and_a_judgment_may_be_repeated(tmp_path):
@@ -262,9 +236,8 @@ def test_mteb_by_name(monkeypatch, subsets):
     assert [task.name for task in tasks] == (["NFCorpus"] if len(subsets) == 1 else ["NFCorpus-de", "NFCorpus-en"])
     assert tasks[0].documents == {"d1": "Rivers Otters swim.", "d2": "Wolf"}
     assert tasks[0].qrels == {"q": {"d1": 2}}
-    assert [task.benchmark for task in tasks] == [
-        benchmark("NFCorpus", subset, "mteb/nfcorpus", "ec0fa4f") for subset in subsets
-    ]
+    on_leaderboard = {"task": "NFCorpus", "split": "test", "dataset": "mteb/nfcorpus", "revision": "ec0fa4f"}
+    assert [task.benchmark for task in tasks] == [on_leaderboard | {"subset": subset} for subset in subsets]
     assert load_tasks(["mteb:NFCorpus"], max_documents=1)[0].benchmark is None, "a sample is another task"
 
 
@@ -285,8 +258,10 @@ def test_results_as_mteb_writes_them(monkeypatch, tmp_path):
     mteb.TaskResult, mteb.get_task = TaskResult, lambda name: name
     monkeypatch.setitem(sys.modules, "mteb", mteb)
     entry = {"measures": {"ndcg@10": 0.5, "map@100": 0.25}, "seconds": {"embed": 2.0, "search": 1.0}}
-    benchmarks = [benchmark("A", "de", "mteb/a", None), benchmark("A", "en", "mteb/a", "1")]
-    tasks = {f"A-{one['subset']}": entry | {"benchmark": one} for one in benchmarks}
+    tasks = {}
+    for subset, revision in (("de", None), ("en", "1")):
+        one = {"task": "A", "subset": subset, "split": "test", "dataset": "mteb/a", "revision": revision}
+        tasks[f"A-{subset}"] = entry | {"benchmark": one}
     results = {"tasks": tasks | {"pydocs": entry | {"benchmark": None}}}
     (file,) = write_mteb_results(results, tmp_path / "results-mteb")
     assert (file.name, file.read_text()) == ("A.json", "as mteb writes it")
@@ -354,9 +329,3 @@ def test_of_a_sample_too_small_for_what_is_judged_queries_are_left_out_too():
     assert len(small.documents) == 11
     (query,) = sampled(task, 1).qrels  # one stays whatever it needs
     assert sampled(task, 1).documents.keys() == task.qrels[query].keys()
-
-
-def test_max_documents_samples_every_task(tmp_path):
-    folder = write_beir(tmp_path / "task")
-    (task,) = load_tasks([str(folder)], max_documents=1)
-    assert task == sampled(load_beir(folder), 1)

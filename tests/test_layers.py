@@ -91,10 +91,10 @@ def test_the_method_is_one_folder_deep():
 def test_no_module_is_too_large_to_be_read_nor_is_the_package():
     lines = {module: len(module.read_text(encoding="utf-8").splitlines()) for module in MODULES}
     # What there is. The aim is 400, 2,300, 80 and 12,500: these limits may only fall.
-    assert [str(module) for module, count in lines.items() if count > 430] == []
-    assert sum(lines[module] for module in METHOD) <= 2320
-    assert len(lines) <= 87
-    assert sum(lines.values()) <= 14_900
+    assert [str(module) for module, count in lines.items() if count > 426] == []
+    assert sum(lines[module] for module in METHOD) <= 2300
+    assert len(lines) <= 83
+    assert sum(lines.values()) <= 14_530
 
 
 def long_signatures(source: str) -> Iterator[str]:

@@ -155,11 +155,16 @@ def load_beir(folder: str | Path, split: str = "test") -> RetrievalTask:
     return make_task(folder.resolve().name, queries, documents, qrels, source=str(folder))
 
 
+def find_file(folder: Path, name: str) -> Path | None:
+    """A file of a folder in BEIR's layout, packed or not; None where there is none."""
+    files = (folder / f"{name}{ending}" for ending in ("", *CODECS))
+    return next((file for file in files if file.is_file()), None)
+
+
 def _file_of(folder: Path, name: str) -> Path:
-    for ending in ("", *CODECS):
-        if (file := folder / f"{name}{ending}").is_file():
-            return file
-    raise RetroMAEError(f"{folder / name} does not exist; give 'pydocs' or a folder in BEIR's layout")
+    if (file := find_file(folder, name)) is None:
+        raise RetroMAEError(f"{folder / name} does not exist; give 'pydocs' or a folder in BEIR's layout")
+    return file
 
 
 def _read_texts(file: Path, titles: bool = False) -> dict[str, str]:

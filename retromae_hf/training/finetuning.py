@@ -22,7 +22,7 @@ from ..publishing.record import describe_source, describe_start
 from ..retrieval.embedders import sentence_embedder
 from ..retrieval.evaluation import evaluate_embedder
 from ..retrieval.measures import DEFAULT_MEASURES
-from ..retrieval.tasks import RetrievalTask, load_beir, sampled
+from ..retrieval.tasks import RetrievalTask, find_file, load_beir, sampled
 from .health import HealthCallback
 from .training_rows import TrainingData, load_training_data, prepare_rows, read_training_data, whole_rows
 from .training_run import begin_run, run_and_save
@@ -80,7 +80,7 @@ def load_dev_set(args: FinetuneArguments) -> RetrievalTask:
     They need no negatives and no scores.
     """
     source, folder = str(args.eval_dataset), Path(str(args.eval_dataset)).expanduser()
-    if (folder / "corpus.jsonl").is_file():
+    if find_file(folder, "corpus.jsonl"):
         return load_beir(folder, args.eval_split or "dev")
     dev = FinetuneArguments(
         args.model_name_or_path,

@@ -28,7 +28,7 @@ from ..data.text import head_of
 from ..data.text_pairs import pairs_from_text
 from ..model.errors import RetroMAEError, in_one_sentence
 from ..retrieval.rankings import BM25Index
-from ..retrieval.tasks import MAX_MISSING_SHARE, load_beir
+from ..retrieval.tasks import MAX_MISSING_SHARE, find_file, load_beir
 from .text_rows import drawn_places, negative_names, read_scores, read_tsv, uniform_rows
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def load_training_data(
             logger.info("%d first sentences are held out, and their documents make no pairs", len(held_out.queries))
         return pairs_from_text(held_out.untouched, args.pairs, seed)
     path = Path(source).expanduser()
-    tsv, beir = path.suffix.lower() == ".tsv" and path.is_file(), (path / "corpus.jsonl").is_file()
+    tsv, beir = path.suffix.lower() == ".tsv" and path.is_file(), find_file(path, "corpus.jsonl") is not None
     if tsv or beir or source == "pydocs":
         check_whole(source, config_name, WHOLE if beir else split)
     if args.columns() and (beir or source == "pydocs"):
@@ -92,10 +92,10 @@ def load_training_data(
     if source == "pydocs":
         return load_held_out_pydocs().pairs.rename_column("body", "positive")
     if beir:
-        if not (judgments := path / "qrels" / f"{split}.tsv").is_file():
+        if find_file(path, f"qrels/{split}.tsv") is None:
             raise RetroMAEError(
-                f"{judgments} does not exist; name a split that does, or make pairs of the corpus with --pairs "
-                "first-sentence"
+                f"{path / 'qrels' / split}.tsv does not exist; name a split that does, or make pairs of the corpus "
+                "with --pairs first-sentence"
             )
         task = load_beir(path, split)
         judged = {

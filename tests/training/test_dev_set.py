@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -56,6 +57,20 @@ def test_a_folder_with_dev_judgments_is_watched_and_the_best_checkpoint_kept(fin
     assert state["best_metric"] == max(measured[2], measured[4])
     kept = evaluate_embedder(task, load_embedder(str(tmp_path / "model")))["ndcg@10"]
     assert kept == pytest.approx(state["best_metric"])
+
+
+def test_a_packed_folder_is_read_as_a_plain_one(finetune, beir, tmp_path):
+    options = "--eval_dataset {} --max_steps 1 --eval_steps 1"
+    assert finetune(beir, options.format(beir), "plain") == 0
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/dev.tsv"):
+        (beir / f"{name}.gz").write_bytes(gzip.compress((beir / name).read_bytes()))
+        (beir / name).unlink()
+    assert finetune(beir, options.format(beir), "packed") == 0
+    plain, packed = (
+        [entry["eval_ndcg@10"] for entry in logs_of(tmp_path / folder) if "eval_ndcg@10" in entry]
+        for folder in ("plain", "packed")
+    )
+    assert packed == plain
 
 
 def test_it_stops_early_and_goes_on_where_it_was_cut(finetune, beir, tmp_path, caplog):

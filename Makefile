@@ -3,6 +3,7 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 # Nothing is downloaded from the Hub by the demo or the tests. Bars of work under two seconds are not shown.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true TQDM_DELAY=2
 
@@ -13,8 +14,8 @@ setup: .venv/ready
 # torch first and by itself: left to another package's requirement, pip would take its newest and largest build.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[retrieval,faiss,chinese,unigram,onnx,plot,demo,dev]"
+	$(BIN)/python $(PIP) "$(TORCH)"
+	$(BIN)/python $(PIP) --editable ".[retrieval,faiss,chinese,unigram,onnx,plot,demo,dev]"
 	touch $@
 
 # With another encoder: DEMO_ENCODER=name-or-folder make demo
@@ -41,11 +42,15 @@ SHORT := tests/model tests/data/test_collator.py tests/data/test_sources.py test
 test-lowest: .venv-lowest/ready
 	$(OFFLINE) OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(SHORT)
 
-.venv-lowest/ready: pyproject.toml tests/lowest.txt
+# Most of it beside .venv, as make --jobs 2 does; the package itself after it, for both installations write its egg-info.
+.venv-lowest/packages: tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/lowest.txt \
-		--editable ".[retrieval,faiss,chinese,unigram,onnx,plot,dev]"
+	.venv-lowest/bin/python $(PIP) "$(TORCH)"
+	.venv-lowest/bin/python $(PIP) --requirement tests/lowest.txt
+	touch $@
+
+.venv-lowest/ready: pyproject.toml .venv-lowest/packages .venv/ready
+	.venv-lowest/bin/python $(PIP) --constraint tests/lowest.txt --editable ".[retrieval,faiss,chinese,unigram,onnx,plot,dev]"
 	touch $@
 
 lint: setup
@@ -54,7 +59,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python $(PIP) --editable ".[bench]"
 	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --against pretense --output runs/benchmark/small.json
 	$(OFFLINE) $(BIN)/python examples/measure/benchmark.py --shape base --output runs/benchmark/base.json \
 		--lengths 128 --parts collator step
@@ -81,12 +86,12 @@ soak: setup
 
 # The page in a browser, with what `make model` or `make from-scratch` made, or CHECKPOINT=..., ENCODER=... and CORPUS=...
 space: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[space]"
+	$(BIN)/python $(PIP) --editable ".[space]"
 	$(BIN)/python examples/space/app.py
 
 # Its tests need a Chromium: one on the path, or playwright's own (.venv/bin/playwright install chromium).
 space-test: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
+	$(BIN)/python $(PIP) --editable ".[browser]"
 	$(OFFLINE) $(BIN)/python -m pytest tests/examples/test_space.py
 
 clean:
